@@ -1,0 +1,43 @@
+"""`data`: where the images come from and how they are held."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from .base import Section
+
+
+class DataConfig(Section):
+    path: str = "bundled:fashion-mnist"
+    """Images to learn from: a folder (any nesting), an `idx-ubyte` or `idx-ubyte.gz` file, an `.npz` file,
+    `torchvision:NAME` (already downloaded under `data.root`), or `bundled:fashion-mnist`."""
+
+    root: str = "data"
+    """Folder in which `torchvision:NAME` looks for its files."""
+
+    image_size: Literal[28, 32, 64, 128] = 32
+    """Height and width of the images in pixels."""
+
+    channels: Literal[1, 3] | None = None
+    """Channels of the images: 1 (grey) or 3 (colour). `none` takes what the data has."""
+
+    fit: Literal["exact", "crop", "pad"] = "exact"
+    """Images of another size than `image_size`: `exact` refuses them (28 px data at size 32 is zero-padded),
+    `crop` resizes the shorter side and crops the centre, `pad` zero-pads smaller images evenly."""
+
+    hflip: bool = False
+    """Mirror each image left to right with probability one half."""
+
+    cache: Literal["auto", "device", "ram", "none"] = "auto"
+    """Where decoded images are kept as uint8: on the training device, in RAM, or nowhere (`none` streams them
+    from disk through workers). `auto` takes the fastest that fits."""
+
+    workers: int = Field(default=2, ge=0, le=64)
+    """Processes that decode images when they are streamed."""
+
+    valid_path: str | None = None
+    """Images held out of training (same forms as `path`). `none` uses the bundled validation images when `path`
+    is bundled, else the last `valid_fraction` of the data."""
+
+    valid_fraction: float = Field(default=0.0, ge=0.0, le=0.5)
+    """Share of the data held out for validation when `valid_path` is `none` and the data is not bundled."""

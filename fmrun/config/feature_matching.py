@@ -1,0 +1,109 @@
+"""`feature_matching`: the subject of the experiment."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from .base import Section
+
+Layer = str | int
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+def _layers(value: object) -> object:
+    """`"block1,-1"` and `["block1", "-1"]` both become `("block1", -1)`."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    if isinstance(value, list | tuple):
+        return tuple(int(v) if isinstance(v, str) and v.lstrip("-").isdecimal() else v for v in value)
+    return value
+
+
+class FeatureMatchingConfig(Section):
+    weight: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Lambda. 0 turns feature matching off, at no cost. Under `balance = "gradient"` it is the share of the
+    adversarial gradient; under `none` it multiplies the raw distance."""
+
+    layers: Annotated[tuple[Layer, ...], BeforeValidator(_layers), Field(min_length=1)] = ("key",)
+    """Discriminator layers: names, indices, negative indices, groups (`early`, `mid`, `key`, `all`), or `auto`
+    (the last intermediate convolution). `fmrun probe-layers` lists them."""
+
+    match: Literal["sample", "mean", "moments", "coral", "mmd", "sliced"] = "mean"
+    """Statistic compared at each layer: `sample` (image by image), `mean` (batch mean at each position), `moments`
+    (mean and standard deviation), `coral` (channel covariance), `mmd` (unbiased kernel MMD^2), `sliced` (sliced
+    Wasserstein-2)."""
+
+    criterion: Literal["l1", "l2", "charbonnier"] | None = None
+    """Distance for `sample`, `mean` and `moments`; `none` means `l2`. The other statistics define their own."""
+
+    elements: Literal["mean", "sum"] = "mean"
+    """Average the distance over a layer's elements, or sum it (Salimans et al. 2016)."""
+
+    balance: Literal["gradient", "none"] = "none"
+    """`gradient` rescales lambda so that it is the ratio of the feature-matching gradient to the adversarial one
+    at the generated images; `none` adds the raw sum."""
+
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over layers."""
+
+    eps: float = Field(default=1e-6, gt=0.0, allow_inf_nan=False)
+    """Charbonnier: sqrt(d^2 + eps)."""
+
+    start_step: int = Field(default=0, ge=0)
+    """Feature matching acts from this step on; before it, it costs nothing."""
+
+    ramp: int = Field(default=0, ge=0)
+    """Steps over which the weight grows linearly from zero."""
+
+    layer_weights: Literal["uniform"] | tuple[float, ...] = "uniform"
+    """One non-negative weight per layer, in the order of the layers as `fmrun probe-layers` lists them, or
+    `uniform` (all 1)."""
+
+    estimator: Literal["batch", "unbiased", "running"] = "batch"
+    """For `match = "mean"`: plain batch means; `unbiased` subtracts their sampling noise (`l2` only, may be
+    negative); `running` compares with a running mean of the real features."""
+
+    running_decay: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Decay per step of the running mean of `estimator = "running"`."""
+
+    kernel: Literal["rational_quadratic", "rbf"] = "rational_quadratic"
+    """For `match = "mmd"`: rational quadratic (alpha 0.1, 1, 10) or a mixture of Gaussians whose bandwidths are
+    1/4, 1/2, 1, 2 and 4 times the mean squared distance between real features."""
+
+    directions: int = Field(default=64, ge=1, le=4096)
+    """For `match = "sliced"`: random directions drawn each step."""
+
+    measure_every: int = Field(default=16, ge=1)
+    """Steps between measurements of the gradient share (and updates of the balance); the first 16 steps are
+    each measured."""
+
+    balance_decay: float = Field(default=0.8, ge=0.0, lt=1.0)
+    """Smoothing of the balance: weight of its past at each measurement (geometric mean)."""
+
+    balance_limits: tuple[Positive, Positive] = (1e-3, 1e6)
+    """The balance is clamped to this range."""
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> "FeatureMatchingConfig":
+        if self.criterion is not None and self.match in ("coral", "mmd", "sliced"):
+            raise ValueError(
+                f"criterion '{self.criterion}' does not apply to match '{self.match}', which defines its own distance; "
+                "set criterion to none, or match to sample, mean or moments"
+            )
+        if self.estimator != "batch" and self.match != "mean":
+            raise ValueError(f"estimator '{self.estimator}' exists for match 'mean' only, not '{self.match}'")
+        if self.estimator == "unbiased" and self.criterion not in (None, "l2"):
+            raise ValueError(f"estimator 'unbiased' exists for criterion 'l2' only, not '{self.criterion}'")
+        for option, needs in (("kernel", "mmd"), ("directions", "sliced")):
+            if getattr(self, option) != type(self).model_fields[option].default and self.match != needs:
+                raise ValueError(f"{option} applies to match '{needs}' only, not '{self.match}'")
+        if isinstance(self.layer_weights, tuple):
+            if any(w < 0 for w in self.layer_weights):
+                raise ValueError(f"layer_weights must not be negative, not {list(self.layer_weights)}")
+            if not any(self.layer_weights):
+                raise ValueError("layer_weights are all zero; set weight to 0 to turn feature matching off")
+        if self.balance_limits[0] > self.balance_limits[1]:
+            raise ValueError("balance_limits must be (lowest, highest)")
+        return self

@@ -1,0 +1,76 @@
+"""`train`, `checkpoint`, `log` and `eval`: the course of a run."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from .base import Section
+
+
+class TrainConfig(Section):
+    steps: int = Field(default=3000, ge=1)
+    """Steps to train: each updates the discriminator and the generator."""
+
+    batch_size: int = Field(default=64, ge=2)
+    """Images per update, over all processes and micro-batches."""
+
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches an update is computed in, to save memory. Exact for per-image terms and for feature matching;
+    batch norm sees each micro-batch by itself."""
+
+    d_updates: int = Field(default=1, ge=1)
+    """Discriminator updates per step, each on fresh images."""
+
+    g_updates: int = Field(default=1, ge=1)
+    """Generator updates per step, each on fresh latents."""
+
+    augment: tuple[Literal["color", "translation", "cutout"], ...] = ()
+    """Differentiable augmentation of all that the discriminator sees (Zhao et al. 2020)."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TrainConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        if self.batch_size // self.accumulate < 2:
+            raise ValueError(f"accumulate {self.accumulate} leaves one image per micro-batch; at least 2 are needed")
+        return self
+
+
+class CheckpointConfig(Section):
+    every: int = Field(default=500, ge=1)
+    """Steps between checkpoints; one is always written at the end and when stopped by a signal."""
+
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of this step are kept for good; 0 keeps none."""
+
+    best: str | None = None
+    """Metric (a key of metrics.jsonl) whose best checkpoint is kept as well; `none` keeps none."""
+
+    best_mode: Literal["min", "max"] = "min"
+    """Whether the best value of `best` is the smallest or the largest."""
+
+
+class LogConfig(Section):
+    every: int = Field(default=50, ge=1)
+    """Steps between read-outs: one row of metrics.jsonl, averaged over the steps since the last."""
+
+    sample_every: int = Field(default=250, ge=0)
+    """Steps between sample grids from fixed latents; 0 draws one at the end only."""
+
+    sample_count: int = Field(default=64, ge=1, le=1024)
+    """Images in a sample grid."""
+
+    tensorboard: bool = False
+    """Also write TensorBoard files (extra `tensorboard`)."""
+
+
+class EvalConfig(Section):
+    every: int = Field(default=500, ge=0)
+    """Steps between measurements on held-out images (how far the discriminator tells them from training images);
+    0 turns them off."""
+
+    num: int = Field(default=500, ge=2)
+    """Held-out images used."""

@@ -1,0 +1,39 @@
+"""The exceptions that reach a user as one sentence, and the exit codes that go with them."""
+
+OK = 0
+INTERNAL = 1
+BAD_INPUT = 2
+DIVERGED = 3
+
+
+class FmrunError(Exception):
+    """Something the user can act on; its text is one sentence with the fix in it."""
+
+    exit_code = INTERNAL
+
+
+class UserError(FmrunError):
+    """A bad config, argument or data."""
+
+    exit_code = BAD_INPUT
+
+
+class Diverged(FmrunError):
+    """Training produced a non-finite update, which was kept out of every weight."""
+
+    exit_code = DIVERGED
+
+
+class SaveError(FmrunError):
+    """A checkpoint or a log could not be written (full disk, lost mount, permissions)."""
+
+    exit_code = INTERNAL
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`", did you mean 'x'?"` for the closest of `known`, or an empty string."""
+    import difflib
+
+    hits = difflib.get_close_matches(word.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
+    match = next((k for k in known if hits and k.lower() == hits[0]), None)
+    return f"; did you mean '{match}'?" if match else ""
