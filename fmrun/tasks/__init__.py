@@ -1,0 +1,152 @@
+"""Tasks: what is learned. A task owns its nets and losses; the step owns the order in which they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..augment import augment
+from ..config import GanLossConfig
+from ..feature_matching import FeatureMatching
+from ..losses.adversarial import PAIRED
+from ..models.base import Discriminator, Out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one update of one net sees: this process's slice of the global batch, or one micro-batch of it."""
+
+    real: Tensor
+    """Real images (b, C, H, W) in [-1, 1]."""
+    noise: Tensor | None = None
+    """Latents (b, latent_dim)."""
+    condition: Tensor | None = None
+    """What the generator starts from when it does not start from noise."""
+    augment: Tensor | None = None
+    """Uniform numbers (2, b, NUMBERS): the discriminator's augmentation in its own update and in the generator's."""
+
+
+@dataclass(frozen=True)
+class CriticPlan:
+    """What one discriminator does in a step; a function of the step alone."""
+
+    train: bool
+    adversarial: bool
+    taps: tuple[str, ...]
+    penalty: bool
+    measure: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step's shape. Steps with equal plans run the same kernels."""
+
+    critics: tuple[CriticPlan, ...]
+    observe: bool = False
+    """Whether the generated images are themselves looked at, for the log."""
+
+
+class Live:
+    """A step's numbers, as scalars on the device: changing them recompiles and waits for nothing."""
+
+    def __init__(self, critics: int, device: torch.device, dtype: torch.dtype):
+        self.step = 0
+        self.adversarial = torch.zeros(critics, device=device, dtype=dtype)
+        self.matching = torch.zeros(critics, device=device, dtype=dtype)
+
+    def set(self, step: int, adversarial: Sequence[float], matching: Sequence[float]) -> None:
+        self.step = step
+        for i, (a, m) in enumerate(zip(adversarial, matching, strict=True)):
+            self.adversarial[i].fill_(a)
+            self.matching[i].fill_(m)
+
+
+class Critic:
+    """A discriminator and all that belongs to it."""
+
+    def __init__(
+        self,
+        name: str,
+        net: nn.Module,
+        *,
+        gan: GanLossConfig,
+        matching: FeatureMatching | None,
+        policy: tuple[str, ...],
+        trained: bool,
+        precision: torch.dtype,
+    ):
+        assert isinstance(net, Discriminator)
+        self.name, self.net, self.gan, self.matching = name, net, gan, matching
+        self.policy, self.trained, self.precision = policy, trained, precision
+        self.fast: nn.Module = net
+        """Compiled, where the config asks for it; the same parameters as `net`."""
+
+    def __call__(
+        self,
+        image: Tensor,
+        numbers: Tensor | None,
+        taps: tuple[str, ...] = (),
+        *,
+        logits: bool = True,
+        exact: bool = False,
+    ) -> Out:
+        """Judge augmented images. `exact` runs eagerly in at least float32, as double backward needs."""
+        image = augment(image, numbers, self.policy)
+        half = self.precision in (torch.bfloat16, torch.float16) and not exact
+        with torch.autocast(image.device.type, dtype=self.precision if half else None, enabled=half):
+            out = (self.net if exact else self.fast)(image, taps, logits)
+        if out.logits is not None and out.logits.dtype in (torch.bfloat16, torch.float16):
+            return Out(out.logits.float(), out.features)
+        return out
+
+    @property
+    def paired(self) -> bool:
+        return self.gan.type in PAIRED
+
+    def adversarial_weight(self, step: int) -> float:
+        """Weight of the generator's adversarial term at `step`, with its start and ramp."""
+        gan = self.gan
+        if step < gan.start_step:
+            return 0.0
+        return gan.weight * (min(1.0, (step - gan.start_step) / gan.ramp) if gan.ramp else 1.0)
+
+    def matching_weight(self, step: int) -> float:
+        """lambda with its start and ramp."""
+        return self.matching.config.weight * self.matching.ramp(step) if self.matching is not None else 0.0
+
+    def plan(self, step: int) -> CriticPlan:
+        matching = self.matching is not None and self.matching.active(step)
+        adversarial = self.adversarial_weight(step) > 0
+        penalised = (self.gan.r1 > 0 or self.gan.r2 > 0) and step % self.gan.penalty_every == 0
+        return CriticPlan(
+            train=self.trained,
+            adversarial=adversarial,
+            taps=self.matching.layers if matching and self.matching is not None else (),
+            penalty=penalised,
+            measure=matching and adversarial and self.matching is not None and self.matching.due(step),
+        )
+
+
+class Task(Protocol):
+    """What the step and the loop need of a task."""
+
+    generator: nn.Module
+    critics: tuple[Critic, ...]
+
+    def plan(self, step: int) -> Plan: ...
+
+    def prepare(self, raw: Tensor, draw: int) -> list[Batch]:
+        """Micro-batches of global draw number `draw` from this process's uint8 images (b, C, H, W)."""
+        ...
+
+    def generate(self, batch: Batch) -> Tensor:
+        """Images (b, C, H, W) in [-1, 1], at least float32, with a graph where gradients are on."""
+        ...
+
+    def image_losses(self, batch: Batch, image: Tensor) -> dict[str, Tensor]:
+        """Weighted generator losses that read the image itself, by name."""
+        ...

@@ -1,0 +1,114 @@
+"""Several processes as one: what the loop, batch norm and batch statistics need of them, differentiable.
+
+Every process computes its slice of the global batch; gradients are averaged once per update. A loss that is a mean
+over images is therefore the mean over the slice. A loss of a batch statistic is computed whole by every process, from
+`World.mean` or `World.gather`, whose backward passes make the averaged gradient that of the global loss.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / size
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _Mean.apply(grad, ctx.size), None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, rank: int, size: int) -> Tensor:
+        ctx.rank, ctx.size, ctx.count = rank, size, x.shape[0]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size)]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        own = slice(ctx.rank * ctx.count, (ctx.rank + 1) * ctx.count)
+        return _Mean.apply(grad, ctx.size)[own] * ctx.size, None, None
+
+
+class World:
+    """The processes that share a global batch. With `size` 1, every operation is the identity."""
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0):
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._host_group = None
+
+    @classmethod
+    def join(cls, device: str) -> World:
+        """The world that torchrun describes in the environment, joined; a world of one outside torchrun."""
+        if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+            return cls()
+        size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+        world = cls(rank, size, int(os.environ.get("LOCAL_RANK", 0)))
+        if size > 1:
+            cuda = device == "auto" and torch.cuda.is_available() or device.startswith("cuda")
+            if cuda:
+                torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
+            world._host_group = dist.new_group(backend="gloo") if cuda else None
+        return world
+
+    def leave(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that names, writes and speaks."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """This process's share of `count` consecutive images of the global batch."""
+        assert count % self.size == 0, (count, self.size)
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean of `x` over processes, differentiable any number of times."""
+        return x if self.size == 1 else _Mean.apply(x, self.size)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """`x` (b, …) of all processes, concatenated to (b * size, …), differentiable."""
+        return x if self.size == 1 else _Gather.apply(x, self.rank, self.size)
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by its mean over processes, in one message."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any process. Travels between hosts' memories; no GPU waits for it."""
+        if self.size == 1:
+            return flag
+        word = torch.tensor(int(flag))
+        dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._host_group)
+        return bool(word)
+
+    def share(self, value: object) -> object:
+        """The first process's `value`, on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._host_group)
+        return box[0]

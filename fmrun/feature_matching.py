@@ -1,0 +1,190 @@
+"""Feature matching: which layers of a discriminator, by which statistic, how strongly.
+
+    L_G = L_adv + lambda * ramp * balance * reduce_k w_k d(S(f_k(r)), S(f_k(g)))
+
+in this order: layer weights, reduction over layers, balance, lambda with its ramp.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .config import FeatureMatchingConfig
+from .dist import World
+from .errors import UserError, nearest
+from .losses import Loss
+from .losses.statistics import STATISTICS, batch_mean, random_directions
+from .models.base import Discriminator
+from .rng import torch_generator
+
+DENSE_MEASUREMENTS = 16
+"""The first steps are all measured, so that the balance starts from what it finds."""
+
+
+def select_layers(layers: Sequence[str | int], net: Discriminator) -> tuple[str, ...]:
+    """The names that `layers` (names, indices, groups, `auto`) stand for, in the net's order, each once.
+
+    Raises UserError for a layer the net does not have; nothing is ever dropped.
+    """
+    names = net.feature_names
+    chosen: set[str] = set()
+    for layer in layers:
+        if isinstance(layer, int):
+            if not -len(names) <= layer < len(names):
+                raise UserError(f"feature_matching.layers: there is no layer {layer}; {_listing(names)}")
+            chosen.add(names[layer])
+        elif layer == "auto":
+            chosen.add(net.auto)
+        elif layer in net.groups:
+            chosen.update(net.groups[layer])
+        elif layer in names:
+            chosen.add(layer)
+        else:
+            known = [*names, *net.groups, "auto"]
+            raise UserError(
+                f"feature_matching.layers: there is no layer '{layer}'{nearest(layer, known)}; {_listing(names)}; "
+                f"groups: {', '.join(net.groups)}, auto"
+            )
+    return tuple(name for name in names if name in chosen)
+
+
+def _listing(names: Sequence[str]) -> str:
+    return "layers: " + ", ".join(f"{i} {name}" for i, name in enumerate(names))
+
+
+class FeatureMatching(nn.Module):
+    """The feature-matching term of one discriminator. Its buffers are all the state it has.
+
+    Args:
+        config: the settings.
+        shapes: shape (C, H, W) of every matched layer's features, by name in the net's order.
+        seed: of the random directions of `match = "sliced"`.
+    """
+
+    balance: Tensor
+    share: Tensor
+
+    def __init__(self, config: FeatureMatchingConfig, shapes: Mapping[str, torch.Size], seed: int):
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.layers = tuple(shapes)
+        if config.layer_weights == "uniform":
+            self.weights = dict.fromkeys(self.layers, 1.0)
+        elif len(config.layer_weights) != len(self.layers):
+            raise UserError(
+                f"feature_matching.layer_weights has {len(config.layer_weights)} weights for {len(self.layers)} layers "
+                f"({', '.join(self.layers)}); give one for each, in this order"
+            )
+        else:
+            self.weights = dict(zip(self.layers, config.layer_weights, strict=True))
+        self.register_buffer("balance", torch.ones(()))
+        self.register_buffer("share", torch.full((), math.nan))
+        self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+        if config.estimator == "running":
+            for i, shape in enumerate(shapes.values()):
+                self.register_buffer(f"running_{i}", torch.zeros(shape))
+            self.register_buffer("running_weight", torch.zeros(()))
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether the statistic is of the batch, so that it cannot be computed micro-batch by micro-batch."""
+        return self.config.match != "sample"
+
+    def active(self, step: int) -> bool:
+        return self.config.weight > 0 and step >= self.config.start_step and self.ramp(step) > 0
+
+    def ramp(self, step: int) -> float:
+        """0 before `start_step`, then linear to 1 over `ramp` steps."""
+        c = self.config
+        if step < c.start_step:
+            return 0.0
+        return min(1.0, (step - c.start_step) / c.ramp) if c.ramp else 1.0
+
+    def due(self, step: int) -> bool:
+        """Whether this step measures the gradient share."""
+        since = step - self.config.start_step
+        return since < DENSE_MEASUREMENTS or since % self.config.measure_every == 0
+
+    def distance(
+        self, layer: str, real: Tensor, fake: Tensor, *, world: World, step: int, real_mean: Tensor | None = None
+    ) -> Tensor:
+        """Unweighted distance between features (B, …) of one layer, averaged or summed over its elements."""
+        c = self.config
+        if real.shape != fake.shape:
+            raise UserError(
+                f"feature matching: layer '{layer}' has shape {tuple(real.shape)} for real and {tuple(fake.shape)} for "
+                "generated images; both must enter the discriminator with the same batch and image size"
+            )
+        directions = None
+        if c.match == "sliced":
+            dtype = torch.float64 if real.dtype == torch.float64 else torch.float32
+            generator = torch_generator(
+                self.seed, "directions", step, self.layers.index(layer), device=real.device
+            )
+            directions = random_directions(c.directions, real[0].numel(), generator, dtype)
+        return STATISTICS[c.match](
+            real,
+            fake,
+            world=world,
+            criterion=c.criterion or "l2",
+            eps=c.eps,
+            elements=c.elements,
+            estimator=c.estimator,
+            kernel=c.kernel,
+            directions=directions,
+            real_mean=real_mean,
+        )
+
+    def forward(self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor], *, step: int, world: World) -> Loss:
+        """reduce_k w_k d_k, before balance and lambda; `terms` are the distances d_k by layer."""
+        terms, weighted = {}, []
+        running = self._running_means(real, world)
+        for layer in self.layers:
+            terms[layer] = self.distance(
+                layer, real[layer], fake[layer], world=world, step=step, real_mean=running.get(layer)
+            )
+            weighted.append(self.weights[layer] * terms[layer])
+        total = torch.stack(weighted).sum()
+        if self.config.reduction == "mean":
+            total = total / len(weighted)
+        return Loss(total, {layer: term.detach() for layer, term in terms.items()})
+
+    @torch.no_grad()
+    def _running_means(self, real: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+        """Bias-corrected moving averages of E_b f(r), advanced by this batch."""
+        if self.config.estimator != "running":
+            return {}
+        decay = self.config.running_decay
+        self.running_weight.mul_(decay).add_(1 - decay)
+        means = {}
+        for i, layer in enumerate(self.layers):
+            running = self.get_buffer(f"running_{i}")
+            running.mul_(decay).add_(batch_mean(real[layer], world).to(running.dtype), alpha=1 - decay)
+            means[layer] = running / self.running_weight
+        return means
+
+    def strength(self, ramped_weight: Tensor) -> Tensor:
+        """lambda * ramp * balance: what the loss of `forward` is multiplied by."""
+        return ramped_weight * self.balance
+
+    @torch.no_grad()
+    def measure(self, reference: Tensor, matching: Tensor, ramped_weight: Tensor) -> None:
+        """Take in gradient norms at the generated images: of the weighted adversarial term, and of the loss of
+        `forward` before balance and lambda. Sets the balance (`balance = "gradient"`) and the share.
+
+        share = ||grad lambda L_FM|| / ||grad L_adv||
+        """
+        c = self.config
+        ratio = reference / matching
+        usable = torch.isfinite(ratio) & (ratio > 0)
+        if c.balance == "gradient":
+            target = ratio.clamp(*c.balance_limits).log()
+            smooth = torch.where(self.measured, self.balance.log().lerp(target, 1 - c.balance_decay), target)
+            self.balance.copy_(torch.where(usable, smooth.exp(), self.balance))
+            self.measured.logical_or_(usable)
+        share = self.strength(ramped_weight) * matching / reference
+        self.share.copy_(torch.where(torch.isfinite(share), share, torch.full_like(share, math.nan)))

@@ -1,0 +1,136 @@
+"""Normalisation whose statistics move exactly when the training step says so, and over the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..dist import World
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batch of all processes, on any device, differentiable twice.
+
+    torch's `SyncBatchNorm` runs on CUDA only and has no double backward, which R1 needs. Parameters, buffers and
+    state-dict names are those of `nn.BatchNorm2d`.
+    """
+
+    world = World()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        mean = self.world.mean(wide.mean((0, 2, 3)))
+        centred = wide - mean[:, None, None]
+        var = self.world.mean(centred.square().mean((0, 2, 3)))
+        if self.track_running_stats:
+            with torch.no_grad():
+                count = x.numel() // x.shape[1] * self.world.size
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), self.momentum)
+                self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def globalise(net: nn.Module, world: World, device: torch.device, double_backward: bool) -> nn.Module:
+    """Make every batch norm of `net` see the batch of all processes."""
+    if world.size == 1:
+        return net
+    if device.type == "cuda" and not double_backward:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = GlobalBatchNorm2d
+            module.world = world  # type: ignore[assignment]
+    return net
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    return any(isinstance(m, _BatchNorm) for m in net.modules())
+
+
+@contextmanager
+def held_averages(*nets: nn.Module) -> Iterator[None]:
+    """Inside, a train-mode forward normalises as ever but leaves batch norm's running averages where they are."""
+    norms = [m for net in nets for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for m in norms:
+        m.track_running_stats = False
+    try:
+        yield
+    finally:
+        for m in norms:
+            m.track_running_stats = True
+
+
+@torch.no_grad()
+def calibrate(net: nn.Module, forwards: list[Callable[[], object]]) -> None:
+    """Set batch norm's running averages to the mean over `forwards`, for weights they were not gathered with (EMA)."""
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+    if not norms:
+        return
+    momenta = [m.momentum for m in norms]
+    training = net.training
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # torch: cumulative average
+    net.train()
+    for forward in forwards:
+        forward()
+    net.train(training)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum
+
+
+class SpectralNorm(nn.Module):
+    """Parametrization W / sigma(W), sigma by power iteration (Miyato et al. 2018, eq. 8).
+
+    A forward never iterates: `advance` does, once per discriminator update, so that all forwards between two updates
+    see the same weights. The gradient flows through sigma = u^T W v with u and v constant, as published.
+    """
+
+    def __init__(self, weight: Tensor, generator: torch.Generator):
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        u = torch.randn(matrix.shape[0], generator=generator, dtype=weight.dtype)
+        v = torch.randn(matrix.shape[1], generator=generator, dtype=weight.dtype)
+        self.register_buffer("u", F.normalize(u, dim=0))
+        self.register_buffer("v", F.normalize(v, dim=0))
+        self.advance(weight, iterations=15)
+
+    @torch.no_grad()
+    def advance(self, weight: Tensor, iterations: int = 1) -> None:
+        matrix = weight.flatten(1)
+        for _ in range(iterations):
+            self.v.copy_(F.normalize(matrix.T @ self.u, dim=0))
+            self.u.copy_(F.normalize(matrix @ self.v, dim=0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            # u and v move in place between updates, so a graph must own the values it saw
+            sigma = torch.dot(self.u.clone(), torch.mv(weight.flatten(1), self.v.clone()))
+            return weight / sigma
+
+
+def spectral_norm(module: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Give `module.weight`, already initialised, spectral norm."""
+    parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight, generator), unsafe=True)
+    return module
+
+
+def advance_spectral(net: nn.Module) -> None:
+    """One power iteration of every spectral norm in `net`."""
+    for module in net.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            chain = module.parametrizations["weight"]  # type: ignore[index]
+            for parametrization in chain:
+                if isinstance(parametrization, SpectralNorm):
+                    parametrization.advance(chain.original)
