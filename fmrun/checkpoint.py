@@ -1,0 +1,293 @@
+"""Checkpoints: one safetensors file each, no pickle, atomic, hashed, rotated.
+
+The metadata is one JSON string under one key, so that saving the same state twice gives the same bytes. It
+holds the sha256 of the whole file, computed with the hash itself blanked out: any changed byte shows.
+"""
+
+import errno
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .errors import SaveError, UserError
+from .runs import cpu_model, write_atomic
+
+KEY = "fmrun"
+BLANK = b"0" * 64
+BEFORE_HASH = rb'"fmrun":"{\"hash\":\"'
+NAME = re.compile(r"step-(\d{8,})\.safetensors")
+
+FACTS = {
+    "torch": "torch version",
+    "platform": "platform",
+    "ranks": "number of processes",
+    "device": "device",
+    "gpu": "GPU",
+    "cuda": "CUDA version",
+    "cudnn": "cuDNN version",
+    "threads": "number of threads",
+    "processor": "processor",
+    "cpu_capability": "vector instructions of the processor",
+}
+
+
+class CorruptCheckpoint(UserError):
+    """A checkpoint that cannot be read, or is not what was written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `save` was given; `meta` also has the step, under `"step"`."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of this step lies."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a file in `folder`, ascending; whether they can be read is another question."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(m[1]) for m in map(NAME.fullmatch, (p.name for p in folder.iterdir())) if m)
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+    """Write one checkpoint, wholly or not at all; one of the same step is replaced.
+
+    Tensors may lie on any device, be non-contiguous and share storage; `meta` is anything JSON can hold.
+    Raises SaveError when the disk refuses, and leaves what was there before as it was.
+    """
+    path = path_of(folder, step)
+    data, at, digest = _encode(step, tensors, meta)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data[:at], digest, data[at + len(digest) :])
+    except OSError as error:
+        raise SaveError(_refusal(path, step, error, len(data))) from error
+    return path
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, every byte of it verified; raises CorruptCheckpoint."""
+    data = _verified(path)
+    try:
+        meta = _meta(data[8 : 8 + _header_size(data)])
+        return Checkpoint(meta["step"], safetensors.torch.load(data), meta)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{path} cannot be read by this version of fmrun: {error}") from error
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata alone, from the file's header; tensors are neither loaded nor verified."""
+    try:
+        with open(path, "rb") as file:
+            size = min(_header_size(file.read(8)), path.stat().st_size)
+            return _meta(file.read(size))
+    except OSError as error:
+        raise CorruptCheckpoint(_unreadable(path, error)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(_foreign(path)) from error
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that can be read, and a sentence for each newer one that cannot."""
+    skipped: list[str] = []
+    for step in reversed(steps(folder)):
+        try:
+            return read(path_of(folder, step)), skipped
+        except CorruptCheckpoint as error:
+            skipped.append(str(error))
+    return None, skipped
+
+
+def rotate(folder: Path, *, keep_last: int, keep_every: int, keep: set[int]) -> None:
+    """Delete what is older than the `keep_last` newest good checkpoints (at least one), except multiples of
+    `keep_every` (0: none) and the steps in `keep`. A damaged file never counts as one of the newest; it is
+    deleted when it is older than they are.
+    """
+    good = 0
+    for step in reversed(steps(folder)):
+        if good >= max(keep_last, 1):
+            if step not in keep and not (keep_every and step % keep_every == 0):
+                try:
+                    path_of(folder, step).unlink(missing_ok=True)
+                except OSError as error:
+                    raise SaveError(f"cannot delete {path_of(folder, step)}: {_reason(error)}") from error
+            continue
+        with suppress(CorruptCheckpoint):
+            _verified(path_of(folder, step))
+            good += 1
+
+
+def clean(folder: Path) -> None:
+    """Remove the temporary files that a kill in the middle of a write leaves behind."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def flatten(tree: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
+    """Take nested state apart into named tensors and a JSON skeleton; `unflatten` puts it together again.
+
+    `tree`: dicts (keys str, int, float, bool, None), lists, tuples, numbers, strings, None, tensors; anything
+    else raises TypeError. The tensor at `tree["ema"]["conv.weight"]` is named `ema.conv.weight`.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def visit(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            while name in tensors or name == "__metadata__":
+                name += "'"
+            tensors[name] = value.detach()
+            return {"tensor": name, "channels_last": True} if _is_channels_last(value) else {"tensor": name}
+        if isinstance(value, Mapping):
+            return {"dict": [[visit_key(k, name), visit(v, join(name, k))] for k, v in value.items()]}
+        if isinstance(value, list | tuple):
+            items = [visit(v, join(name, i)) for i, v in enumerate(value)]
+            return {"tuple": items} if isinstance(value, tuple) else items
+        return visit_key(value, name)
+
+    def visit_key(value: Any, name: str) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"{name or 'the state'}: a {type(value).__name__} cannot go into a checkpoint")
+
+    def join(name: str, key: Any) -> str:
+        return f"{name}.{key}" if name else str(key)
+
+    skeleton = visit(tree, prefix)
+    return tensors, skeleton
+
+
+def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
+    """The inverse of `flatten`, also after the skeleton went through JSON and the tensors through a file."""
+    if isinstance(skeleton, list):
+        return [unflatten(tensors, v) for v in skeleton]
+    if not isinstance(skeleton, dict):
+        return skeleton
+    if "dict" in skeleton:
+        return {k: unflatten(tensors, v) for k, v in skeleton["dict"]}
+    if "tuple" in skeleton:
+        return tuple(unflatten(tensors, v) for v in skeleton["tuple"])
+    tensor = tensors[skeleton["tensor"]]
+    if skeleton.get("channels_last"):
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
+
+
+def machine(device: torch.device | str = "cpu", ranks: int = 1) -> dict[str, Any]:
+    """What it takes for a resumed run to equal an uninterrupted one to the bit; goes into `meta`."""
+    device = torch.device(device)
+    facts = {
+        "torch": torch.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "ranks": ranks,
+        "device": device.type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_name(device)
+        return facts | {"gpu": gpu, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return facts | {"threads": torch.get_num_threads(), "processor": cpu_model()}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where `machine` then and now differ, in words: `"number of threads: 2 then, 1 now"`."""
+    return [
+        f"{FACTS[key]}: {before.get(key, 'none')} then, {now.get(key, 'none')} now"
+        for key in FACTS
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return channels_last and not tensor.is_contiguous()
+
+
+def _encode(
+    step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> tuple[memoryview, int, bytes]:
+    """The file with its hash left blank, where the hash goes, and the hash."""
+    content = {"hash": BLANK.decode(), "meta": {**meta, "step": step}}
+    header = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    data = safetensors.torch.save(own, {KEY: header})
+    at = data.index(BEFORE_HASH) + len(BEFORE_HASH)
+    return memoryview(data), at, _digest(data, at)
+
+
+def _digest(data: bytes, at: int) -> bytes:
+    view = memoryview(data)
+    sha = hashlib.sha256(view[:at])
+    sha.update(BLANK)
+    sha.update(view[at + len(BLANK) :])
+    return sha.hexdigest().encode()
+
+
+def _verified(path: Path) -> bytes:
+    """The bytes of the file, after its hash has been checked."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptCheckpoint(_unreadable(path, error)) from error
+    at = data.find(BEFORE_HASH, 0, 8 + _header_size(data)) + len(BEFORE_HASH)
+    if at < len(BEFORE_HASH):
+        raise CorruptCheckpoint(_foreign(path))
+    if data[at : at + len(BLANK)] != _digest(data, at):
+        raise CorruptCheckpoint(f"{path} is damaged: its content does not have the hash it was saved with")
+    return data
+
+
+def _header_size(data: bytes) -> int:
+    return int.from_bytes(data[:8], "little")
+
+
+def _meta(header: bytes) -> dict[str, Any]:
+    return json.loads(json.loads(header)["__metadata__"][KEY])["meta"]
+
+
+def _foreign(path: Path) -> str:
+    return f"{path} is not a checkpoint of fmrun, or its beginning is damaged"
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    missing = isinstance(error, FileNotFoundError)
+    return f"there is no checkpoint {path}" if missing else f"cannot read {path}: {_reason(error)}"
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _refusal(path: Path, step: int, error: OSError, size: int) -> str:
+    folder = path.parent
+    try:
+        good = newest(folder)[0]
+    except OSError:
+        good = None
+    remains = f"the newest good one is step {good.step}" if good else "there is no earlier one"
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        fix = f"free {size / 1e6:.0f} MB there"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        fix = "make the folder writable"
+    else:
+        fix = "check the disk"
+    return (
+        f"cannot save the checkpoint of step {step} in {folder}: {_reason(error)}; {remains}; "
+        f"{fix}, then `fmrun resume {folder.parent.name}`"
+    )

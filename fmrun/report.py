@@ -1,0 +1,316 @@
+"""What a human reads, on stderr or in TensorBoard; and the two ways data leaves, on stdout.
+
+On a terminal rich draws the progress bar. Anywhere else every line is written whole, as it is: no colours, no
+wrapping, nothing cut. Text is never read as markup.
+"""
+
+import errno
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+from .errors import UserError
+
+SHOWN = {"loss/d": "d", "loss/g": "g", "fm/loss": "fm", "fm/share": "share"}
+"""Keys of metrics.jsonl that the progress display shows, and what it calls them."""
+
+PLAIN_INTERVAL = 5.0
+BAR_INTERVAL = 0.1
+
+
+def emit(text: str) -> None:
+    """Write data to stdout; a reader that has gone away (`| head`) is no error."""
+    if sys.stdout is None:
+        return
+    try:
+        _write(sys.stdout, text)
+    except BrokenPipeError:
+        _discard(sys.stdout)
+
+
+def emit_json(value: Any) -> None:
+    """Write data to stdout as JSON; NaN and infinities become null."""
+    emit(json.dumps(_finite(value), indent=2))
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Aligned columns, numbers to the right; as wide as it needs to be."""
+    from rich.cells import cell_len
+
+    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    right = [
+        bool(rows) and all(_is_number(row[i]) or row[i] is None for row in rows) for i in range(len(columns))
+    ]
+
+    def line(row: list[str]) -> str:
+        pads = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        padded = (p + c if r else c + p for c, p, r in zip(row, pads, right, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])])
+
+
+def format_number(value: float) -> str:
+    """Four significant digits: `0.6931`, `1.2e-05`, `12346`."""
+    if isinstance(value, int) or (math.isfinite(value) and 1000 <= abs(value) < 1e6):
+        return f"{value:.0f}"
+    return f"{value:.4g}"
+
+
+def format_metrics(row: Mapping[str, Any]) -> str:
+    """The losses of a row of metrics on one line: `d 0.6931  g 1.2  fm 0.03  share 0.1`."""
+    shown = ((label, row[key]) for key, label in SHOWN.items() if key in row)
+    return "  ".join(
+        f"{label} {'nan' if value is None else format_number(float(value))}" for label, value in shown
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """`0:42`, `3:07`, `1:02:03`, `2d 03:04:05`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d {h:02d}:{m:02d}:{s:02d}"
+    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
+
+
+class Pace:
+    """Steps per second over the last steps. The first step, which compiles and warms up, is not counted."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int]] = deque(maxlen=64)
+
+    def mark(self, now: float, step: int) -> None:
+        if not self._marks or now - self._marks[-1][0] >= 0.25:
+            self._marks.append((now, step))
+
+    @property
+    def steps_per_second(self) -> float | None:
+        if len(self._marks) < 2:
+            return None
+        (t0, first), (t1, last) = self._marks[0], self._marks[-1]
+        return (last - first) / (t1 - t0) if last > first else None
+
+
+class Reporter:
+    """Tells a human what goes on. With `quiet_rank` (every process but the first) it says nothing."""
+
+    def __init__(
+        self,
+        quiet_rank: bool = False,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = None if quiet_rank else stream or sys.stderr
+        self._clock = clock
+        self._console = self._make_console()
+
+    def note(self, text: str) -> None:
+        self._say("", "", text)
+
+    def warn(self, text: str) -> None:
+        self._say("warning: ", "yellow", text)
+
+    def error(self, text: str) -> None:
+        self._say("error: ", "bold red", text)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self.note(format_table(columns, rows))
+
+    @contextmanager
+    def progress(self, total: int, step: int = 0, images_per_step: int = 0) -> Iterator["Progress"]:
+        """Follow a training from `step` to `total`: `advance` the progress it gives after each step."""
+        progress = Progress(self, total, step, images_per_step)
+        try:
+            yield progress
+        finally:
+            progress.close()
+
+    def _make_console(self) -> Any:
+        """A rich console on a terminal that can draw, else None."""
+        if self._stream is None or not self._stream.isatty():
+            return None
+        from rich.console import Console
+
+        console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
+        return None if console.is_dumb_terminal else console
+
+    def _say(self, label: str, style: str, text: str) -> None:
+        if self._stream is None:
+            return
+        with self._surviving():
+            if self._console is None:
+                _write(self._stream, label + text)
+            else:
+                from rich.text import Text
+
+                self._console.print(Text.assemble((label, style), text), soft_wrap=True)
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """A line that cannot be written is no reason to stop; after the reader has gone, nothing is tried."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO) and self._stream is not None:
+                _discard(self._stream)
+                self._stream = self._console = None
+
+
+class Progress:
+    """One line on a terminal, redrawn in place; elsewhere a line first, every few seconds and last."""
+
+    def __init__(self, reporter: Reporter, total: int, step: int, images_per_step: int) -> None:
+        self.reporter, self.total, self.step, self.images_per_step = reporter, total, step, images_per_step
+        self._metrics: dict[str, Any] = {}
+        self._pace = Pace()
+        self._shown_at = -math.inf
+        self._shown_step: int | None = None
+        self._bar = self._make_bar() if reporter._console is not None else None
+
+    def advance(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+        """`step` steps are done; `metrics`, where there was a read-out, stay on display until the next."""
+        now = self.reporter._clock()
+        self.step = step
+        self._metrics.update(metrics or {})
+        self._pace.mark(now, step)
+        if now - self._shown_at >= (PLAIN_INTERVAL if self._bar is None else BAR_INTERVAL):
+            self._show(now)
+
+    def close(self) -> None:
+        """Show where it ended."""
+        if self._shown_step is not None and (self._bar is not None or self._shown_step != self.step):
+            self._show(self.reporter._clock())
+        if self._bar is not None:
+            with suppress(OSError):
+                self._bar.stop()
+
+    def line(self) -> str:
+        """`120/3000  812 img/s  ETA 3:12  d 0.6931  g 1.2`"""
+        parts = [f"{self.step}/{self.total}"]
+        if speed := self._pace.steps_per_second:
+            pace = f"{format_number(speed * self.images_per_step)} img/s" if self.images_per_step else ""
+            left = (
+                f"ETA {format_duration((self.total - self.step) / speed)}" if self.step < self.total else ""
+            )
+            parts += [pace, left]
+        return "  ".join(filter(None, [*parts, format_metrics(self._metrics)]))
+
+    def _show(self, now: float) -> None:
+        self._shown_at, self._shown_step = now, self.step
+        if self._bar is None:
+            self.reporter.note(f"step {self.line()}")
+            return
+        with self.reporter._surviving():
+            self._bar.update(self._bar.task_ids[0], completed=self.step, line=self.line())
+            self._bar.refresh()
+
+    def _make_bar(self) -> Any:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+        from rich.table import Column
+
+        # Refreshed by `advance`, not by a thread: data workers are forked while it is on display.
+        bar = Bar(
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+            TextColumn(
+                "{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
+            console=self.reporter._console,
+            auto_refresh=False,
+            redirect_stdout=False,
+            expand=True,
+        )
+        bar.add_task("", total=self.total, completed=self.step, line=self.line())
+        with suppress(OSError):
+            bar.start()
+        return bar
+
+
+class TensorBoard:
+    """Writes rows of metrics and images into `folder`, which it opens at the first write.
+
+    `after` is the step a resumed run continues from: what was written past it is forgotten by readers.
+    """
+
+    def __init__(self, folder: Path, after: int | None = None) -> None:
+        if find_spec("tensorboard") is None:
+            raise UserError('log.tensorboard needs an extra package: pip install "fmrun[tensorboard]"')
+        self.folder, self.after = folder, after
+        self._writer: Any = None
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Write every number of a row of metrics at its step, at once: a kill loses nothing."""
+        writer = self._open()
+        for key, value in row.items():
+            if key != "step" and value is not None and not isinstance(value, str):
+                writer.add_scalar(key, float(value), row["step"])
+        writer.flush()
+
+    def image(self, name: str, image: Any, step: int) -> None:
+        """Write one image, (C, H, W), uint8 or floats in [0, 1]."""
+        writer = self._open()
+        writer.add_image(name, image, step)
+        writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Readers take the files by name, and names begin with the second of opening: a run resumed within
+            # the second it was killed in waits for the next.
+            found = (re.match(r"events\.out\.tfevents\.(\d+)\.", p.name) for p in self.folder.glob("events*"))
+            stamps = {int(m[1]) for m in found if m}
+            while int(time.time()) in stamps:
+                time.sleep(0.02)
+            purge = None if self.after is None else self.after + 1
+            self._writer = SummaryWriter(str(self.folder), purge_step=purge)
+        return self._writer
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text + "\n")
+    except UnicodeEncodeError:  # a file name that is not text, a terminal that is not UTF-8
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is still buffered nowhere, so that the interpreter does not stumble over it at exit."""
+    with suppress(OSError, ValueError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else format_number(value) if _is_number(value) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value

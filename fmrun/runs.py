@@ -1,0 +1,392 @@
+"""Run folders: `runs/NAME/{config.json, env.json, status.json, metrics.jsonl, samples/, checkpoints/}`.
+
+Imports torch only to describe the machine: listing runs, and completing their names, must be quick.
+"""
+
+import errno
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import SaveError, UserError, nearest
+
+try:
+    import fcntl
+except ImportError:  # Windows: runs are not locked there
+    fcntl = None  # type: ignore[assignment]
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace `path` by these bytes, wholly or not at all; a power cut leaves the old or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if os.name != "nt":
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def env_file(self) -> Path:
+        return self.path / "env.json"
+
+    @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config as it was written."""
+        try:
+            return json.loads(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {self.config_file}: {error}") from error
+
+    def env(self) -> dict[str, Any]:
+        """Command, preset and `environment()` at the start; empty where missing or damaged."""
+        return _json_or_empty(self.env_file)
+
+    def status(self) -> dict[str, Any]:
+        """The fields of `write_status`; empty where missing or damaged."""
+        return _json_or_empty(self.status_file)
+
+    def write_status(self, **fields: Any) -> None:
+        """Replace these fields of the status and keep the others. `updated` is always set; `state="running"`
+        also sets `pid` and `host`. States: running, finished, stopped, diverged, failed."""
+        status = {**self.status(), **fields, "updated": _now()}
+        if fields.get("state") == "running":
+            status |= {"pid": os.getpid(), "host": platform.node()}
+        with _saving(self.status_file):
+            write_atomic(self.status_file, _to_json(status))
+
+    @property
+    def state(self) -> str:
+        """The status's state; `interrupted` where it says running and no process holds the run, as after a
+        kill; `unknown` where there is none."""
+        state = self.status().get("state", "unknown")
+        return "interrupted" if state == "running" and not self._is_locked() else state
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run while training it; a second process is refused with a UserError. The lock goes
+        with the process, however that ends."""
+        try:
+            file = open(self.lock_file, "a+", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(
+                f"cannot write to run folder {self.path}: {error.strerror}; make it writable"
+            ) from error
+        with file:
+            if not _try_lock(file):
+                file.seek(0)
+                raise UserError(
+                    f"run {self.name} is being trained by process {file.read().strip() or 'unknown'}; "
+                    "wait for it to end, or stop it first"
+                )
+            if fcntl is not None:  # a data worker must not keep the lock alive after its parent was killed
+                os.register_at_fork(after_in_child=file.close)
+            with suppress(OSError):
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+            yield
+
+    def _is_locked(self) -> bool:
+        if fcntl is None:
+            return True
+        try:
+            with open(self.lock_file, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one flat row (numbers, 0-dim tensors, strings, None) as a line of JSON; NaN and infinities
+        become null. Raises SaveError when the disk refuses."""
+        line = json.dumps({key: _json_number(value) for key, value in row.items()}).encode() + b"\n"
+        with _saving(self.metrics_file), open(self.metrics_file, "a+b") as file:
+            if file.tell() and not _ends_line(file):
+                line = b"\n" + line
+            file.write(line)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows, without what a kill tore."""
+        return [row for _, row in self._rows()]
+
+    def cut_back(self, step: int) -> None:
+        """Forget what was recorded after `step`: rows of metrics and sample grids. TensorBoard's files
+        are cut by `report.TensorBoard(after=step)`."""
+        if self.metrics_file.exists():
+            kept = (line.rstrip() + b"\n" for line, row in self._rows() if row["step"] <= step)
+            with _saving(self.metrics_file):
+                write_atomic(self.metrics_file, *kept)
+        for path in self.samples.glob("step-*"):
+            number = re.match(r"step-(\d+)", path.name)
+            if number and int(number[1]) > step:
+                path.unlink(missing_ok=True)
+
+    def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        if not self.metrics_file.exists():
+            return
+        for line in self.metrics_file.read_bytes().splitlines():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    yield line, row
+
+
+def create(
+    runs_dir: Path, name: str | None, preset: str, config: Mapping[str, Any], command: Sequence[str]
+) -> Run:
+    """Make the folder of a new run: `name`, or `preset`-001, -002, … Two processes never get the same one."""
+    if name is not None and not NAME.fullmatch(name):
+        raise UserError(
+            f"--name '{name}' is not a name for a run: at most 100 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit"
+        )
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        run = Run(_make_named(runs_dir, name) if name else _make_numbered(runs_dir, preset))
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"--runs-dir {runs_dir} is not a folder; give another --runs-dir") from error
+    except OSError as error:
+        raise UserError(
+            f"cannot make a run in {runs_dir}: {error.strerror}; make it writable or give another --runs-dir"
+        ) from error
+    try:
+        run.samples.mkdir()
+        run.checkpoints.mkdir()
+        # The config comes last: a folder without one is not a run.
+        facts = {"command": list(command), "preset": preset, **environment()}
+        with _saving(run.path):
+            write_atomic(run.env_file, _to_json(facts))
+            run.write_status(state="running", step=0, started=_now())
+            write_atomic(run.config_file, _to_json(config))
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    return run
+
+
+def _make_named(runs_dir: Path, name: str) -> Path:
+    path = runs_dir / name
+    try:
+        path.mkdir()
+    except FileExistsError:
+        raise UserError(
+            f"run {name} already exists in {runs_dir}; give another --name, or continue it with "
+            f"`fmrun resume {name}`"
+        ) from None
+    return path
+
+
+def _make_numbered(runs_dir: Path, preset: str) -> Path:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", preset).strip(".-")[:90] or "run"
+    taken = [
+        int(m[1]) for p in runs_dir.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))
+    ]
+    number = max(taken, default=0)
+    while True:
+        number += 1
+        path = runs_dir / f"{stem}-{number:03d}"
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+
+
+def find(runs_dir: Path, name: str | None) -> Run:
+    """The run called `name` (or lying at the path `name`); without a name the newest by start."""
+    known = all_runs(runs_dir)
+    if name is None:
+        if not known:
+            raise UserError(f"there are no runs in {runs_dir} yet; `fmrun train` makes one")
+        return known[-1]
+    for path in (runs_dir / name, Path(name)):
+        if (path / "config.json").is_file():
+            return Run(path)
+    if not known:
+        raise UserError(f"there is no run '{name}': {runs_dir} has no runs yet; `fmrun train` makes one")
+    hint = nearest(name, [run.name for run in known])
+    raise UserError(f"there is no run '{name}' in {runs_dir}{hint or '; `fmrun runs` lists them'}")
+
+
+def all_runs(runs_dir: Path) -> list[Run]:
+    """The runs in a folder, the one started last at the end."""
+    try:
+        runs = [Run(path) for path in runs_dir.iterdir() if (path / "config.json").is_file()]
+    except OSError:
+        return []
+    return sorted(runs, key=lambda run: (str(run.status().get("started", "")), run.name))
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on and with. Never fails: what cannot be found out is None."""
+    import torch
+
+    from . import __version__
+
+    def gpus() -> list[str]:
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+    return {
+        "fmrun": __version__,
+        "git": _attempt(_git_revision),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: _attempt(version, name) for name in ("torchvision", "numpy", "safetensors")},
+        "cuda": torch.version.cuda,
+        "cudnn": _attempt(torch.backends.cudnn.version),
+        "platform": platform.platform(),
+        "processor": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": _attempt(torch.get_num_threads),
+        "gpus": _attempt(gpus),
+        "host": platform.node(),
+    }
+
+
+def cpu_model() -> str | None:
+    """The processor's name as its maker gives it."""
+    if sys.platform == "darwin":
+        return _attempt(_output, "sysctl", "-n", "machdep.cpu.brand_string")
+    cpuinfo = _attempt(Path("/proc/cpuinfo").read_text) or ""
+    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine() or None
+
+
+def _git_revision() -> str:
+    """The revision checked out in the current folder, with `-dirty` where tracked files differ from it."""
+    changed = _output("git", "--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    return _output("git", "rev-parse", "HEAD") + ("-dirty" if changed else "")
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+
+
+def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception:
+        return None
+
+
+@contextmanager
+def _saving(what: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(
+            f"cannot write {what}: {error.strerror or error}; free space or check the disk"
+        ) from error
+
+
+def _try_lock(file: IO[str]) -> bool:
+    if fcntl is None:
+        return True
+    for _ in range(10):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.03)  # it may be `Run.state` looking
+        except OSError:
+            return True  # a file system without locks
+    return False
+
+
+def _ends_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _json_number(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return number if math.isfinite(number := float(value)) else None
+
+
+def _json_or_empty(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _to_json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2).encode() + b"\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
