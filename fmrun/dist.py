@@ -8,12 +8,17 @@ over images is therefore the mean over the slice. A loss of a batch statistic is
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import FmrunError
+
+T = TypeVar("T")
 
 
 class _Mean(torch.autograd.Function):
@@ -105,10 +110,17 @@ class World:
         dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._host_group)
         return bool(word)
 
-    def share(self, value: object) -> object:
-        """The first process's `value`, on every process."""
+    def together(self, work: Callable[[], T]) -> T:
+        """Do `work` on the first process; every process gets its result, or its error."""
         if self.size == 1:
-            return value
-        box = [value]
+            return work()
+        box: list = [None, None]
+        if self.first:
+            try:
+                box[0] = work()
+            except FmrunError as error:
+                box[1] = error
         dist.broadcast_object_list(box, src=0, group=self._host_group)
+        if box[1] is not None:
+            raise box[1]
         return box[0]

@@ -86,8 +86,13 @@ def discriminator_loss(critic: Critic, plan: CriticPlan, batch: Batch, image: Te
     assert real is not None
     assert fake is not None
     adversarial = D_LOSSES[gan.type](real, fake)
-    prefix = f"loss/{critic.name}"
-    total, terms = adversarial, {prefix: adversarial, "health/d_real": real.mean(), "health/d_fake": fake.mean()}
+    prefix = "loss/d" + critic.suffix
+    total = adversarial
+    terms = {
+        prefix: adversarial,
+        "health/d_real" + critic.suffix: real.mean(),
+        "health/d_fake" + critic.suffix: fake.mean(),
+    }
     if plan.penalty:
         for name, kind in (("r1", "real"), ("r2", "fake")):
             if gammas[kind]:
@@ -117,7 +122,7 @@ def _update_discriminator(
         for name, value in loss.terms.items():
             _add(terms, name, value, share)
         (loss.total * (share * optimiser.guard.scale)).backward()
-    terms["health/d_grad_norm"] = optimiser.step(live.step)
+    terms["health/d_grad_norm" + critic.suffix] = optimiser.step(live.step)
     return terms
 
 
@@ -220,7 +225,8 @@ def generator_image_gradients(
             if critic_plan.adversarial:
                 assert judged.logits is not None
                 adversarial = G_LOSSES[critic.gan.type](judged.logits, real.logits)
-                _add(terms, f"loss/generator_{critic.name}", adversarial, 1 / count)
+                _add(terms, "loss/g_adv" + critic.suffix, adversarial, 1 / count)
+                _add(terms, "loss/g", live.adversarial[i] * adversarial, 1 / count)
                 losses["adversarial"] = live.adversarial[i] * adversarial / count
             if critic_plan.taps:
                 assert matching is not None
@@ -249,20 +255,23 @@ def generator_image_gradients(
                 total += adversarial + strength * distance
         if critic_plan.taps:
             assert matching is not None
-            terms["fm/weight"] = matching.strength(live.matching[i])
-            terms["loss/feature_matching"] = terms["fm/distance"] * terms["fm/weight"]
+            weight = matching.strength(live.matching[i])
+            terms["fm/weight" + critic.suffix] = weight
+            terms["fm/loss" + critic.suffix] = terms["fm/distance" + critic.suffix] * weight
+            _add(terms, "loss/g", terms["fm/loss" + critic.suffix])
 
     for m, (batch, leaf) in enumerate(zip(micro_batches, leaves, strict=True)):
         for name, loss in task.image_losses(batch, leaf).items():
             _add(terms, f"loss/{name}", loss, 1 / count)
+            _add(terms, "loss/g", loss, 1 / count)
             totals[m] += torch.autograd.grad(loss * (scale / count), leaf)[0]
     return totals, terms
 
 
 def _matching_terms(terms: Terms, critic: Critic, loss: Loss, share: float) -> None:
-    _add(terms, "fm/distance", loss.total, share)
+    _add(terms, "fm/distance" + critic.suffix, loss.total, share)
     for layer, value in loss.terms.items():
-        _add(terms, f"fm/{layer}", value, share)
+        _add(terms, f"fm/{layer}{critic.suffix}", value, share)
 
 
 def _update_generator(

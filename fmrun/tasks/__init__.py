@@ -104,6 +104,11 @@ class Critic:
         return out
 
     @property
+    def suffix(self) -> str:
+        """What tells this critic's metrics from those of the first, which is called `discriminator`."""
+        return "" if self.name == "discriminator" else f".{self.name}"
+
+    @property
     def paired(self) -> bool:
         return self.gan.type in PAIRED
 

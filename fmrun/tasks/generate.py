@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..augment import NUMBERS
 from ..config import Config, DiscriminatorConfig, GeneratorConfig
-from ..data.images import to_float
+from ..data.images import Images, to_float
 from ..dist import World
 from ..feature_matching import FeatureMatching, select_layers
 from ..models.base import Discriminator
@@ -184,3 +184,31 @@ class Generate:
         self.average.eval()
         images = [self._run(self.average, part.to(self.device, self.dtype)) for part in noise.split(256)]
         return torch.cat(images)
+
+    @torch.no_grad()
+    def held_out(self, train: Images, valid: Images, count: int) -> dict[str, float]:
+        """Mean logits of training, held-out and generated images, and by how much the discriminator overfits:
+        (train - valid) / (train - generated), 0 for a stranger to its training images, 1 for one who knows them by
+        heart (Karras et al. 2020, StyleGAN2-ADA, eq. 1)."""
+        critic = self.critics[0]
+        count = min(count, len(train), len(valid))
+        size = min(self.config.train.batch_size, count)
+        middle = torch.full((size, NUMBERS), 0.5, device=self.device, dtype=self.dtype) if critic.policy else None
+        sums = torch.zeros(3, device=self.device, dtype=torch.float64)
+        rounds = count // size
+        noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
+        with held_averages(self.generator, critic.net):
+            for i in range(rounds):
+                part = range(i * size, (i + 1) * size)
+                real, held = (to_float(images.read(part).to(self.device), self.dtype) for images in (train, valid))
+                fake = self._run(self.generator, noise[part.start : part.stop].to(self.device, self.dtype))
+                for k, images in enumerate((real, held, fake)):
+                    logits = critic(images.contiguous(memory_format=torch.channels_last), middle).logits
+                    assert logits is not None
+                    sums[k] += logits.double().mean() / rounds
+        on_train, on_valid, on_fake = sums.tolist()
+        gap = on_train - on_fake
+        row = {"eval/d_train": on_train, "eval/d_valid": on_valid, "eval/d_fake": on_fake}
+        if gap > 0:
+            row["eval/overfit"] = (on_train - on_valid) / gap
+        return row

@@ -1,0 +1,205 @@
+"""What is looked at once before training, on the state as it is and without changing it: does every matched layer and
+every loss reach the generator, how strong is feature matching, and which step went wrong where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from .augment import NUMBERS
+from .errors import UserError
+from .feature_matching import FeatureMatching
+from .models.norm import held_averages
+from .state import State
+from .step import discriminator_loss, frozen, generator_image_gradients
+from .tasks import Batch, Critic, CriticPlan, Plan
+
+LOOK = 8
+"""Images that are enough to see whether a gradient passes."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How strongly features are matched: `weight` (lambda) x `balance`, and the share of the gradient (nan: unknown)."""
+
+    weight: float
+    balance: float
+    share: float
+
+    def __str__(self) -> str:
+        effective = f"λ {self.weight:.4g} × balance {self.balance:.4g} = {self.weight * self.balance:.4g}"
+        if math.isnan(self.share):
+            return f"{effective} (no other generator loss to compare with)"
+        return f"{effective}: its gradient is {100 * self.share:.3g} % of the adversarial one"
+
+
+@contextmanager
+def unchanged(module: nn.Module | None) -> Iterator[None]:
+    """Put every buffer of `module` back at the end."""
+    saved = {name: b.clone() for name, b in module.named_buffers()} if module is not None else {}
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            module.get_buffer(name).copy_(value)  # type: ignore[union-attr]
+
+
+def full_plan(critic: Critic) -> CriticPlan:
+    """A plan in which everything that will ever act acts now."""
+    layers = critic.matching.layers if critic.matching is not None else ()
+    adversarial = critic.gan.weight > 0
+    return CriticPlan(
+        train=False, adversarial=adversarial, taps=layers, penalty=False, measure=bool(layers) and adversarial
+    )
+
+
+def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
+    """Check that gradients pass and measure how strong feature matching is, everything acting at its full weight.
+
+    Raises UserError naming the layer or loss that gives the generator nothing. Leaves parameters, buffers and random
+    streams as they were.
+    """
+    task, batches = state.task, draws[0]
+    strength = None
+    with held_averages(task.generator), torch.no_grad():
+        images = [task.generate(batch) for batch in batches]
+    for critic in task.critics:
+        plan = full_plan(critic)
+        state.live.set(state.step, [critic.gan.weight], [_weight(critic.matching)])
+        with unchanged(critic.matching), frozen([critic]):
+            for layer in plan.taps:
+                if not passes_gradient(critic, layer, images[0][:LOOK]):
+                    raise UserError(
+                        f"layer '{layer}' of {critic.name} passes no gradient to the image, so matching it teaches the "
+                        "generator nothing; leave it out of feature_matching.layers, or let gradients through it"
+                    )
+            _check_losses(state, critic, plan, batches, images)
+            if critic.matching is not None:
+                if plan.measure:
+                    plans = Plan(tuple(plan if c is critic else _idle(c) for c in task.critics))
+                    generator_image_gradients(task, plans, batches, images, state.live, state.world)
+                share = float(critic.matching.share)
+                strength = Strength(
+                    critic.matching.config.weight, float(critic.matching.balance), share if plan.measure else math.nan
+                )
+    return strength
+
+
+def _weight(matching: FeatureMatching | None) -> float:
+    return matching.config.weight if matching is not None else 0.0
+
+
+def _idle(critic: Critic) -> CriticPlan:
+    return CriticPlan(train=False, adversarial=False, taps=(), penalty=False, measure=False)
+
+
+def passes_gradient(critic: Critic, layer: str, images: Tensor) -> bool:
+    """Whether features of `layer` have a gradient at the images."""
+    leaf = images.detach().requires_grad_()
+    middle = leaf.new_full((len(leaf), NUMBERS), 0.5) if critic.policy else None
+    feature = critic(leaf, middle, (layer,), logits=False, exact=True).features[layer]
+    if not feature.requires_grad:
+        return False
+    # A fixed random direction: a plain sum is constant behind a batch norm.
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(feature.shape, generator=generator, dtype=torch.float32).to(feature)
+    (gradient,) = torch.autograd.grad((feature * direction).sum(), leaf, allow_unused=True)
+    return gradient is not None and bool(gradient.abs().sum() > 0)
+
+
+def _check_losses(
+    state: State, critic: Critic, plan: CriticPlan, batches: list[Batch], images: list[Tensor]
+) -> None:
+    task = state.task
+    parts = {
+        "the adversarial loss": replace(plan, taps=(), measure=False) if plan.adversarial else None,
+        "feature matching": replace(plan, adversarial=False, measure=False) if plan.taps else None,
+    }
+    for name, part in parts.items():
+        if part is None:
+            continue
+        plans = Plan(tuple(part if c is critic else _idle(c) for c in task.critics))
+        with unchanged(critic.matching):
+            gradients, _ = generator_image_gradients(task, plans, batches, images, state.live, state.world)
+        if not any(bool(g.abs().sum() > 0) for g in gradients):
+            raise UserError(
+                f"{name} gives the generator no gradient, so it can learn nothing from it; check the discriminator "
+                "and the layers and statistic matched"
+            )
+    with held_averages(task.generator):
+        image = task.generate(batches[0])
+    if not image.requires_grad:
+        raise UserError("the generator's images carry no gradient; check that its parameters are trainable")
+
+
+def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
+    """Repeat the update that was not finite, on the weights from just before it, and say what was the first to be so.
+
+    `net` is 0 for the discriminator, 1 for the generator.
+    """
+    first: list[str] = []
+
+    def watch(name: str):
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            tensors = [output] if isinstance(output, Tensor) else []
+            if not first and any(not bool(torch.isfinite(t).all()) for t in tensors):
+                first.append(name)
+
+        return hook
+
+    task = state.task
+    watched = {"generator": task.generator, **{critic.name: critic.net for critic in task.critics}}
+    handles = [
+        module.register_forward_hook(watch(f"{net_name} {name}"))
+        for net_name, module_root in watched.items()
+        for name, module in module_root.named_modules()
+        if name and not list(module.children())
+    ]
+    plan = task.plan(state.step)
+    terms: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    state.set_live(state.step)
+    d_updates = state.config.train.d_updates
+    try:
+        with held_averages(task.generator, *(c.net for c in task.critics)):
+            batches = draws[0] if net == 0 else draws[d_updates - 1]
+            if net == 0:
+                for critic, critic_plan in zip(task.critics, plan.critics, strict=True):
+                    if not critic_plan.train:
+                        continue
+                    critic.net.zero_grad()
+                    for batch in batches:
+                        with torch.no_grad():
+                            image = task.generate(batch)
+                        loss = discriminator_loss(critic, critic_plan, batch, image)
+                        terms |= loss.terms
+                        loss.total.backward()
+                    gradients |= {f"{critic.name} {n}": p.grad for n, p in critic.net.named_parameters() if p.grad is not None}
+            else:
+                images = [task.generate(batch) for batch in batches]
+                with frozen(task.critics):
+                    image_gradients, terms = generator_image_gradients(
+                        task, plan, batches, images, state.live, state.world
+                    )
+                task.generator.zero_grad()
+                for image, gradient in zip(images, image_gradients, strict=True):
+                    image.backward(gradient)
+                gradients = {
+                    f"generator {n}": p.grad for n, p in task.generator.named_parameters() if p.grad is not None
+                }
+    finally:
+        for handle in handles:
+            handle.remove()
+    bad_terms = [name for name, value in terms.items() if name.startswith(("loss/", "fm/")) and not torch.isfinite(value)]
+    bad_gradients = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
+    if bad_terms:
+        where = f"; the first layer with a value that is not finite is {first[0]}" if first else ""
+        return f"{bad_terms[0]} is not finite{where}"
+    if bad_gradients:
+        return f"the gradient of {bad_gradients[0]} is not finite, though every loss is"
+    return "the replayed step is finite in this arithmetic; the overflow was in a value that replaying does not repeat"

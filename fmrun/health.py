@@ -1,0 +1,125 @@
+"""Is this run going well? Rules over the rows of metrics.jsonl, each one sentence that says what is wrong and what to try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean, median
+from typing import Any
+
+Row = dict[str, Any]
+
+NO_EFFECT = 0.01
+TOO_STRONG = 10.0
+QUIET = 10
+"""Read-outs for which a sentence is not repeated."""
+
+
+def _recent(rows: Sequence[Row], key: str, count: int) -> list[float]:
+    values = [row[key] for row in rows[-count:] if isinstance(row.get(key), int | float)]
+    return [v for v in values if math.isfinite(v)]
+
+
+def share_sentence(share: float, weight: float) -> str | None:
+    """What a gradient share means, where it means that lambda is off by orders of magnitude."""
+    if math.isnan(share) or share <= 0:
+        return None
+    if share < NO_EFFECT:
+        return (
+            f"feature matching has no effect: its gradient is {100 * share:.2g} % of the adversarial one, so a run with "
+            f"it is a run without it; --lambda-feature {_round(weight * 0.1 / share)} would give 10 %, or use "
+            "--balance gradient"
+        )
+    if share > TOO_STRONG:
+        return (
+            f"feature matching drowns the adversarial loss: its gradient is {share:.2g} times as large; "
+            f"--lambda-feature {_round(weight * 0.1 / share)} would give 10 %, or use --balance gradient"
+        )
+    return None
+
+
+def _round(value: float) -> str:
+    return f"{float(f'{value:.2g}'):g}"
+
+
+def _share(rows: Sequence[Row]) -> str | None:
+    shares, weights = _recent(rows, "fm/share", 3), _recent(rows, "fm/lambda", 1)
+    return share_sentence(fmean(shares), weights[0]) if len(shares) == 3 and weights else None
+
+
+def _collapse(rows: Sequence[Row]) -> str | None:
+    values = _recent(rows, "health/diversity", 3)
+    if len(values) == 3 and fmean(values) < 0.35:
+        return (
+            f"samples are losing diversity: they vary {100 * fmean(values):.0f} % as much as real images; try a smaller "
+            "learning rate for the generator, --layers early, or a larger --batch-size"
+        )
+    return None
+
+
+def _spike(rows: Sequence[Row]) -> str | None:
+    values = _recent(rows, "loss/d", 21)
+    if len(values) >= 8 and values[-1] > 1.0 and values[-1] > 3 * median(values[:-1]):
+        return (
+            f"the discriminator's loss has jumped to {values[-1]:.3g} from about {median(values[:-1]):.3g}; if it stays "
+            "there, halve -s optim.discriminator.lr or add -s losses.gan.r1=1"
+        )
+    return None
+
+
+def _too_strong(rows: Sequence[Row]) -> str | None:
+    losses = _recent(rows, "loss/d", 5)
+    real, fake = _recent(rows, "health/d_real", 5), _recent(rows, "health/d_fake", 5)
+    if len(losses) == 5 and fmean(losses) < 0.05 and fmean(real) - fmean(fake) > 8:
+        return (
+            "the discriminator tells every generated image from a real one, so its gradient says little; try "
+            "-s losses.gan.r1=1, -s train.augment=translation,cutout or a smaller -s optim.discriminator.lr"
+        )
+    return None
+
+
+def _rising(rows: Sequence[Row]) -> str | None:
+    values = _recent(rows, "fm/distance", 30)
+    if len(values) == 30 and min(values) > 0 and fmean(values[-10:]) > 2 * fmean(values[:10]):
+        return (
+            "the feature-matching distance should fall and has doubled; the discriminator moves faster than the "
+            "generator can follow: try a smaller -s optim.discriminator.lr or a larger --lambda-feature"
+        )
+    return None
+
+
+def _overfit(rows: Sequence[Row]) -> str | None:
+    values = _recent(rows, "eval/overfit", 2)
+    if len(values) == 2 and fmean(values) > 0.6:
+        return (
+            f"the discriminator has learned its training images by heart (held-out ones look {100 * fmean(values):.0f} % "
+            "like generated ones to it); try -s train.augment=color,translation,cutout or more data"
+        )
+    return None
+
+
+RULES: dict[str, Callable[[Sequence[Row]], str | None]] = {
+    "share": _share,
+    "collapse": _collapse,
+    "spike": _spike,
+    "too strong": _too_strong,
+    "rising": _rising,
+    "overfit": _overfit,
+}
+
+
+class Health:
+    """Reads row after row and says at most one thing at a time, each only once in a while."""
+
+    def __init__(self, rows: Sequence[Row] = ()):
+        self.rows = list(rows)
+        self._said: dict[str, int] = {}
+
+    def read(self, row: Row) -> str | None:
+        """Take in a row; the first sentence that applies and has not been said lately, or None."""
+        self.rows.append(row)
+        for name, rule in RULES.items():
+            if len(self.rows) - self._said.get(name, -QUIET) >= QUIET and (sentence := rule(self.rows)):
+                self._said[name] = len(self.rows)
+                return sentence
+        return None

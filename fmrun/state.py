@@ -1,0 +1,149 @@
+"""Everything a run is made of at a step: what a checkpoint holds, and what one step changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import Config
+from .dist import World
+from .optim import Ema, Guard, Optimiser, lr_factor
+from .step import Terms, step
+from .tasks import Batch
+from .tasks.generate import Generate
+
+TASKS = {"generate": Generate}
+
+
+class Window:
+    """Sums of a step's scalars since the last read-out, on the device."""
+
+    def __init__(self) -> None:
+        self.sums: Terms = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, terms: Terms) -> None:
+        known = [name for name in terms if name in self.sums]
+        if known:
+            torch._foreach_add_([self.sums[n] for n in known], [terms[n].detach() for n in known])
+        for name, value in terms.items():
+            if name not in self.sums:
+                self.sums[name] = value.detach().clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def read(self, world: World) -> dict[str, float]:
+        """Means over the window and over processes; empties it. Waits for the device, once."""
+        if not self.sums:
+            return {}
+        means = world.mean(torch.stack([self.sums[n].double() / self.counts[n] for n in self.sums])).tolist()
+        row = dict(zip(self.sums, means, strict=True))
+        self.sums, self.counts = {}, {}
+        return row
+
+
+class State:
+    """Nets, optimisers, averages and counters of a run; `step` updates have been made."""
+
+    def __init__(self, config: Config, device: torch.device, world: World):
+        self.config, self.device, self.world = config, device, world
+        self.task = TASKS[config.task](config, device, world)
+        self.step = 0
+        self.guard = Guard(scaled=self.task.precision == torch.float16).to(device)
+        self.ema = Ema(self.task.average, config.ema)
+        self.live = self.task.live()
+        self.window = Window()
+        shared: dict[str, Any] = {
+            "clip": config.optim.clip_grad_norm,
+            "guard": self.guard,
+            "world": world,
+            "device": device,
+        }
+        self.optimisers = {
+            "generator": Optimiser(self.task.generator, config.optim.generator, index=1, **shared)
+        }
+        for critic in self.task.critics:
+            if critic.trained:
+                optimiser = Optimiser(critic.net, config.optim.discriminator, index=0, **shared)
+                self.optimisers[critic.name] = optimiser
+
+    @property
+    def draws_per_step(self) -> int:
+        """Global batches a step takes: the last discriminator update shares its own with the first generator update."""
+        return self.config.train.d_updates + self.config.train.g_updates - 1
+
+    def prepare(self, feed: Any, step: int) -> list[list[Batch]]:
+        """The batches of `step`: for each draw its micro-batches."""
+        first = step * self.draws_per_step
+        return [self.task.prepare(feed.batch(d), d) for d in range(first, first + self.draws_per_step)]
+
+    def set_live(self, step: int) -> None:
+        """Put the numbers that depend on the step alone onto the device."""
+        critics = self.task.critics
+        self.live.set(
+            step, [c.adversarial_weight(step) for c in critics], [c.matching_weight(step) for c in critics]
+        )
+        factor = lr_factor(self.config.optim.schedule, step)
+        for optimiser in self.optimisers.values():
+            optimiser.lr.fill_(optimiser.config.lr * factor)
+
+    def advance(self, draws: list[list[Batch]]) -> None:
+        """Make one step. Waits for nothing."""
+        self.set_live(self.step)
+        plan = self.task.plan(self.step)
+        terms = step(
+            self.task, draws, plan, self.live, self.optimisers, self.world, self.config.train.d_updates
+        )
+        for critic, critic_plan in zip(self.task.critics, plan.critics, strict=True):
+            if critic_plan.measure and critic.matching is not None:
+                terms["fm/share" + critic.suffix] = critic.matching.share
+                terms["fm/balance" + critic.suffix] = critic.matching.balance
+        self.ema.update(self.task.generator, self.step)
+        self.window.add(terms)
+        self.step += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that has to be saved, by name. Fits the averaged generator's batch norm first."""
+        self.task.fit_average()
+        tensors: dict[str, Tensor] = {}
+
+        def put(prefix: str, values: Mapping[str, Tensor]) -> None:
+            tensors.update({f"{prefix}.{name}": value for name, value in values.items()})
+
+        put("generator", self.task.generator.state_dict())
+        put("ema", self.task.average.state_dict())
+        for critic in self.task.critics:
+            put(critic.name, critic.net.state_dict())
+            if critic.matching is not None:
+                put(f"matching.{critic.name}", critic.matching.state_dict())
+        for name, optimiser in self.optimisers.items():
+            put(f"optimiser.{name}", optimiser.state())
+        put("guard", self.guard.state_dict())
+        put("window", self._window_means())
+        return tensors
+
+    def _window_means(self) -> Terms:
+        """The window's sums, averaged over processes so that one file serves them all."""
+        return {name: self.world.mean(value) for name, value in self.window.sums.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Put back what `tensors` gave, to the bit."""
+
+        def take(prefix: str) -> dict[str, Tensor]:
+            start = f"{prefix}."
+            return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+        self.task.generator.load_state_dict(take("generator"))
+        self.task.average.load_state_dict(take("ema"))
+        for critic in self.task.critics:
+            critic.net.load_state_dict(take(critic.name))
+            if critic.matching is not None:
+                critic.matching.load_state_dict(take(f"matching.{critic.name}"))
+        for name, optimiser in self.optimisers.items():
+            optimiser.restore(take(f"optimiser.{name}"))
+        self.guard.load_state_dict(take("guard"))
+        self.window.sums = {name: value.to(self.device) for name, value in take("window").items()}
+        self.window.counts = dict(meta["window"])
+        self.step = int(meta["step"])
