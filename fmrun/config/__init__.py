@@ -22,7 +22,9 @@ class Config(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Everything random is a pure function of this seed, the step and the image's place in the batch."""
 
-    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
+        default="auto", examples=["auto", "cpu", "cuda", "cuda:0", "mps"]
+    )
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:N` or `mps`."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"

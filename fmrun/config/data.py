@@ -8,7 +8,7 @@ from .base import Section
 
 
 class DataConfig(Section):
-    path: str = "bundled:fashion-mnist"
+    path: str = Field(default="bundled:fashion-mnist", min_length=1)
     """Images to learn from: a folder (any nesting), an `idx-ubyte` or `idx-ubyte.gz` file, an `.npz` file,
     `torchvision:NAME` (already downloaded under `data.root`), or `bundled:fashion-mnist`."""
 

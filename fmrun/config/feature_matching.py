@@ -1,5 +1,6 @@
 """`feature_matching`: the subject of the experiment."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -8,6 +9,7 @@ from .base import Section
 
 Layer = str | int
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+LayerWeight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 def _layers(value: object) -> object:
@@ -17,7 +19,7 @@ def _layers(value: object) -> object:
     elif isinstance(value, int) and not isinstance(value, bool):
         value = [value]
     if isinstance(value, list | tuple):
-        return tuple(int(v) if isinstance(v, str) and v.lstrip("-").isdecimal() else v for v in value)
+        return tuple(int(v) if isinstance(v, str) and re.fullmatch(r"-?\d+", v) else v for v in value)
     return value
 
 
@@ -57,7 +59,7 @@ class FeatureMatchingConfig(Section):
     ramp: int = Field(default=0, ge=0)
     """Steps over which the weight grows linearly from zero."""
 
-    layer_weights: Literal["uniform"] | tuple[float, ...] = "uniform"
+    layer_weights: Literal["uniform"] | Annotated[tuple[LayerWeight, ...], Field(min_length=1)] = "uniform"
     """One non-negative weight per layer, in the order of the layers as `fmrun probe-layers` lists them, or
     `uniform` (all 1)."""
 
@@ -99,11 +101,8 @@ class FeatureMatchingConfig(Section):
         for option, needs in (("kernel", "mmd"), ("directions", "sliced")):
             if getattr(self, option) != type(self).model_fields[option].default and self.match != needs:
                 raise ValueError(f"{option} applies to match '{needs}' only, not '{self.match}'")
-        if isinstance(self.layer_weights, tuple):
-            if any(w < 0 for w in self.layer_weights):
-                raise ValueError(f"layer_weights must not be negative, not {list(self.layer_weights)}")
-            if not any(self.layer_weights):
-                raise ValueError("layer_weights are all zero; set weight to 0 to turn feature matching off")
+        if isinstance(self.layer_weights, tuple) and not any(self.layer_weights):
+            raise ValueError("layer_weights are all zero; set weight to 0 to turn feature matching off")
         if self.balance_limits[0] > self.balance_limits[1]:
             raise ValueError("balance_limits must be (lowest, highest)")
         return self

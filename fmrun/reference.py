@@ -1,0 +1,212 @@
+"""Writes `docs/config.md` and `docs/config.schema.json` from the schema and the presets.
+
+`python -m fmrun.reference` writes both; `--check` writes nothing and exits 1 when one is out of date.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fmrun import presets
+from fmrun.config import Config
+from fmrun.config.fields import FIELDS, SECTIONS, Kind, members
+from fmrun.yaml_config import TYPES
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+INTRODUCTION = """\
+# Settings
+
+This page is made from the schema by `python -m fmrun.reference`; edit the descriptions there.
+
+Every setting can be given
+
+- in a file, `fmrun train --config exp.toml` (TOML, YAML or JSON):
+
+  ```toml
+  extends = "dcgan-fm"          # optional: the preset beneath, instead of the default
+
+  [feature_matching]
+  weight = 0.2
+  layers = ["block2", -1]
+  ```
+
+- on the command line, `-s KEY=VALUE`, as often as you like: `-s feature_matching.layers=block2,-1`
+  (quote brackets for the shell: `-s 'feature_matching.layers=["block2", -1]'`);
+- by a shorthand, for the commonest.
+
+The preset lies at the bottom, the file on top of it, the command line on top of both. `none` clears a setting
+that may be none, in files too (`criterion = "none"`). Editors complete and check a file against
+[`config.schema.json`](config.schema.json).
+"""
+
+YAML = """\
+## A `losses:` list
+
+A list in the style of super-resolution configs is accepted in place of the section `losses`:
+
+```yaml
+losses:
+  - type: featurematchingloss
+    loss_weight: 0.2
+    layers: [1, 3]
+    criterion: l1          # l1, l2 or charbonnier
+    start_iter: 0
+  - type: ganloss
+    gan_type: vanilla
+    loss_weight: 1.0
+```
+
+`featurematchingloss` goes to `feature_matching`, whole: nothing of the preset's section is left.
+`loss_weight` is `weight` (1 if absent), `start_iter` is `start_step`, `criterion` is `l1` if absent,
+`balance` is `none`, and `match` follows the task: `mean` for `generate`, where real and generated images do not
+correspond, `sample` where they do. All names of the section may be used too. `ganloss` replaces `losses.gan`;
+without it the preset's stays. Type names are read in any case, with or without underscores."""
+
+
+def allowed(kind: Kind) -> str:
+    """What a field takes, as Markdown: "`batch` | `spectral`", "number ≥ 0"."""
+    options = [f"`{c}`" for c in kind.choices]
+    if kind.name == "bool":
+        options = ["`true`", "`false`"]
+    elif kind.name == "list":
+        assert kind.item is not None
+        amount = f"{kind.length} " if kind.length else "one or more " if kind.min_length else ""
+        names = ", ".join(f"`{c}`" for c in kind.item.choices)
+        inner = {"layer": "names or indices", "float": "numbers", "choice": names}[kind.item.name]
+        options.append(f"list of {amount}{inner}{_bounds(kind.item)}")
+    elif not options:
+        options = [{"int": "whole number", "float": "number", "str": "text"}[kind.name] + _bounds(kind)]
+    return " | ".join([*options, *(["`none`"] if kind.nullable and "none" not in kind.choices else [])])
+
+
+def _bounds(kind: Kind) -> str:
+    signs = (("≥", kind.ge), (">", kind.gt), ("≤", kind.le), ("<", kind.lt))
+    bounds = [f"{sign} {'2^63' if b == 2**63 else f'{b:g}'}" for sign, b in signs if b is not None]
+    return f" {', '.join(bounds)}" if bounds else ""
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "`none`"
+    if isinstance(value, str):
+        return f"`{value}`"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _table(section: str) -> list[str]:
+    prefix = f"{section}." if section else ""
+    keys = [prefix + name for name in members(section) if prefix + name in FIELDS]
+    if not keys:
+        return []
+    rows = ["| field | takes | default | |", "|---|---|---|---|"]
+    for key in keys:
+        setting = FIELDS[key]
+        cells = (
+            f"`{key.removeprefix(prefix)}`",
+            allowed(setting.kind),
+            _value(setting.info.default),
+            setting.description,
+        )
+        rows.append(f"| {' | '.join(_cell(c) for c in cells)} |")
+    return [*rows, ""]
+
+
+def markdown() -> str:
+    """The reference page."""
+    lines = [INTRODUCTION, "| shorthand | sets |", "|---|---|"]
+    lines += [f"| `{flag}` | `{key}` |" for flag, key in presets.SHORTHANDS.items()]
+    lines += ["", "## Presets", "", "| preset | |", "|---|---|"]
+    for name in presets.names():
+        default = " (The default.)" if name == presets.DEFAULT else ""
+        lines.append(f"| `{name}` | {_cell(presets.describe(name))}{default} |")
+    lines += ["", "## Top level", "", *_table("")]
+    for section, info in SECTIONS.items():
+        table = _table(section)
+        if table:
+            lines += [f"## `{section}`", "", " ".join((info.description or "").split()), "", *table]
+    return "\n".join([*lines, YAML, ""])
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a config file: that of `Config`, and what files may say beyond it."""
+    result = Config.model_json_schema()
+    _admit_none(result)
+    layers = result["$defs"]["FeatureMatchingConfig"]["properties"]["layers"]
+    text = {key: layers.pop(key) for key in ("default", "description", "title")}
+    result["$defs"]["FeatureMatchingConfig"]["properties"]["layers"] = {
+        "anyOf": [layers, {"type": ["string", "integer"]}],
+        **text,
+    }
+    top = result["properties"]
+    top["losses"] = {
+        "anyOf": [{"$ref": top["losses"]["$ref"]}, {"type": "array", "items": {"$ref": "#/$defs/LossEntry"}}],
+        **{k: v for k, v in top["losses"].items() if k != "$ref"},
+    }
+    result["$defs"]["LossEntry"] = {
+        "type": "object",
+        "description": "One loss, in the style of super-resolution configs.",
+        "required": ["type"],
+        "properties": {"type": {"type": "string", "examples": [t for t, target in TYPES.items() if target]}},
+    }
+    result["properties"] = {
+        "description": {"type": "string", "description": "One sentence about this file."},
+        "extends": {"enum": presets.names(), "description": "The preset beneath this file."},
+        **top,
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **result, "title": "fmrun config"}
+
+
+def _admit_none(node: Any) -> None:
+    """Where null is allowed, allows the word `none` as well: TOML has no null."""
+    if isinstance(node, dict):
+        options = node.get("anyOf", [])
+        if {"type": "null"} in options:
+            options.insert(options.index({"type": "null"}), {"const": "none"})
+        for value in node.values():
+            _admit_none(value)
+    elif isinstance(node, list):
+        for value in node:
+            _admit_none(value)
+
+
+def pages() -> dict[str, str]:
+    """File name → text."""
+    return {
+        "config.md": markdown(),
+        "config.schema.json": json.dumps(schema(), indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def stale(folder: Path = DOCS) -> list[str]:
+    """Names of the files in `folder` that differ from what the schema says now."""
+    return [
+        name
+        for name, text in pages().items()
+        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+    ]
+
+
+def main(arguments: list[str], folder: Path = DOCS) -> int:
+    if arguments not in ([], ["--check"]):
+        print("usage: python -m fmrun.reference [--check]", file=sys.stderr)
+        return 2
+    old = stale(folder)
+    if arguments:
+        for name in old:
+            print(f"docs/{name} is out of date; run python -m fmrun.reference", file=sys.stderr)
+        return 1 if old else 0
+    for name in old:
+        (folder / name).write_text(pages()[name], encoding="utf-8", newline="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

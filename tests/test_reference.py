@@ -1,0 +1,55 @@
+"""The reference page and the editors' schema are current."""
+
+import json
+from pathlib import Path
+
+from fmrun import presets, reference
+from fmrun.config.fields import FIELDS, SECTIONS
+
+
+def test_the_committed_pages_are_current():
+    assert reference.stale() == [], "run python -m fmrun.reference"
+
+
+def test_check_tells_and_writing_mends(tmp_path: Path, capsys):
+    assert reference.main(["--check"], tmp_path) == 1
+    assert "docs/config.md is out of date" in capsys.readouterr().err
+    assert reference.main([], tmp_path) == 0
+    assert reference.main(["--check"], tmp_path) == 0
+    (tmp_path / "config.md").write_text("old")
+    assert reference.main(["--check"], tmp_path) == 1
+    assert reference.main(["--chek"], tmp_path) == 2
+
+
+def test_everything_is_described():
+    assert [key for key, setting in FIELDS.items() if not setting.description] == []
+    assert [key for key, info in SECTIONS.items() if not info.description] == []
+
+
+def test_the_page_shows_every_field_and_preset():
+    page = reference.markdown()
+    for key in FIELDS:
+        section, _, name = key.rpartition(".")
+        part = page.split(f"## `{section}`" if section else "## Top level")[1].split("\n## ")[0]
+        assert f"| `{name}` |" in part
+    for name in presets.names():
+        assert f"| `{name}` |" in page
+
+
+def test_types_read_well():
+    def said(key: str) -> str:
+        return reference.allowed(FIELDS[key].kind)
+
+    assert said("discriminator.norm") == "`batch` | `spectral` | `group` | `none`"
+    assert said("feature_matching.weight") == "number ≥ 0"
+    assert said("feature_matching.layers") == "list of one or more names or indices"
+    assert said("optim.clip_grad_norm") == "number > 0 | `none`"
+    assert said("compile") == "`true` | `false`"
+    assert said("optim.generator.betas") == "list of 2 numbers ≥ 0, < 1"
+
+
+def test_the_schema_admits_what_files_say():
+    schema = json.loads(json.dumps(reference.schema()))
+    assert {"extends", "description", "losses"} <= set(schema["properties"])
+    options = schema["$defs"]["FeatureMatchingConfig"]["properties"]["criterion"]["anyOf"]
+    assert {"const": "none"} in options
