@@ -61,8 +61,8 @@ losses:
 `featurematchingloss` goes to `feature_matching`, whole: nothing of the preset's section is left.
 `loss_weight` is `weight` (1 if absent), `start_iter` is `start_step`, `criterion` is `l1` if absent,
 `balance` is `none`, and `match` follows the task: `mean` for `generate`, where real and generated images do
-not correspond, `sample` where they do. All names of the section may be used too. `ganloss` replaces `losses.gan`;
-without it the preset's stays. Type names are read in any case, with or without underscores."""
+not correspond, `sample` where they do. All names of the section may be used too. `ganloss` replaces
+`losses.gan`; without it the preset's stays. Type names are read in any case, with or without underscores."""
 
 
 def allowed(kind: Kind) -> str:
