@@ -85,7 +85,7 @@ def test_terminal_shows_one_line_with_bar_speed_eta_and_losses() -> None:
     )
     assert len(drawn) >= 2
     assert "20/20" in text
-    assert LONG in text.replace("\r\n", "")
+    assert LONG in text
     assert "warning: careful [now]" in text
     assert "error: the [end]" in text
     assert "\x1b[33m" in shown
@@ -255,6 +255,7 @@ def test_tensorboard_after_a_cut_has_no_step_twice(tmp_path: Path) -> None:
     with open(killed, "ab") as file:
         file.write(b"\x18\0\0\0torn")
     second = int(time.time())
+    killed.rename(folder / f"events.out.tfevents.{second}.zzz.1.0")  # sorts after any other of this second
     resumed = TensorBoard(folder, after=20)
     for step in (25, 30, 40):
         resumed.row({"step": step, "loss/d": step})
