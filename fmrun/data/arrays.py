@@ -1,0 +1,275 @@
+"""Images that come as one array: idx-ubyte, npz, torchvision's small data sets, and the bundled ones."""
+
+import gzip
+import lzma
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..config.data import DataConfig
+from ..errors import UserError, nearest
+from .folder import NAMED, size_fix
+from .pixels import BadImage, check_size, fit_image, pad
+from .source import ArrayImages
+
+Raw = tuple[np.ndarray, np.ndarray | None]
+"""uint8 images `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, and labels `(N,)` or `None`."""
+
+BUNDLED = {"fashion-mnist": Path(__file__).parent / "bundled"}
+TILE, COLUMNS = 28, 100
+"""The bundled images lie in PNG grids: squares of `TILE` pixels, `COLUMNS` a row."""
+
+TORCHVISION: dict[str, dict[str, Any]] = {
+    "MNIST": {"train": True},
+    "FashionMNIST": {"train": True},
+    "KMNIST": {"train": True},
+    "QMNIST": {"train": True},
+    "EMNIST": {"split": "balanced", "train": True},
+    "USPS": {"train": True},
+    "CIFAR10": {"train": True},
+    "CIFAR100": {"train": True},
+    "SVHN": {"split": "train"},
+    "STL10": {"split": "unlabeled"},
+}
+"""torchvision's data sets that hold their images as one array, and which part of each is trained on."""
+
+NPZ_IMAGES = ("images", "x_train", "arr_0")
+NPZ_LABELS = ("labels", "y_train")
+NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
+
+
+class BadFile(Exception):
+    """What is wrong with a file, and what to do about it: the second half of a sentence."""
+
+
+def open_array(field: str, path: str, raw: Raw, config: DataConfig, channels: int | None) -> ArrayImages:
+    """`raw` with the channels and size that `config` asks for; `channels` overrides `config.channels`."""
+    labels = raw[1]
+    images = _planes(raw[0])
+    if images is None or 0 in images.shape:
+        raise UserError(
+            f"{field}: '{path}' holds an array of shape {raw[0].shape}: "
+            "images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
+        )
+    if labels is not None and len(labels) != len(images):
+        raise UserError(f"{field}: '{path}' has {len(images)} images and {len(labels)} labels: take both from one set")
+    height, width = images.shape[2:]
+    size, fit = config.image_size, config.fit
+    try:
+        check_size(width, height, size, fit)
+    except BadImage as problem:
+        fix = size_fix({(width, height)}, size, fit) if problem.kind == "size" else "take other images"
+        what = f"not {size}×{size}" if problem.kind == "size" else "too small"
+        raise UserError(
+            f"{field}: the {len(images)} images in '{path}' are {width}×{height}, {what}: {fix}"
+        ) from problem
+    images = _channels(images, channels or images.shape[1])
+    if fit == "crop" and (height, width) != (size, size):
+        images = np.stack([_fit(image, size, fit) for image in images])
+    elif (height, width) != (size, size):
+        images = pad(images, size)
+    # torch warns of arrays that cannot be written to
+    return ArrayImages(path, torch.from_numpy(np.require(images, requirements=["C", "W"])), labels)
+
+
+def read_file(path: Path) -> Raw:
+    """An idx-ubyte (also gzipped) or npz file, told apart by content; `BadFile` says what it is instead."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start:
+        raise BadFile("is empty: copy it again")
+    if start.startswith(b"PK"):
+        return read_npz(path)
+    if start.startswith(b"\x1f\x8b") or start.startswith(b"\0\0") or "ubyte" in path.name:
+        return read_idx_pair(path)
+    if start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")):
+        raise BadFile(f"is a single image: give its folder, {path.parent}")
+    if start.startswith(b"\x93NUM"):
+        raise BadFile("is an npy file: save the array with numpy.savez_compressed and give the .npz file")
+    raise BadFile("is of unknown type: give a folder of images, an idx-ubyte(.gz) or .npz file, or torchvision:NAME")
+
+
+def read_idx_pair(path: Path) -> Raw:
+    """An idx file of images, with the labels of the file beside it if it follows the usual names."""
+    images = read_idx(path)
+    if images.ndim == 1:
+        twin = _twin(path, "labels", "images", "idx1", "idx3")
+        raise BadFile(f"holds labels: give the file of images{f', {twin}' if twin else ''}")
+    twin = _twin(path, "images", "labels", "idx3", "idx1")
+    if twin is None:
+        return images, None
+    labels = read_idx(twin)
+    if labels.ndim != 1:
+        raise BadFile(f"has a file {twin.name} beside it that holds no labels: replace or remove that one")
+    return images, labels.astype(np.int64)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array in an idx-ubyte file, gzipped or not: magic `00 00 08 ndim`, big-endian sizes, bytes."""
+    data = path.read_bytes()
+    if not data:
+        raise BadFile(f"is empty ({path.name}): copy it again")
+    if data.startswith(b"\x1f\x8b"):
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise BadFile(f"is cut short or damaged ({path.name}): copy it again") from error
+    if len(data) < 4 or data[:2] != b"\0\0" or data[3] not in (1, 3, 4):
+        raise BadFile(f"is no idx-ubyte file ({path.name} starts otherwise): give one, an .npz or a folder")
+    if data[2] != 8:
+        raise BadFile(f"holds idx numbers that are not bytes ({path.name}): convert them to 0 to 255")
+    head = 4 + 4 * data[3]
+    shape = struct.unpack(f">{data[3]}I", data[4:head]) if len(data) >= head else None
+    if shape is None or len(data) - head < math.prod(shape):
+        raise BadFile(f"is cut short ({path.name}): copy it again")
+    if len(data) - head > math.prod(shape):
+        raise BadFile(f"is longer than its header says ({path.name}): copy it again")
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+
+
+def read_npz(path: Path) -> Raw:
+    """Images and labels of an npz file, without unpickling anything."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            names = list(file.files)
+            if not names:
+                raise BadFile("is a zip file without arrays: unpack it and give the folder of images")
+            key = next((name for name in NPZ_IMAGES if name in names), names[0] if len(names) == 1 else None)
+            if key is None:
+                shown = ", ".join(names[:NAMED])
+                raise BadFile(f"has arrays {shown}: name the one with the images 'images'")
+            images = file[key]
+            label_key = next((name for name in NPZ_LABELS if name in names), None)
+            labels = file[label_key] if label_key else None
+    except NPZ_ERRORS as error:
+        if "pickle" in str(error):
+            raise BadFile("holds Python objects, which are not loaded: save plain uint8 arrays") from error
+        raise BadFile("is cut short or damaged, or no .npz file: copy it again") from error
+    if not isinstance(images, np.ndarray):
+        raise BadFile("is a zip file without arrays: unpack it and give the folder of images")
+    if images.dtype != np.uint8:
+        raise BadFile(f"holds '{key}' as {images.dtype}: save it as uint8, 0 to 255")
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.size != len(labels):
+        return images, None
+    return images, labels.reshape(-1).astype(np.int64)
+
+
+def read_torchvision(name: str, root: str) -> Raw:
+    """The training part of one of torchvision's data sets, already downloaded under `root`."""
+    if name not in TORCHVISION:
+        known = list(TORCHVISION)
+        raise BadFile(f"is not among torchvision:{', '.join(known)}{nearest(name, known)}")
+    from torchvision import datasets  # takes a second to import
+
+    options = TORCHVISION[name]
+    place = str(Path(root).expanduser())
+    try:
+        data = getattr(datasets, name)(place, download=False, **options)
+    except ModuleNotFoundError as error:
+        raise BadFile(f"needs {error.name}: pip install {error.name}") from error
+    except Exception as error:  # whatever a loader meets in files that are absent or damaged
+        shown = ", ".join(f"{key}={value!r}" for key, value in options.items() if key != "train")
+        call = f"{name}({place!r}, download=True{', ' + shown if shown else ''})"
+        raise BadFile(
+            f"is not, or not whole, under data.root '{root}': "
+            f'get it with python -c "from torchvision.datasets import *; {call}"'
+        ) from error
+    images = np.asarray(data.data)
+    if name == "EMNIST":  # its files hold every letter transposed
+        images = images.transpose(0, 2, 1)
+    labels = getattr(data, "targets", getattr(data, "labels", None))
+    if name == "QMNIST" and labels is not None:
+        labels = labels[:, 0]
+    return images, None if labels is None or options.get("split") == "unlabeled" else np.asarray(labels, dtype=np.int64)
+
+
+def read_bundled(name: str, split: str) -> Raw:
+    """`split` ("train" or "valid") of the images that come with fmrun."""
+    if name not in BUNDLED:
+        known = list(BUNDLED)
+        raise BadFile(f"is not among bundled:{', '.join(known)}{nearest(name, known)}")
+    folder = BUNDLED[name]
+    with Image.open(folder / f"{name}-{split}.png") as image:
+        grid = np.asarray(image)
+    text = (folder / f"{name}-{split}.txt").read_text()
+    labels = np.array([int(digit) for digit in text if digit.isdigit()], dtype=np.int64)
+    rows = grid.shape[0] // TILE
+    return grid.reshape(rows, TILE, COLUMNS, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE), labels
+
+
+def read_array(path: str, config: DataConfig, split: str) -> Raw | None:
+    """The array that `path` names, or `None` if `path` is a folder. Raises `BadFile`."""
+    readers: dict[str, Callable[[str], Raw]] = {
+        "bundled": lambda name: read_bundled(name, split),
+        "torchvision": lambda name: read_torchvision(name, config.root),
+    }
+    scheme, colon, name = path.partition(":")
+    if colon and scheme.lower() in readers:
+        return readers[scheme.lower()](name)
+    place = Path(path).expanduser()
+    try:
+        place.stat()
+        if place.is_dir():
+            return None
+        if not place.is_file():
+            raise BadFile("is neither a folder nor a file: give one of them")
+        return read_file(place)
+    except PermissionError as error:
+        raise BadFile("is not readable: give yourself permission (chmod u+r)") from error
+    except FileNotFoundError as error:
+        if "://" in path:
+            raise BadFile("is an address: download the images and give their folder") from error
+        raise BadFile(f"does not exist{_neighbour(place) or ': give a folder or file of images'}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadFile(f"cannot be read ({reason}): give a folder or file of images") from error
+
+
+def _neighbour(place: Path) -> str:
+    try:
+        return nearest(place.name, [other.name for other in place.parent.iterdir()])
+    except OSError:
+        return ""
+
+
+def _twin(path: Path, this: str, that: str, this_idx: str, that_idx: str) -> Path | None:
+    """The file beside `path` that holds the labels of its images, or the other way round."""
+    name = path.name.replace(this, that).replace(this_idx, that_idx)
+    if name == path.name:
+        return None
+    bare = name.removesuffix(".gz")
+    return next((p for p in (path.with_name(n) for n in (name, bare, bare + ".gz")) if p.is_file()), None)
+
+
+def _planes(images: np.ndarray) -> np.ndarray | None:
+    """As `(N, C, H, W)`, or `None` if it is nothing of the kind."""
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim == 4 and images.shape[3] in (1, 3):
+        return images.transpose(0, 3, 1, 2)
+    if images.ndim == 4 and images.shape[1] in (1, 3):
+        return images
+    return None
+
+
+def _channels(images: np.ndarray, channels: int) -> np.ndarray:
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=1)
+    # Pillow's integers for ITU-R 601 luma, so that an array and a folder of the same images agree
+    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
+    luma = [(np.tensordot(weights, image, axes=1) + 0x8000) >> 16 for image in images]
+    return np.stack(luma).astype(np.uint8)[:, None]
+
+
+def _fit(image: np.ndarray, size: int, fit: str) -> np.ndarray:
+    return fit_image(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)), size, fit)

@@ -1,0 +1,270 @@
+"""A folder of image files: found, checked whole before the first step, then read by index."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from ..config.data import DataConfig
+from ..errors import UserError
+from .memory import available_ram, gigabytes
+from .pixels import BAD, SUFFIXES, BadImage, Header, check_size, decode, quiet, read_header
+from .source import Images
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Called with (images decoded so far, images in all)."""
+
+NAMED = 5
+"""So many files are named per kind of problem; the rest are counted."""
+
+LEGAL_SIZES: tuple[int, ...] = DataConfig.model_fields["image_size"].annotation.__args__  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file: its name relative to the folder, its size in bytes and its time of change."""
+
+    name: str
+    size: int
+    changed: int
+
+
+class FolderImages(Images):
+    """Image files under `root`, decoded when read unless `pixels` holds them."""
+
+    def __init__(
+        self,
+        root: Path,
+        entries: list[Entry],
+        channels: int,
+        size: int,
+        fit: str,
+        pixels: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__(str(root), channels, size, pixels=pixels)
+        self.root = root
+        self.entries = entries
+        self.fit = fit
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def _decode(self, wanted: np.ndarray) -> torch.Tensor:
+        out = torch.empty((len(wanted), self.channels, self.size, self.size), dtype=torch.uint8)
+        names = [self.entries[i].name for i in wanted]
+        threads = 1 if torch.utils.data.get_worker_info() else _threads()
+        problems = _each(partial(self._into, out, names), len(names), threads)
+        for name, problem in zip(names, problems, strict=True):
+            if problem:
+                what = BAD[problem.kind][0] or f"{problem.detail} px"
+                raise UserError(
+                    f"'{self.root / name}' was fine before the first step and is now unusable ({what}): "
+                    "restore it, then continue with `fmrun resume`"
+                )
+        return out
+
+    def _into(self, out: torch.Tensor, names: list[str], i: int) -> BadImage | None:
+        try:
+            out.numpy()[i] = decode(self.root / names[i], self.channels, self.size, self.fit)
+        except BadImage as problem:
+            return problem
+        return None
+
+    def take(self, indices: np.ndarray) -> "FolderImages":
+        pixels = None if self.pixels is None else self.read(indices)
+        entries = [self.entries[i] for i in indices]
+        return FolderImages(self.root, entries, self.channels, self.size, self.fit, pixels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of names, sizes in bytes and times of change: cheap, the same whether decoded or not."""
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            digest.update(f"{entry.name}\0{entry.size}\0{entry.changed}\0".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+def open_folder(
+    field: str, path: str, config: DataConfig, channels: int | None, progress: Progress | None = None
+) -> FolderImages:
+    """All images under the folder `path`; every file is decoded once here, and `UserError` names all
+    that cannot be used.
+
+    They stay in RAM unless `config.cache` or their number forbids it. `field` is the setting named in errors.
+    """
+    root = Path(path).expanduser()
+    names = _names(field, root)
+    size, fit = config.image_size, config.fit
+    problems: dict[str, BadImage] = {}
+    headers: dict[str, Header] = {}
+    for name, found in zip(names, _each(lambda i: _header(root / names[i]), len(names), _threads()), strict=True):
+        if isinstance(found, BadImage):
+            problems[name] = found
+            continue
+        headers[name] = found
+        try:
+            check_size(found.width, found.height, size, fit)
+        except BadImage as problem:
+            problems[name] = problem
+    channels = channels or (1 if all(header.grey for header in headers.values()) else 3)
+
+    good = [name for name in names if name not in problems]
+    pixels = None
+    if not problems and _keep(field, len(names) * channels * size * size, config.cache):
+        pixels = torch.empty((len(names), channels, size, size), dtype=torch.uint8)
+
+    def check(i: int) -> BadImage | None:
+        try:
+            image = decode(root / good[i], channels, size, fit)
+        except BadImage as problem:
+            return problem
+        if pixels is not None:
+            pixels.numpy()[i] = image
+        return None
+
+    checked = _each(check, len(good), _threads(), progress)
+    problems |= {name: problem for name, problem in zip(good, checked, strict=True) if problem}
+    if problems:
+        raise UserError(_report(field, root, len(names), problems, list(headers.values()), size, fit))
+    return FolderImages(root, [_entry(field, root, name) for name in names], channels, size, fit, pixels)
+
+
+def size_fix(sizes: set[tuple[int, int]], size: int, fit: str) -> str:
+    """What to add to the command when images of these sizes do not fit."""
+    fixes = ["-s data.fit=crop"]
+    width, height = next(iter(sizes))
+    if len(sizes) == 1 and width == height and width in LEGAL_SIZES and width != size:
+        fixes.append(f"-s data.image_size={width}")
+    elif fit == "exact" and max(max(pair) for pair in sizes) < size:
+        fixes.append("-s data.fit=pad")
+    return "add " + " or ".join(fixes)
+
+
+def _threads() -> int:
+    return min(16, os.cpu_count() or 1)
+
+
+def _each(work: Callable[[int], T], count: int, threads: int, progress: Progress | None = None) -> list[T]:
+    """`[work(0), …, work(count − 1)]`, by several threads: Pillow decodes outside the interpreter's lock."""
+    span = max(1, min(64, count // (4 * threads)))
+    starts = range(0, count, span)
+    results: list[T] = []
+
+    def some(start: int) -> list[T]:
+        return [work(i) for i in range(start, min(start + span, count))]
+
+    def collect(parts: Iterable[list[T]]) -> list[T]:
+        for part in parts:
+            results.extend(part)
+            if progress:
+                progress(len(results), count)
+        return results
+
+    with quiet():
+        if threads == 1 or count <= span:
+            return collect(map(some, starts))
+        with ThreadPoolExecutor(threads) as pool:
+            return collect(pool.map(some, starts))
+
+
+def _names(field: str, root: Path) -> list[str]:
+    """Relative names of all images under `root`, sorted; hidden files are left out, linked folders
+    entered once."""
+    names: list[str] = []
+    others: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    failures: list[str] = []
+
+    def failed(error: OSError) -> None:
+        failures.append(f"'{error.filename}' ({error.strerror})")
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=failed):
+        place = os.stat(folder)
+        if (place.st_dev, place.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in files:
+            if not file.startswith("."):
+                image = file.lower().endswith(SUFFIXES)
+                (names if image else others).append((Path(folder) / file).relative_to(root).as_posix())
+    if failures:
+        raise UserError(f"{field}: cannot list {_some(failures)}: give yourself permission (chmod u+rx)")
+    if names:
+        return sorted(names)
+    arrays = sorted(name for name in others if "ubyte" in name or name.endswith(".npz"))
+    if arrays:
+        best = next((name for name in arrays if "train" in name and "images" in name), arrays[0])
+        raise UserError(f"{field}: '{root}' holds no image files but '{best}': give that file, {root / best}")
+    what = f"no images, only other files ({_some(sorted(others))})" if others else "no files"
+    raise UserError(f"{field}: '{root}' holds {what}: give a folder with {', '.join(SUFFIXES)} files")
+
+
+def _header(path: Path) -> Header | BadImage:
+    try:
+        return read_header(path)
+    except BadImage as problem:
+        return problem
+
+
+def _entry(field: str, root: Path, name: str) -> Entry:
+    try:
+        stat = (root / name).stat()
+    except OSError as error:
+        raise UserError(f"{field}: '{root / name}' vanished while it was read: leave the folder alone") from error
+    return Entry(name, stat.st_size, stat.st_mtime_ns)
+
+
+def _keep(field: str, needed: int, cache: str) -> bool:
+    """Whether decoded images of `needed` bytes stay in RAM."""
+    if cache == "none":
+        return False
+    free = available_ram()
+    if cache == "auto":
+        return needed <= free // 2
+    if needed > free:
+        raise UserError(
+            f"{field}: the decoded images take {gigabytes(needed)} and {gigabytes(free)} of RAM is free: "
+            "stream them with -s data.cache=none"
+        )
+    return True
+
+
+def _some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _report(
+    field: str,
+    root: Path,
+    total: int,
+    problems: dict[str, BadImage],
+    headers: list[Header],
+    size: int,
+    fit: str,
+) -> str:
+    """One sentence that names everything wrong with the images of a folder."""
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for name, problem in problems.items():
+        by_kind[problem.kind].append(f"{name} {problem.detail}".strip())
+    parts = []
+    for kind in (kind for kind in BAD if kind in by_kind):
+        what, fix = BAD[kind]
+        if kind == "size":
+            sizes = {(header.width, header.height) for header in headers}
+            what = f"larger than {size}×{size}" if fit == "pad" else f"not {size}×{size}"
+            fix = f"so {size_fix(sizes, size, fit)}"
+        parts.append(f"{what} ({_some(sorted(by_kind[kind]))}), {fix}")
+    return f"{field}: {len(problems)} of {total} images in '{root}' cannot be used: " + "; ".join(parts)

@@ -1,0 +1,108 @@
+"""One split of a data set: N images, all of one shape, read by index."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a plan prints of a split."""
+
+    name: str
+    count: int
+    channels: int
+    size: int
+    labels: bool
+    bytes: int
+    """Size of all images decoded."""
+    in_memory: bool
+    """Whether they are decoded and in RAM already."""
+
+
+class Images:
+    """N images, uint8 `(C, S, S)`, with or without labels (int64 `(N,)`)."""
+
+    def __init__(
+        self,
+        name: str,
+        channels: int,
+        size: int,
+        labels: np.ndarray | None = None,
+        pixels: torch.Tensor | None = None,
+    ) -> None:
+        self.name = name
+        self.channels = channels
+        self.size = size
+        self.labels = labels
+        self.pixels = pixels
+        """All images decoded, uint8 `(N, C, S, S)` in RAM, or `None` if they are decoded when read."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, indices: Any) -> torch.Tensor:
+        """The images at `indices` (any sequence of integers), uint8 `(B, C, S, S)` on the CPU."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if self.pixels is not None:
+            return self.pixels.index_select(0, torch.from_numpy(wanted))
+        return self._decode(wanted)
+
+    def _decode(self, wanted: np.ndarray) -> torch.Tensor:
+        raise NotImplementedError
+
+    def take(self, indices: np.ndarray) -> "Images":
+        """The split made of these images, in this order."""
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 that changes when the data do."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all images decoded."""
+        return len(self) * self.channels * self.size * self.size
+
+    @property
+    def info(self) -> DataInfo:
+        return DataInfo(
+            name=self.name,
+            count=len(self),
+            channels=self.channels,
+            size=self.size,
+            labels=self.labels is not None,
+            bytes=self.nbytes,
+            in_memory=self.pixels is not None,
+        )
+
+
+class ArrayImages(Images):
+    """Images that came as an array."""
+
+    def __init__(self, name: str, pixels: torch.Tensor, labels: np.ndarray | None = None) -> None:
+        assert pixels.dtype == torch.uint8, pixels.dtype
+        assert pixels.ndim == 4, pixels.shape
+        assert pixels.shape[2] == pixels.shape[3], pixels.shape
+        super().__init__(name, pixels.shape[1], pixels.shape[2], labels, pixels.contiguous())
+
+    def __len__(self) -> int:
+        assert self.pixels is not None
+        return len(self.pixels)
+
+    def take(self, indices: np.ndarray) -> "ArrayImages":
+        labels = None if self.labels is None else self.labels[indices]
+        return ArrayImages(self.name, self.read(indices), labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of shape and pixels."""
+        assert self.pixels is not None
+        digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+        digest.update(self.pixels.numpy().data)
+        return digest.hexdigest()
