@@ -208,6 +208,36 @@ def from_json(data: "dict[str, Any] | Path") -> "Config":
         raise AssertionError("explain raises") from error
 
 
+def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[str]) -> "Config":
+    """A run's config with `overrides`, which may touch only the settings in `free` (a trailing dot frees a section)."""
+    from pydantic import ValidationError
+
+    from fmrun.config import Config
+
+    from_json(data)
+    layers = _Layers()
+    layers.table(data, "the run's config")
+    before = dict(layers.given)
+    for override in overrides:
+        layers.override(override)
+    changed = [key for key, given in layers.given.items() if given is not before.get(key)]
+    for key in changed:
+        if not any(key == f or (f.endswith(".") and key.startswith(f)) for f in free):
+            shown = ", ".join(f"{f}*" if f.endswith(".") else f for f in free)
+            layers.problems.append((
+                layers.given[key].label,
+                f"{key} would change the experiment; a resumed run may change {shown}; for another experiment: fmrun train",
+            ))
+    layers.stop_if_wrong()
+    nested = layers.nested()
+    layers.stop_if_wrong()
+    try:
+        return Config.model_validate(nested)
+    except ValidationError as error:
+        layers.explain(error)
+        raise AssertionError("explain raises") from error
+
+
 def flatten(config: "Config") -> dict[str, Any]:
     """`{"train.steps": 3000, …}`, values as in JSON, in the order of the schema."""
     return dict(_leaves(config.model_dump(mode="json")))

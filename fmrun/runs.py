@@ -123,8 +123,13 @@ class Run:
         status = {**self.status(), **fields, "updated": _now()}
         if fields.get("state") == "running":
             status |= {"pid": os.getpid(), "host": platform.node()}
-        with _saving(self.status_file):
-            write_atomic(self.status_file, _to_json(status))
+        with saving(self.status_file):
+            write_atomic(self.status_file, to_json(status))
+
+    def try_status(self, **fields: Any) -> None:
+        """`write_status`, on the way out of a failure: a disk that refuses must not hide what happened."""
+        with suppress(SaveError):
+            self.write_status(**fields)
 
     @property
     def state(self) -> str:
@@ -174,7 +179,7 @@ class Run:
         """Add one flat row (numbers, 0-dim tensors, strings, None) as a line of JSON; NaN and infinities
         become null. Raises SaveError when the disk refuses."""
         line = json.dumps({key: _json_number(value) for key, value in row.items()}).encode() + b"\n"
-        with _saving(self.metrics_file), open(self.metrics_file, "a+b") as file:
+        with saving(self.metrics_file), open(self.metrics_file, "a+b") as file:
             if file.tell() and not _ends_line(file):
                 line = b"\n" + line
             file.write(line)
@@ -188,7 +193,7 @@ class Run:
         are cut by `report.TensorBoard(after=step)`."""
         if self.metrics_file.exists():
             kept = (line.rstrip() + b"\n" for line, row in self._rows() if row["step"] <= step)
-            with _saving(self.metrics_file):
+            with saving(self.metrics_file):
                 write_atomic(self.metrics_file, *kept)
         for path in self.samples.glob("step-*"):
             number = re.match(r"step-(\d+)", path.name)
@@ -228,10 +233,10 @@ def create(
         run.checkpoints.mkdir()
         # The config comes last: a folder without one is not a run.
         facts = {"command": list(command), "preset": preset, **environment()}
-        with _saving(run.path):
-            write_atomic(run.env_file, _to_json(facts))
+        with saving(run.path):
+            write_atomic(run.env_file, to_json(facts))
             run.write_status(state="running", step=0, started=_now())
-            write_atomic(run.config_file, _to_json(config))
+            write_atomic(run.config_file, to_json(config))
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)
         raise
@@ -342,7 +347,8 @@ def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @contextmanager
-def _saving(what: Path) -> Iterator[None]:
+def saving(what: Path) -> Iterator[None]:
+    """Turns an OSError of the block, which writes `what`, into a SaveError."""
     try:
         yield
     except OSError as error:
@@ -384,7 +390,7 @@ def _json_or_empty(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _to_json(content: Mapping[str, Any]) -> bytes:
+def to_json(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=2).encode() + b"\n"
 
 

@@ -1,0 +1,48 @@
+# make train   a first run, from nothing: environment, training, picture
+# make test    environment and all tests
+SHELL := /bin/sh
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+# uv installs in seconds; where it cannot be had, pip does the same
+INSTALL = $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: setup train test lint docs clean
+.DEFAULT_GOAL := setup
+
+setup: $(VENV)/.installed
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "fmrun needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	@echo "making the environment in $(VENV)" >&2
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 2; }
+	@$(BIN)/python -m pip install --quiet uv || echo "uv cannot be had here; pip will do" >&2
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "installing fmrun and what it needs (torch is large: a minute or more)" >&2
+	@if $(BIN)/python -c 'import uv' 2>/dev/null; then $(INSTALL) -e .; else $(PIP_INSTALL) -e .; fi
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@if $(BIN)/python -c 'import uv' 2>/dev/null; then $(INSTALL) -e '.[dev]'; else $(PIP_INSTALL) -e '.[dev]'; fi
+	@touch $@
+
+train: setup
+	@$(BIN)/fmrun train --preset dcgan-fm
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m fmrun.reference
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

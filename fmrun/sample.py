@@ -1,0 +1,121 @@
+"""Pictures from a trained generator. Image i of seed s is the same bytes whatever else is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from .errors import UserError
+from .grid import grid, save_png, to_uint8
+from .presets import from_json
+from .report import Reporter
+from .runs import Run
+from .tasks.generate import build_generator, latents
+
+CHUNK = 16
+"""Images are always made in the same chunks, for a batch's size can change the last bits of an image."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A generator ready to sample from, and where its pictures go by default."""
+
+    net: nn.Module
+    latent_dim: int
+    step: int
+    folder: Path
+
+
+def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: Reporter) -> Source:
+    """The averaged (or `raw`) generator of a run's newest readable checkpoint, or of a checkpoint file alone."""
+    if isinstance(target, Run):
+        found, skipped = checkpoint.newest(target.checkpoints)
+        for sentence in skipped:
+            report.warn(f"{sentence}; sampling from the checkpoint before")
+        if found is None:
+            raise UserError(
+                f"run {target.name} has no checkpoint to sample from yet; fmrun resume {target.name} trains it on"
+            )
+        folder = target.samples
+    else:
+        found, folder = checkpoint.read(target), Path(".")
+    config = from_json(found.meta["config"])
+    config = config.model_copy(update={"generator": config.generator.model_copy(update={"init": None})})
+    assert config.data.channels is not None
+    net = build_generator(config, config.data.channels)
+    prefix = "generator." if raw else "ema."
+    net.load_state_dict({k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)})
+    net = net.to(device=device, dtype=torch.float32, memory_format=torch.channels_last).eval()
+    return Source(net, config.generator.latent_dim, found.step, folder)
+
+
+@torch.no_grad()
+def draw(source: Source, noise: Tensor) -> Tensor:
+    """Images (n, C, H, W) in [-1, 1] from latents (n, latent_dim), made in full chunks."""
+    device = next(source.net.parameters()).device
+    count = len(noise)
+    filled = torch.cat([noise, noise.new_zeros(-count % CHUNK, noise.shape[1])])
+    return torch.cat([source.net(part.to(device)).cpu() for part in filled.split(CHUNK)])[:count]
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Points (len(t), d) on the great circle from `a` to `b` (d,), lengths interpolated linearly (White 2016)."""
+    t = t[:, None]
+    length_a, length_b = a.norm(), b.norm()
+    cosine = torch.dot(a / length_a, b / length_b).clamp(-1, 1)
+    angle = torch.arccos(cosine)
+    if angle.sin() < 1e-6:
+        return torch.lerp(a, b, t)
+    direction = (torch.sin((1 - t) * angle) * a / length_a + torch.sin(t * angle) * b / length_b) / angle.sin()
+    return direction * torch.lerp(length_a, length_b, t)
+
+
+def interpolation(seed: int, num: int, steps: int, latent_dim: int) -> Tensor:
+    """Latents of `num` pictures in rows of `steps`: row r goes from latent r to latent r + 1 of the seed."""
+    rows = math.ceil(num / steps)
+    ends = latents(seed, "sample", range(rows + 1), latent_dim)
+    t = torch.linspace(0, 1, steps)
+    return torch.cat([slerp(ends[r], ends[r + 1], t) for r in range(rows)])[:num]
+
+
+def sample(
+    source: Source,
+    *,
+    num: int,
+    seed: int,
+    columns: int | None,
+    interpolate: int | None,
+    individual: bool,
+    out: Path | None,
+) -> Sequence[Path]:
+    """Write a grid, or single files; the paths written."""
+    if interpolate is not None:
+        noise, columns = interpolation(seed, num, interpolate, source.latent_dim), columns or interpolate
+    else:
+        noise = latents(seed, "sample", range(num), source.latent_dim)
+    images = draw(source, noise)
+    kind = "interpolation-" if interpolate is not None else ""
+    stem = f"{kind}seed-{seed}-of-step-{source.step}"
+    if individual:
+        folder = out or source.folder / stem
+        if folder.is_file() or folder.suffix.lower() == ".png":
+            raise UserError(f"--out {folder}: --individual writes many files and needs a folder")
+        paths = [folder / f"{stem}-{i:05d}.png" for i in range(num)]
+        for path, image in zip(paths, to_uint8(images), strict=True):
+            save_png(image, path)
+        return paths
+    path = out or source.folder / f"{stem}.png"
+    if path.is_dir():
+        path = path / f"{stem}.png"
+    elif path.suffix.lower() != ".png":
+        if path.suffix:
+            raise UserError(f"--out {path}: pictures are written as .png; give a name ending in .png, or a folder")
+        path = path / f"{stem}.png"
+    save_png(grid(images, columns), path)
+    return [path]
