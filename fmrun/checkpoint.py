@@ -219,9 +219,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
     return channels_last and not tensor.is_contiguous()
 
 
-def _encode(
-    step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
-) -> tuple[memoryview, int, bytes]:
+def _encode(step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[memoryview, int, bytes]:
     """The file with its hash left blank, where the hash goes, and the hash."""
     content = {"hash": BLANK.decode(), "meta": {**meta, "step": step}}
     header = json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -112,9 +112,7 @@ def passes_gradient(critic: Critic, layer: str, images: Tensor) -> bool:
     return gradient is not None and bool(gradient.abs().sum() > 0)
 
 
-def _check_losses(
-    state: State, critic: Critic, plan: CriticPlan, batches: list[Batch], images: list[Tensor]
-) -> None:
+def _check_losses(state: State, critic: Critic, plan: CriticPlan, batches: list[Batch], images: list[Tensor]) -> None:
     task = state.task
     parts = {
         "the adversarial loss": replace(plan, taps=(), measure=False) if plan.adversarial else None,
@@ -179,7 +177,9 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
                         loss = discriminator_loss(critic, critic_plan, batch, image)
                         terms |= loss.terms
                         loss.total.backward()
-                    gradients |= {f"{critic.name} {n}": p.grad for n, p in critic.net.named_parameters() if p.grad is not None}
+                    gradients |= {
+                        f"{critic.name} {n}": p.grad for n, p in critic.net.named_parameters() if p.grad is not None
+                    }
             else:
                 images = [task.generate(batch) for batch in batches]
                 with frozen(task.critics):
@@ -195,7 +195,9 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    bad_terms = [name for name, value in terms.items() if name.startswith(("loss/", "fm/")) and not torch.isfinite(value)]
+    bad_terms = [
+        name for name, value in terms.items() if name.startswith(("loss/", "fm/")) and not torch.isfinite(value)
+    ]
     bad_gradients = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
     if bad_terms:
         where = f"; the first layer with a value that is not finite is {first[0]}" if first else ""

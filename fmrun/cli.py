@@ -53,7 +53,9 @@ ConfigFile = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set any field, e.g. -s train.batch_size=32.", show_default=False),
+    typer.Option(
+        "-s", "--set", metavar="KEY=VALUE", help="Set any field, e.g. -s train.batch_size=32.", show_default=False
+    ),
 ]
 Lambda = Annotated[str | None, typer.Option("--lambda-feature", metavar="NUMBER", help="feature_matching.weight")]
 Balance = Annotated[str | None, typer.Option("--balance", metavar="MODE", help="feature_matching.balance")]
@@ -66,7 +68,9 @@ Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="de
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the runs.")]
 RunName = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help="Run (default: the newest).", autocompletion=_complete_runs, show_default=False),
+    typer.Argument(
+        metavar="[RUN]", help="Run (default: the newest).", autocompletion=_complete_runs, show_default=False
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -81,7 +85,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Train GANs with and without feature matching, and see what it does.
 
@@ -132,7 +138,9 @@ def train(
     name: Annotated[str | None, typer.Option("--name", help="Name of the run (default: PRESET-001, …).")] = None,
     set_: Set = None,
     runs_dir: RunsDir = RUNS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
+    ] = False,
 ) -> int:
     """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
     from .presets import DEFAULT, flatten, resolve
@@ -141,8 +149,15 @@ def train(
         preset,
         config,
         _overrides(
-            set_, lambda_feature=lambda_feature, balance=balance, layers=layers, steps=steps, batch_size=batch_size,
-            data=data, seed=seed, device=device,
+            set_,
+            lambda_feature=lambda_feature,
+            balance=balance,
+            layers=layers,
+            steps=steps,
+            batch_size=batch_size,
+            data=data,
+            seed=seed,
+            device=device,
         ),
     )
     label = preset or (config.stem if config is not None else DEFAULT)
@@ -211,8 +226,14 @@ def probe_layers(
 
     report, found = Reporter(), None
     overrides = _overrides(
-        set_, lambda_feature=lambda_feature, balance=balance, layers=layers, batch_size=batch_size, data=data,
-        seed=seed, device=device,
+        set_,
+        lambda_feature=lambda_feature,
+        balance=balance,
+        layers=layers,
+        batch_size=batch_size,
+        data=data,
+        seed=seed,
+        device=device,
     )
     if run is not None:
         if preset is not None or config is not None:
@@ -220,7 +241,9 @@ def probe_layers(
         folder = find(runs_dir, run)
         from .presets import revise
 
-        resolved = revise(folder.config(), overrides, ("feature_matching.", "data.", "train.batch_size", "seed", "device"))
+        resolved = revise(
+            folder.config(), overrides, ("feature_matching.", "data.", "train.batch_size", "seed", "device")
+        )
         found, skipped = checkpoint.newest(folder.checkpoints)
         for sentence in skipped:
             report.warn(sentence)
@@ -243,14 +266,19 @@ def probe_layers(
 def sample(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Run, or a checkpoint file (default: the newest run).", show_default=False,
-                       autocompletion=_complete_runs),
+        typer.Argument(
+            metavar="[RUN]",
+            help="Run, or a checkpoint file (default: the newest run).",
+            show_default=False,
+            autocompletion=_complete_runs,
+        ),
     ] = None,
     num: Annotated[int, typer.Option("--num", min=1, max=100_000, help="Images.")] = 64,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Image i of a seed is always the same.")] = 0,
     grid: Annotated[int | None, typer.Option("--grid", min=1, metavar="COLUMNS", help="Columns of the grid.")] = None,
     interpolate: Annotated[
-        int | None, typer.Option("--interpolate", min=2, metavar="N", help="Walk from latent to latent in N pictures a row.")
+        int | None,
+        typer.Option("--interpolate", min=2, metavar="N", help="Walk from latent to latent in N pictures a row."),
     ] = None,
     individual: Annotated[bool, typer.Option("--individual", help="One file an image instead of a grid.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,

@@ -45,9 +45,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _neighbour(path: Path) -> str:
     try:
-        return nearest(
-            path.name, sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES)
-        )
+        return nearest(path.name, sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES))
     except OSError:
         return f" (nor a folder '{path.parent}')" if str(path.parent) != "." else ""
 

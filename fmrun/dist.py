@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -53,7 +53,7 @@ class World:
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self._host_group = None
+        self._host_group: Any = None
 
     @classmethod
     def join(cls, device: str) -> World:
@@ -63,7 +63,7 @@ class World:
         size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
         world = cls(rank, size, int(os.environ.get("LOCAL_RANK", 0)))
         if size > 1:
-            cuda = device == "auto" and torch.cuda.is_available() or device.startswith("cuda")
+            cuda = (device == "auto" and torch.cuda.is_available()) or device.startswith("cuda")
             if cuda:
                 torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
             dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))

@@ -67,6 +67,8 @@ class FeatureMatching(nn.Module):
 
     balance: Tensor
     share: Tensor
+    measured: Tensor
+    running_weight: Tensor
 
     def __init__(self, config: FeatureMatchingConfig, shapes: Mapping[str, torch.Size], seed: int):
         super().__init__()
@@ -122,9 +124,7 @@ class FeatureMatching(nn.Module):
         directions = None
         if c.match == "sliced":
             dtype = torch.float64 if real.dtype == torch.float64 else torch.float32
-            generator = torch_generator(
-                self.seed, "directions", step, self.layers.index(layer), device=real.device
-            )
+            generator = torch_generator(self.seed, "directions", step, self.layers.index(layer), device=real.device)
             directions = random_directions(c.directions, real[0].numel(), generator, dtype)
         return STATISTICS[c.match](
             real,

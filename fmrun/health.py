@@ -49,7 +49,7 @@ def _share(rows: Sequence[Row]) -> str | None:
 
 def _collapse(rows: Sequence[Row]) -> str | None:
     values = _recent(rows, "health/diversity", 3)
-    if len(values) == 3 and fmean(values) < 0.35:
+    if len(rows) >= 8 and len(values) == 3 and fmean(values) < 0.35:
         return (
             f"samples are losing diversity: they vary {100 * fmean(values):.0f} % as much as real images; try a smaller "
             "learning rate for the generator, --layers early, or a larger --batch-size"

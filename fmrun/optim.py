@@ -80,9 +80,7 @@ class Optimiser:
         self.names, self.parameters = zip(*net.named_parameters(), strict=True)
         self.config, self.clip, self.guard, self.index, self.world = config, clip, guard, index, world
         self.lr = torch.tensor(config.lr, device=device)
-        self.adam = torch.optim.Adam(
-            self.parameters, lr=self.lr, betas=config.betas, eps=config.eps, fused=True
-        )
+        self.adam = torch.optim.Adam(self.parameters, lr=self.lr, betas=config.betas, eps=config.eps, fused=True)
 
     def zero_grad(self) -> None:
         self.adam.zero_grad(set_to_none=True)

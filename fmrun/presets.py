@@ -112,9 +112,7 @@ def parse_set(text: str) -> Override:
     if not equals:
         raise UserError(f"{flag}: there is no '='; write it as -s KEY=VALUE, like -s train.steps=100")
     if not key:
-        raise UserError(
-            f"{flag}: there is no field before '='; write it as -s KEY=VALUE, like -s train.steps=100"
-        )
+        raise UserError(f"{flag}: there is no field before '='; write it as -s KEY=VALUE, like -s train.steps=100")
     return Override(flag, key, value.strip())
 
 
@@ -156,9 +154,7 @@ def resolve(
             file = config_files.read(config_file)
         except UserError as error:
             raise UserError(f"--config: {error}") from None
-    extends, label = (
-        (preset, "--preset") if preset is not None else (file.get("extends"), f"{config_file}: extends")
-    )
+    extends, label = (preset, "--preset") if preset is not None else (file.get("extends"), f"{config_file}: extends")
     base = DEFAULT if extends is None else extends
     try:
         raw = load(base)
@@ -224,10 +220,12 @@ def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[s
     for key in changed:
         if not any(key == f or (f.endswith(".") and key.startswith(f)) for f in free):
             shown = ", ".join(f"{f}*" if f.endswith(".") else f for f in free)
-            layers.problems.append((
-                layers.given[key].label,
-                f"{key} would change the experiment; a resumed run may change {shown}; for another experiment: fmrun train",
-            ))
+            layers.problems.append(
+                (
+                    layers.given[key].label,
+                    f"{key} would change the experiment; a resumed run may change {shown}; for another experiment: fmrun train",
+                )
+            )
     layers.stop_if_wrong()
     nested = layers.nested()
     layers.stop_if_wrong()

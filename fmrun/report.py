@@ -48,9 +48,7 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
     cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    right = [
-        bool(rows) and all(_is_number(row[i]) or row[i] is None for row in rows) for i in range(len(columns))
-    ]
+    right = [bool(rows) and all(_is_number(row[i]) or row[i] is None for row in rows) for i in range(len(columns))]
 
     def line(row: list[str]) -> str:
         pads = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
@@ -70,9 +68,7 @@ def format_number(value: float) -> str:
 def format_metrics(row: Mapping[str, Any]) -> str:
     """The losses of a row of metrics on one line: `d 0.6931  g 1.2  fm 0.03  share 0.1`."""
     shown = ((label, row[key]) for key, label in SHOWN.items() if key in row)
-    return "  ".join(
-        f"{label} {'nan' if value is None else format_number(float(value))}" for label, value in shown
-    )
+    return "  ".join(f"{label} {'nan' if value is None else format_number(float(value))}" for label, value in shown)
 
 
 def format_duration(seconds: float) -> str:
@@ -201,9 +197,7 @@ class Progress:
         parts = [f"{self.step}/{self.total}"]
         if speed := self._pace.steps_per_second:
             pace = f"{format_number(speed * self.images_per_step)} img/s" if self.images_per_step else ""
-            left = (
-                f"ETA {format_duration((self.total - self.step) / speed)}" if self.step < self.total else ""
-            )
+            left = f"ETA {format_duration((self.total - self.step) / speed)}" if self.step < self.total else ""
             parts += [pace, left]
         return "  ".join(filter(None, [*parts, format_metrics(self._metrics)]))
 
@@ -224,9 +218,7 @@ class Progress:
         # Refreshed by `advance`, not by a thread: data workers are forked while it is on display.
         bar = Bar(
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
-            TextColumn(
-                "{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
-            ),
+            TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=self.reporter._console,
             auto_refresh=False,
             redirect_stdout=False,

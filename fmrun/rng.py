@@ -10,7 +10,19 @@ import zlib
 import numpy as np
 import torch
 
-STREAMS = ("order", "latent", "flip", "augment", "directions", "sample", "preview", "calibrate", "init", "probe", "split")
+STREAMS = (
+    "order",
+    "latent",
+    "flip",
+    "augment",
+    "directions",
+    "sample",
+    "preview",
+    "calibrate",
+    "init",
+    "probe",
+    "split",
+)
 
 
 def _sequence(seed: int, stream: str, position: tuple[int, ...]) -> np.random.SeedSequence:

@@ -145,9 +145,7 @@ class Run:
         try:
             file = open(self.lock_file, "a+", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
-            raise UserError(
-                f"cannot write to run folder {self.path}: {error.strerror}; make it writable"
-            ) from error
+            raise UserError(f"cannot write to run folder {self.path}: {error.strerror}; make it writable") from error
         with file:
             if not _try_lock(file):
                 file.seek(0)
@@ -210,9 +208,7 @@ class Run:
                     yield line, row
 
 
-def create(
-    runs_dir: Path, name: str | None, preset: str, config: Mapping[str, Any], command: Sequence[str]
-) -> Run:
+def create(runs_dir: Path, name: str | None, preset: str, config: Mapping[str, Any], command: Sequence[str]) -> Run:
     """Make the folder of a new run: `name`, or `preset`-001, -002, … Two processes never get the same one."""
     if name is not None and not NAME.fullmatch(name):
         raise UserError(
@@ -249,17 +245,14 @@ def _make_named(runs_dir: Path, name: str) -> Path:
         path.mkdir()
     except FileExistsError:
         raise UserError(
-            f"run {name} already exists in {runs_dir}; give another --name, or continue it with "
-            f"`fmrun resume {name}`"
+            f"run {name} already exists in {runs_dir}; give another --name, or continue it with `fmrun resume {name}`"
         ) from None
     return path
 
 
 def _make_numbered(runs_dir: Path, preset: str) -> Path:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", preset).strip(".-")[:90] or "run"
-    taken = [
-        int(m[1]) for p in runs_dir.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))
-    ]
+    taken = [int(m[1]) for p in runs_dir.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
     number = max(taken, default=0)
     while True:
         number += 1
@@ -352,9 +345,7 @@ def saving(what: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SaveError(
-            f"cannot write {what}: {error.strerror or error}; free space or check the disk"
-        ) from error
+        raise SaveError(f"cannot write {what}: {error.strerror or error}; free space or check the disk") from error
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -51,7 +51,7 @@ def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: 
     net = build_generator(config, config.data.channels)
     prefix = "generator." if raw else "ema."
     net.load_state_dict({k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)})
-    net = net.to(device=device, dtype=torch.float32, memory_format=torch.channels_last).eval()
+    net = net.to(device=device, dtype=torch.float32).to(memory_format=torch.channels_last).eval()
     return Source(net, config.generator.latent_dim, found.step, folder)
 
 

@@ -34,13 +34,14 @@ class Window:
                 self.sums[name] = value.detach().clone()
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def read(self, world: World) -> dict[str, float]:
-        """Means over the window and over processes; empties it. Waits for the device, once."""
+    def read(self, world: World, empty: bool = True) -> dict[str, float]:
+        """Means over the window and over processes; then empties it. Waits for the device, once."""
         if not self.sums:
             return {}
         means = world.mean(torch.stack([self.sums[n].double() / self.counts[n] for n in self.sums])).tolist()
         row = dict(zip(self.sums, means, strict=True))
-        self.sums, self.counts = {}, {}
+        if empty:
+            self.sums, self.counts = {}, {}
         return row
 
 
@@ -61,9 +62,7 @@ class State:
             "world": world,
             "device": device,
         }
-        self.optimisers = {
-            "generator": Optimiser(self.task.generator, config.optim.generator, index=1, **shared)
-        }
+        self.optimisers = {"generator": Optimiser(self.task.generator, config.optim.generator, index=1, **shared)}
         for critic in self.task.critics:
             if critic.trained:
                 optimiser = Optimiser(critic.net, config.optim.discriminator, index=0, **shared)
@@ -82,9 +81,7 @@ class State:
     def set_live(self, step: int) -> None:
         """Put the numbers that depend on the step alone onto the device."""
         critics = self.task.critics
-        self.live.set(
-            step, [c.adversarial_weight(step) for c in critics], [c.matching_weight(step) for c in critics]
-        )
+        self.live.set(step, [c.adversarial_weight(step) for c in critics], [c.matching_weight(step) for c in critics])
         factor = lr_factor(self.config.optim.schedule, step)
         for optimiser in self.optimisers.values():
             optimiser.lr.fill_(optimiser.config.lr * factor)
@@ -93,9 +90,7 @@ class State:
         """Make one step. Waits for nothing."""
         self.set_live(self.step)
         plan = self.task.plan(self.step)
-        terms = step(
-            self.task, draws, plan, self.live, self.optimisers, self.world, self.config.train.d_updates
-        )
+        terms = step(self.task, draws, plan, self.live, self.optimisers, self.world, self.config.train.d_updates)
         for critic, critic_plan in zip(self.task.critics, plan.critics, strict=True):
             if critic_plan.measure and critic.matching is not None:
                 terms["fm/share" + critic.suffix] = critic.matching.share

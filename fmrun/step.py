@@ -51,9 +51,7 @@ def step(
         images = _generate(task, draws[draw], graph=draw == d_updates - 1)
         for critic, critic_plan in zip(task.critics, plan.critics, strict=True):
             if critic_plan.train:
-                terms |= _update_discriminator(
-                    critic, critic_plan, draws[draw], images, optimisers[critic.name], live
-                )
+                terms |= _update_discriminator(critic, critic_plan, draws[draw], images, optimisers[critic.name], live)
     for draw in range(d_updates - 1, len(draws)):
         if draw >= d_updates:
             images = _generate(task, draws[draw], graph=True)
@@ -214,9 +212,7 @@ def generator_image_gradients(
         reals = [_judge_real(critic, critic_plan, batch) for batch in micro_batches]
         cached = None
         if critic_plan.taps and count > 1 and matching is not None and matching.whole_batch:
-            whole, cached = _matching_gradients(
-                critic, critic_plan, micro_batches, leaves, reals, live, world
-            )
+            whole, cached = _matching_gradients(critic, critic_plan, micro_batches, leaves, reals, live, world)
             _matching_terms(terms, critic, whole, 1.0)
         parts: dict[str, list[Tensor]] = {"adversarial": [], "matching": []}
         for m, (batch, leaf, real) in enumerate(zip(micro_batches, leaves, reals, strict=True)):
@@ -243,13 +239,11 @@ def generator_image_gradients(
                     parts[name].append(torch.autograd.grad(loss * scale, leaf, retain_graph=not last)[0])
             else:
                 strength = matching.strength(live.matching[i]) if matching is not None else 1.0
-                loss = sum(value * (strength if name == "matching" else 1.0) for name, value in losses.items())
-                totals[m] += torch.autograd.grad(loss * scale, leaf)[0]
+                weighted = [value * strength if name == "matching" else value for name, value in losses.items()]
+                totals[m] += torch.autograd.grad(torch.stack(weighted).sum() * scale, leaf)[0]
         if critic_plan.measure:
             assert matching is not None
-            matching.measure(
-                _norm(parts["adversarial"], world), _norm(parts["matching"], world), live.matching[i]
-            )
+            matching.measure(_norm(parts["adversarial"], world), _norm(parts["matching"], world), live.matching[i])
             strength = matching.strength(live.matching[i])
             for total, adversarial, distance in zip(totals, parts["adversarial"], parts["matching"], strict=True):
                 total += adversarial + strength * distance

@@ -51,9 +51,7 @@ TYPES: dict[str, Target | None] = {
         {"loss_weight": "weight", "start_iter": "start_step"},
         {"weight": 1.0, "balance": "none"},
     ),
-    "ganloss": Target(
-        "losses.gan", {"gan_type": "type", "loss_weight": "weight", "start_iter": "start_step"}
-    ),
+    "ganloss": Target("losses.gan", {"gan_type": "type", "loss_weight": "weight", "start_iter": "start_step"}),
     "l1loss": PAIRED_ONLY,
     "mseloss": PAIRED_ONLY,
     "charbonnierloss": PAIRED_ONLY,
@@ -94,9 +92,7 @@ def read_losses(entries: list[Any], task: str) -> LossList:
     for number, entry in enumerate(entries, start=1):
         where = f"losses entry {number}"
         if not isinstance(entry, dict):
-            raise UserError(
-                f"{where} is {show(entry)}; it must be a table with a type, like {{type: ganloss}}"
-            )
+            raise UserError(f"{where} is {show(entry)}; it must be a table with a type, like {{type: ganloss}}")
         if not isinstance(entry.get("type"), str):
             raise UserError(f"{where} has no type; known: {', '.join(TYPES)}")
         type_ = entry["type"].replace("_", "").replace("-", "").lower()

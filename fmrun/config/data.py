@@ -37,7 +37,8 @@ class DataConfig(Section):
 
     valid_path: str | None = None
     """Images held out of training (same forms as `path`). `none` uses the bundled validation images when `path`
-    is bundled, else the last `valid_fraction` of the data."""
+    is bundled, else a `valid_fraction` of the data."""
 
     valid_fraction: float = Field(default=0.0, ge=0.0, le=0.5)
-    """Share of the data held out for validation when `valid_path` is `none` and the data is not bundled."""
+    """Share of the data held out for validation when `valid_path` is `none` and the data is not bundled; which
+    images depends on the seed."""

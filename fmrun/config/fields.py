@@ -73,9 +73,7 @@ class Kind:
                 return number
             case "str" if isinstance(value, str):
                 return value
-            case "layer" if isinstance(value, str) or (
-                isinstance(value, int) and not isinstance(value, bool)
-            ):
+            case "layer" if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
                 return value
             case "list" if not isinstance(value, dict) and value is not None:
                 assert self.item is not None
@@ -89,9 +87,7 @@ class Kind:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             return None
         try:
-            if self.name == "int" and (
-                isinstance(value, int) or re.fullmatch(r"\s*[-+]?[\d_]+\s*", str(value))
-            ):
+            if self.name == "int" and (isinstance(value, int) or re.fullmatch(r"\s*[-+]?[\d_]+\s*", str(value))):
                 return int(value)
             number = float(value)
         except (ValueError, OverflowError):
@@ -122,9 +118,7 @@ class Kind:
 
     def wants_number(self, value: Any) -> bool:
         """Whether this is a number and `value` reads as one, if perhaps not a permitted one."""
-        numeric = self.name in ("int", "float") or (
-            self.name == "choice" and not isinstance(self.choices[0], str)
-        )
+        numeric = self.name in ("int", "float") or (self.name == "choice" and not isinstance(self.choices[0], str))
         return numeric and Kind("float")._number(value) is not None
 
     def words(self) -> str:
@@ -251,9 +245,7 @@ def members(section: str) -> list[str]:
     """Names of what a section holds directly; `""` is the top level."""
     prefix = f"{section}." if section else ""
     keys = [*FIELDS, *SECTIONS]
-    return [
-        k.removeprefix(prefix) for k in keys if k.startswith(prefix) and "." not in k.removeprefix(prefix)
-    ]
+    return [k.removeprefix(prefix) for k in keys if k.startswith(prefix) and "." not in k.removeprefix(prefix)]
 
 
 def show(value: Any) -> str:

@@ -85,6 +85,8 @@ def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
     """
     per_image = logits.flatten(1).mean(1) if logits.ndim > 1 else logits
     (gradient,) = torch.autograd.grad(per_image.sum(), images, create_graph=True)
-    return gradient.float().square().sum((1, 2, 3)).mean() if gradient.dtype != torch.float64 else (
-        gradient.square().sum((1, 2, 3)).mean()
+    return (
+        gradient.float().square().sum((1, 2, 3)).mean()
+        if gradient.dtype != torch.float64
+        else (gradient.square().sum((1, 2, 3)).mean())
     )

@@ -7,6 +7,8 @@ flows to `fake`; `real` carries none in training. `world` makes batch statistics
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -174,7 +176,7 @@ def sliced(real: Tensor, fake: Tensor, *, world: World, directions: Tensor, elem
     return distance if elements == "mean" else distance * directions.shape[1]
 
 
-STATISTICS = {
+STATISTICS: dict[str, Callable[..., Tensor]] = {
     "sample": sample,
     "mean": mean,
     "moments": moments,

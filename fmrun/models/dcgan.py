@@ -31,10 +31,12 @@ class DcganGenerator(nn.Module):
         self.norm = nn.BatchNorm2d(wide)
         self.blocks = nn.ModuleList()
         for kernel in kernels[:-1]:
-            block = nn.ModuleDict({
-                "conv": nn.ConvTranspose2d(wide, wide // 2, kernel, stride=2, padding=1, bias=False),
-                "norm": nn.BatchNorm2d(wide // 2),
-            })
+            block = nn.ModuleDict(
+                {
+                    "conv": nn.ConvTranspose2d(wide, wide // 2, kernel, stride=2, padding=1, bias=False),
+                    "norm": nn.BatchNorm2d(wide // 2),
+                }
+            )
             self.blocks.append(block)
             wide //= 2
         self.image = nn.ConvTranspose2d(wide, channels, kernels[-1], stride=2, padding=1)
@@ -58,9 +60,7 @@ class DcganDiscriminator(nn.Module):
         for i, kernel in enumerate(kernels):
             outputs = width * 2**i
             normed = norm in ("batch", "group") and i > 0
-            block = nn.ModuleDict(
-                {"conv": nn.Conv2d(inputs, outputs, kernel, stride=2, padding=1, bias=not normed)}
-            )
+            block = nn.ModuleDict({"conv": nn.Conv2d(inputs, outputs, kernel, stride=2, padding=1, bias=not normed)})
             if normed:
                 block["norm"] = (
                     nn.BatchNorm2d(outputs) if norm == "batch" else nn.GroupNorm(math.gcd(outputs, 8), outputs)

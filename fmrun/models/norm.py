@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,10 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         centred = wide - mean[:, None, None]
         var = self.world.mean(centred.square().mean((0, 2, 3)))
         if self.track_running_stats:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
             with torch.no_grad():
                 count = x.numel() // x.shape[1] * self.world.size
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -97,6 +102,9 @@ class SpectralNorm(nn.Module):
     see the same weights. The gradient flows through sigma = u^T W v with u and v constant, as published.
     """
 
+    u: Tensor
+    v: Tensor
+
     def __init__(self, weight: Tensor, generator: torch.Generator):
         super().__init__()
         matrix = weight.detach().flatten(1)
@@ -120,7 +128,7 @@ class SpectralNorm(nn.Module):
             return weight / sigma
 
 
-def spectral_norm(module: nn.Module, generator: torch.Generator) -> nn.Module:
+def spectral_norm(module: nn.Conv2d, generator: torch.Generator) -> nn.Module:
     """Give `module.weight`, already initialised, spectral norm."""
     parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight, generator), unsafe=True)
     return module
@@ -130,7 +138,7 @@ def advance_spectral(net: nn.Module) -> None:
     """One power iteration of every spectral norm in `net`."""
     for module in net.modules():
         if parametrize.is_parametrized(module, "weight"):
-            chain = module.parametrizations["weight"]  # type: ignore[index]
+            chain: Any = module.parametrizations["weight"]  # type: ignore[index]
             for parametrization in chain:
                 if isinstance(parametrization, SpectralNorm):
                     parametrization.advance(chain.original)

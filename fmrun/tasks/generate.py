@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,7 @@ def build_discriminator(config: Config, channels: int) -> nn.Module:
     """The discriminator with its first weights, on the CPU, without touching global random state."""
     with torch.random.fork_rng(devices=[]):
         rng = torch_generator(config.seed, "init", 1)
-        net = DISCRIMINATORS[config.discriminator.type](
-            config.discriminator, config.data.image_size, channels, rng
-        )
+        net = DISCRIMINATORS[config.discriminator.type](config.discriminator, config.data.image_size, channels, rng)
     if config.discriminator.init is not None:
         load_weights(net, config.discriminator.init, ("discriminator",), "discriminator.init")
     return net
@@ -89,15 +88,16 @@ class Generate:
         channels, size = config.data.channels, config.data.image_size
         self.precision = choose_precision(config.precision, device)
         self.dtype = storage_dtype(self.precision)
-        place = {"device": device, "dtype": self.dtype, "memory_format": torch.channels_last}
 
-        self.generator = build_generator(config, channels).to(**place)
+        def placed(net: nn.Module) -> nn.Module:
+            return net.to(device=device, dtype=self.dtype).to(memory_format=torch.channels_last)
+
+        self.generator = placed(build_generator(config, channels))
         self.average = copy.deepcopy(self.generator)
-        net = build_discriminator(config, channels).to(**place)
+        net = placed(build_discriminator(config, channels))
         matching = None
         if config.feature_matching.weight > 0:
-            assert isinstance(net, Discriminator)
-            layers = select_layers(config.feature_matching.layers, net)
+            layers = select_layers(config.feature_matching.layers, cast(Discriminator, net))
             shapes = feature_shapes(net, (channels, size, size), layers)
             matching = FeatureMatching(config.feature_matching, shapes, config.seed)
             matching = matching.to(device=device, dtype=self.dtype)
@@ -113,7 +113,7 @@ class Generate:
             trained=config.discriminator.train,
             precision=self.precision,
         )
-        self.critics = (critic,)
+        self.critics: tuple[Critic, ...] = (critic,)
         self._forward: nn.Module = self.generator
         if config.compile:
             self._forward = torch.compile(self.generator)  # type: ignore[assignment]
