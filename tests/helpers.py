@@ -1,0 +1,114 @@
+"""Tiny nets, made-up images and state snapshots that several test files share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmrun.config import Config
+from fmrun.dist import World
+from fmrun.state import State
+from fmrun.tasks import Batch
+
+WORLD = World()
+
+
+def tiny_config(**settings: Any) -> Config:
+    """A float64 DCGAN of width 4 at 28 px on the CPU; `train__batch_size=8` sets `train.batch_size`."""
+    tree: dict[str, Any] = {
+        "precision": "fp64",
+        "device": "cpu",
+        "data": {"image_size": 28, "channels": 1},
+        "generator": {"width": 4, "latent_dim": 6},
+        "discriminator": {"width": 4},
+        "train": {"batch_size": 4},
+    }
+    for key, value in settings.items():
+        *path, last = key.split("__")
+        section = tree
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return Config.model_validate(tree)
+
+
+def tiny_state(**settings: Any) -> State:
+    return State(tiny_config(**settings), torch.device("cpu"), WORLD)
+
+
+class Noise:
+    """A feed of uniform noise; draw number d always has the same images."""
+
+    def __init__(self, config: Config):
+        size = config.data.image_size
+        self.shape = (config.train.batch_size, config.data.channels, size, size)
+
+    def batch(self, draw: int) -> Tensor:
+        rng = torch.Generator().manual_seed(draw)
+        return torch.randint(0, 256, self.shape, generator=rng, dtype=torch.uint8)
+
+
+def draws_of(state: State, step: int | None = None) -> list[list[Batch]]:
+    return state.prepare(Noise(state.config), state.step if step is None else step)
+
+
+def advance(state: State, steps: int = 1) -> None:
+    for _ in range(steps):
+        state.advance(draws_of(state))
+
+
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers."""
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+
+def everything(state: State) -> dict[str, Tensor]:
+    """Copies of all that a step can change, the log's window left out."""
+    parts = {"g": state.task.generator, "ema": state.task.average, "guard": state.guard}
+    for critic in state.task.critics:
+        parts[critic.name] = critic.net
+        if critic.matching is not None:
+            parts["matching." + critic.name] = critic.matching
+    found = {f"{part}.{name}": value for part, net in parts.items() for name, value in tensors_of(net).items()}
+    for name, optimiser in state.optimisers.items():
+        found |= {f"adam.{name}.{key}": value.clone() for key, value in optimiser.state().items()}
+    return found
+
+
+def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    """Names whose tensors are not equal to the bit (not-a-number equals itself)."""
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name].nan_to_num(123.0), b[name].nan_to_num(123.0))]
+
+
+def worst(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Largest absolute difference between tensors of the same name."""
+    assert a.keys() == b.keys()
+    return max(float((a[n].double() - b[n].double()).abs().max()) for n in a if a[n].numel())
+
+
+class Calls:
+    """Counts forwards of a module and notes what each was asked for."""
+
+    def __init__(self, net: nn.Module):
+        self.asked: list[dict[str, Any]] = []
+        forward = net.forward
+
+        def counted(image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Any:
+            self.asked.append(
+                {
+                    "taps": taps,
+                    "logits": logits,
+                    "image": image.detach().clone(),
+                    "grad": torch.is_grad_enabled() and image.requires_grad,
+                    "weights": any(p.requires_grad for p in net.parameters()),
+                }
+            )
+            return forward(image, taps, logits)
+
+        net.forward = counted  # type: ignore[method-assign]
+
+    def __len__(self) -> int:
+        return len(self.asked)
