@@ -1,0 +1,373 @@
+"""Which layers, how strongly, from when on: what lambda means."""
+
+import math
+
+import pytest
+import torch
+from helpers import WORLD, Calls, advance, draws_of, tensors_of, tiny_config, tiny_state
+
+from fmrun.config import FeatureMatchingConfig
+from fmrun.errors import UserError
+from fmrun.feature_matching import DENSE_MEASUREMENTS, FeatureMatching, select_layers
+from fmrun.models.dcgan import DcganDiscriminator
+from fmrun.step import frozen, generator_image_gradients
+from fmrun.tasks import CriticPlan, Plan
+
+NAMES = ("block1.conv", "block1", "block2.conv", "block2", "block3.conv", "block3")
+SHAPES = {"block1": torch.Size((2, 4, 4)), "block2": torch.Size((3, 2, 2))}
+
+
+def net(size: int = 28) -> DcganDiscriminator:
+    return DcganDiscriminator(size, 1, 4, "batch", torch.Generator())
+
+
+def matching(**settings) -> FeatureMatching:
+    settings = {"weight": 0.1, **settings}
+    return FeatureMatching(FeatureMatchingConfig(**settings), SHAPES, seed=0).double()
+
+
+def features(seed: int) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(4, *s, generator=rng, dtype=torch.float64) for n, s in SHAPES.items()}
+
+
+def number(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+# Which layers
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (("block2",), ("block2",)),
+        ((0,), ("block1.conv",)),
+        ((-1,), ("block3",)),
+        ((-6,), ("block1.conv",)),
+        (("all",), NAMES),
+        (("key",), ("block1", "block2", "block3")),
+        (("early",), ("block1",)),
+        (("mid",), ("block2",)),
+        (("auto",), ("block3.conv",)),
+        (("block3", 0, "early", -1, "block3"), ("block1.conv", "block1", "block3")),
+    ],
+)
+def test_layers_by_name_index_group_or_automatic_come_in_the_nets_order_each_once(layers, expected):
+    assert select_layers(layers, net()) == expected
+
+
+@pytest.mark.parametrize("layer", [6, -7, 100])
+def test_an_index_out_of_range_lists_the_layers(layer):
+    with pytest.raises(UserError, match=rf"no layer {layer}; layers: 0 block1\.conv, 1 block1, .* 5 block3$"):
+        select_layers(("block1", layer), net())
+
+
+def test_an_unknown_name_suggests_the_nearest_and_lists_layers_and_groups():
+    with pytest.raises(UserError) as error:
+        select_layers(("block1", "blok2"), net())
+    text = str(error.value)
+    assert "no layer 'blok2'; did you mean 'block2'?" in text
+    assert all(name in text for name in (*NAMES, "early", "mid", "key", "all", "auto"))
+
+
+def test_the_automatic_layer_is_the_convolution_that_feeds_the_head_not_the_head():
+    d = net()
+    image = torch.randn(2, 1, 28, 28)
+    out = d(image, (d.auto,), True)
+    assert out.features[d.auto].shape[1] == d.head.in_channels
+
+
+def test_layer_weights_need_one_for_each_layer():
+    with pytest.raises(UserError, match=r"3 weights for 2 layers \(block1, block2\)"):
+        matching(layer_weights=(1.0, 2.0, 3.0))
+    assert matching(layer_weights=(1.0, 3.0)).weights == {"block1": 1.0, "block2": 3.0}
+
+
+def test_a_shape_mismatch_names_the_layer_and_both_shapes():
+    real, fake = features(0), features(1)
+    fake["block2"] = fake["block2"][..., :1]
+    with pytest.raises(UserError, match=r"'block2' has shape \(4, 3, 2, 2\) for real and \(4, 3, 2, 1\)"):
+        matching()(real, fake, step=0, world=WORLD)
+
+
+# How strongly
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weights", ["uniform", (0.5, 3.0)])
+def test_total_is_the_reduction_of_weighted_distances(weights, reduction):
+    module = matching(layer_weights=weights, reduction=reduction)
+    loss = module(features(0), features(1), step=0, world=WORLD)
+    w = (1.0, 1.0) if weights == "uniform" else weights
+    real, fake = features(0), features(1)
+    d = [float((real[n].mean(0) - fake[n].mean(0)).square().mean()) for n in SHAPES]
+    expected = w[0] * d[0] + w[1] * d[1]
+    assert loss.total.item() == pytest.approx(expected / 2 if reduction == "mean" else expected, rel=1e-12)
+    assert [t.item() for t in loss.terms.values()] == pytest.approx(d, rel=1e-12)
+    assert list(loss.terms) == list(SHAPES)
+
+
+def image_gradient(state, plan: CriticPlan) -> torch.Tensor:
+    batches = draws_of(state, 0)[0]
+    rng = torch.Generator().manual_seed(5)
+    images = [torch.rand(b.real.shape, generator=rng, dtype=torch.float64) * 2 - 1 for b in batches]
+    with frozen(state.task.critics):
+        gradients, _ = generator_image_gradients(state.task, Plan((plan,)), batches, images, state.live, WORLD)
+    return torch.cat(gradients)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("match", ["mean", "sample"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weights", ["uniform", (0.5, 0.0, 2.0)])
+def test_lambda_acts_once(weights, reduction, match, accumulate):
+    """0.1 adds 0.1 times the unweighted term to the generator's gradient, not 0.01 times."""
+
+    def gradient(weight: float, adversarial: bool, taps: bool) -> torch.Tensor:
+        state = tiny_state(
+            feature_matching__weight=weight,
+            feature_matching__match=match,
+            feature_matching__reduction=reduction,
+            feature_matching__layer_weights=weights,
+            discriminator__norm="group",
+            train__accumulate=accumulate,
+        )
+        state.set_live(0)
+        plan = state.task.plan(0).critics[0]
+        layers = plan.taps if taps else ()
+        return image_gradient(state, CriticPlan(True, adversarial, layers, False, False))
+
+    adversarial, unweighted = gradient(0.1, True, False), gradient(1.0, False, True)
+    assert torch.allclose(gradient(0.1, True, True), adversarial + 0.1 * unweighted, rtol=1e-10, atol=1e-18)
+    assert unweighted.abs().sum() > 0
+
+
+def test_balance_comes_after_reduction_and_multiplies_lambda_with_its_ramp():
+    state = tiny_state(
+        feature_matching__weight=0.2,
+        feature_matching__ramp=4,
+        feature_matching__balance="gradient",
+        discriminator__norm="group",
+    )
+    module = state.task.critics[0].matching
+    module.balance.fill_(7.0)
+    state.set_live(3)
+    assert module.strength(state.live.matching[0]).item() == pytest.approx(7 * 0.2 * 3 / 4)
+    layers = module.layers
+    got = image_gradient(state, CriticPlan(True, False, layers, False, False))
+    module.balance.fill_(1.0)
+    state.live.set(3, [1.0], [1.0])
+    unweighted = image_gradient(state, CriticPlan(True, False, layers, False, False))
+    assert torch.allclose(got, 7 * 0.2 * 0.75 * unweighted, rtol=1e-10, atol=0)
+
+
+def test_ramp():
+    module = matching(start_step=10, ramp=4)
+    assert [module.ramp(s) for s in (0, 9, 10, 11, 13, 14, 100)] == [0, 0, 0, 0.25, 0.75, 1, 1]
+    assert [module.active(s) for s in (9, 10, 11)] == [False, False, True]
+    assert [matching(start_step=10).ramp(s) for s in (9, 10)] == [0, 1]
+
+
+# What it costs when it does not act
+
+
+def test_zero_weight_builds_nothing_and_runs_no_real_pass():
+    state = tiny_state(feature_matching__weight=0.0)
+    critic = state.task.critics[0]
+    assert critic.matching is None
+    calls = Calls(critic.net)
+    advance(state)
+    assert len(calls) == 3  # D: real, fake; G: fake
+    assert all(call["taps"] == () for call in calls.asked)
+
+
+@pytest.mark.parametrize("settings", [{"start_step": 2}, {"start_step": 1, "ramp": 3}])
+def test_before_its_start_it_runs_nothing_and_changes_nothing(settings):
+    late = tiny_state(feature_matching__weight=0.5, **{f"feature_matching__{k}": v for k, v in settings.items()})
+    without = tiny_state(feature_matching__weight=0.0)
+    calls = Calls(late.task.critics[0].net)
+    for done in (1, 2):
+        advance(late)
+        advance(without)
+        assert len(calls) == 3 * done
+    a, b = tensors_of(late.task.generator), tensors_of(without.task.generator)
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    advance(late)
+    assert len(calls) == 3 * 2 + 4
+    assert [bool(call["taps"]) for call in calls.asked[-4:]] == [False, False, True, True]
+
+
+# Balance and share
+
+
+def test_first_measurement_under_balance_makes_the_share_lambda():
+    module = matching(weight=0.1, balance="gradient")
+    module.measure(number(6.0), number(0.02), number(0.1))
+    assert module.balance.item() == pytest.approx(300)
+    assert module.share.item() == pytest.approx(0.1)
+
+
+def test_a_step_under_balance_adds_lambda_times_the_adversarial_gradient():
+    state = tiny_state(feature_matching__weight=0.25, feature_matching__balance="gradient")
+    state.set_live(0)
+    plan = state.task.plan(0).critics[0]
+    assert plan.measure
+    whole = image_gradient(state, plan)
+    adversarial = image_gradient(state, CriticPlan(True, True, (), False, False))
+    assert (whole - adversarial).norm().item() == pytest.approx(0.25 * adversarial.norm().item(), rel=1e-9)
+    assert state.task.critics[0].matching.share.item() == pytest.approx(0.25)
+
+
+def test_share_without_balance_is_that_of_the_raw_term_and_counts_the_adversarial_weight():
+    state = tiny_state(feature_matching__weight=0.25, losses__gan__weight=0.5)
+    state.set_live(0)
+    image_gradient(state, state.task.plan(0).critics[0])
+    adversarial = image_gradient(state, CriticPlan(True, True, (), False, False))
+    term = image_gradient(state, CriticPlan(True, False, state.task.critics[0].matching.layers, False, False))
+    state.live.set(0, [1.0], [0.25])
+    unweighted = image_gradient(state, CriticPlan(True, True, (), False, False))
+    assert torch.allclose(adversarial, 0.5 * unweighted, rtol=1e-10, atol=1e-18)
+    module = state.task.critics[0].matching
+    assert module.share.item() == pytest.approx((term.norm() / adversarial.norm()).item(), rel=1e-9)
+    assert module.balance.item() == 1.0
+
+
+def test_measuring_does_not_change_the_gradient_without_balance():
+    state = tiny_state(feature_matching__weight=0.25)
+    state.set_live(0)
+    plan = state.task.plan(0).critics[0]
+    measured = image_gradient(state, plan)
+    plain = image_gradient(state, CriticPlan(True, True, plan.taps, False, False))
+    assert torch.allclose(measured, plain, rtol=1e-10, atol=1e-18)
+
+
+def test_balance_is_a_smoothed_geometric_mean():
+    module = matching(balance="gradient", balance_decay=0.75)
+    ratios = [100.0, 400.0, 25.0]
+    expected = math.log(ratios[0])
+    for i, ratio in enumerate(ratios):
+        module.measure(number(ratio), number(1.0), number(0.1))
+        expected = expected if i == 0 else 0.75 * expected + 0.25 * math.log(ratio)
+        assert module.balance.item() == pytest.approx(math.exp(expected), rel=1e-9)
+
+
+def test_balance_is_clamped():
+    for ratio, limit in ((1e12, 50.0), (1e-12, 0.5)):
+        module = matching(balance="gradient", balance_limits=(0.5, 50.0))
+        module.measure(number(ratio), number(1.0), number(0.1))
+        assert module.balance.item() == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(
+    ("reference", "distance"),
+    [(math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)],
+)
+def test_a_measurement_that_says_nothing_is_ignored(reference, distance):
+    module = matching(balance="gradient")
+    module.measure(number(reference), number(distance), number(0.1))
+    assert module.balance.item() == 1.0
+    assert not module.measured
+    module.measure(number(8.0), number(1.0), number(0.1))
+    assert module.balance.item() == pytest.approx(8.0)
+    module.measure(number(reference), number(distance), number(0.1))
+    assert module.balance.item() == pytest.approx(8.0)
+
+
+def test_balance_carries_no_gradient():
+    module = matching(balance="gradient")
+    module.measure(number(3.0).requires_grad_(), number(1.0).requires_grad_(), number(0.1))
+    assert not module.strength(number(0.1)).requires_grad
+
+
+def test_measured_at_first_every_step_then_every_so_many():
+    module = matching(start_step=5, measure_every=10)
+    due = [s for s in range(5, 60) if module.due(s)]
+    dense = list(range(5, 5 + DENSE_MEASUREMENTS))
+    assert due == dense + [s for s in range(5 + DENSE_MEASUREMENTS, 60) if (s - 5) % 10 == 0]
+
+
+# State
+
+
+@pytest.mark.parametrize("settings", [{"balance": "gradient"}, {"estimator": "running"}])
+def test_a_restored_module_goes_on_as_the_original(settings):
+    def act(module: FeatureMatching, seed: int) -> float:
+        loss = module(features(seed), features(seed + 50), step=seed, world=WORLD).total
+        module.measure(number(1.0 + seed), loss, number(0.1))
+        return (module.strength(number(0.1)) * loss).item()
+
+    original, restored = matching(**settings), matching(**settings)
+    act(original, 0)
+    act(original, 1)
+    restored.load_state_dict({k: v.clone() for k, v in original.state_dict().items()})
+    assert act(restored, 2) == act(original, 2)
+    assert act(matching(**settings), 2) != act(original, 2)
+
+
+def test_running_mean_is_bias_corrected_and_follows_the_reals():
+    module = matching(estimator="running", running_decay=0.9)
+    sums, weight = dict.fromkeys(SHAPES, 0.0), 0.0
+    for seed in range(3):
+        real, fake = features(seed), features(seed + 9)
+        loss = module(real, fake, step=seed, world=WORLD)
+        weight = 0.9 * weight + 0.1
+        for name in SHAPES:
+            sums[name] = 0.9 * sums[name] + 0.1 * real[name].mean(0)
+            expected = (sums[name] / weight - fake[name].mean(0)).square().mean()
+            assert loss.terms[name].item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_directions_change_with_step_layer_and_seed_alone():
+    real, fake = features(0), features(1)
+
+    def distance(seed: int, step: int) -> list[float]:
+        module = FeatureMatching(FeatureMatchingConfig(weight=1, match="sliced", directions=4), SHAPES, seed=seed)
+        return [t.item() for t in module(real, fake, step=step, world=WORLD).terms.values()]
+
+    assert distance(0, 3) == distance(0, 3)
+    assert distance(0, 3) != distance(0, 4)
+    assert distance(0, 3) != distance(1, 3)
+    twins = {"a": torch.Size((3, 2, 2)), "b": torch.Size((3, 2, 2))}
+    module = FeatureMatching(FeatureMatchingConfig(weight=1, match="sliced", directions=4), twins, seed=0)
+    terms = module(
+        dict.fromkeys(twins, real["block2"]), dict.fromkeys(twins, fake["block2"]), step=0, world=WORLD
+    ).terms
+    assert terms["a"] != terms["b"]
+
+
+@pytest.mark.parametrize("match", ["sample", "mean", "moments", "coral", "mmd", "sliced"])
+def test_settings_reach_the_statistic(match):
+    """Every option that a statistic has changes its value."""
+    real, fake = features(0), features(1)
+
+    def value(**settings) -> float:
+        return matching(match=match, **settings)(real, fake, step=0, world=WORLD).total.item()
+
+    plain = value()
+    assert value(elements="sum") != plain
+    if match in ("sample", "mean", "moments"):
+        assert value(criterion="l1") != plain
+        assert value(criterion="charbonnier", eps=1e-6) != value(criterion="charbonnier", eps=1e-1)
+    if match == "mean":
+        assert value(estimator="unbiased") != plain
+    if match == "mmd":
+        assert value(kernel="rbf") != plain
+    if match == "sliced":
+        assert value(directions=5) != plain
+
+
+def test_the_strength_acts_where_it_is_configured():
+    """A step's log shows lambda, balance and their product with the distance."""
+    state = tiny_state(feature_matching__weight=0.3, feature_matching__balance="gradient")
+    advance(state)
+    row = state.window.read(WORLD)
+    assert row["fm/weight"] == pytest.approx(0.3 * row["fm/balance"], rel=1e-9)
+    assert row["fm/loss"] == pytest.approx(row["fm/weight"] * row["fm/distance"], rel=1e-9)
+    assert row["loss/g"] == pytest.approx(row["loss/g_adv"] + row["fm/loss"], rel=1e-9)
+    assert row["fm/distance"] == pytest.approx(sum(row[f"fm/block{i}"] for i in (1, 2, 3)) / 3, rel=1e-9)
+    assert row["fm/share"] == pytest.approx(0.3, rel=1e-9)
+
+
+def test_config_default_balance_is_none():
+    assert tiny_config().feature_matching.balance == "none"
