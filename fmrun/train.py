@@ -17,6 +17,7 @@ from .data.images import Images, open_data
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError
 from .loop import Session, Stop, feed_of
+from .memory import within_memory
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
 from .precision import choose_device, choose_precision, set_determinism
@@ -114,10 +115,14 @@ def start(
     world: World,
 ) -> int:
     """Train a new run; the exit code."""
-    config, train, valid, state = prepare(config, world, report)
-    run = world.together(lambda: runs.create(runs_dir, name, preset, config.model_dump(mode="json"), list(command)))
-    report.note(f"run {run.name} in {run.path}")
-    return _work(run, state, train, valid, report)
+
+    def work() -> int:
+        final, train, valid, state = prepare(config, world, report)
+        run = world.together(lambda: runs.create(runs_dir, name, preset, final.model_dump(mode="json"), list(command)))
+        report.note(f"run {run.name} in {run.path}")
+        return _work(run, state, train, valid, report)
+
+    return within_memory(config, world, work)
 
 
 def dry_run(config: Config, report: Reporter, world: World) -> Config:
@@ -153,13 +158,17 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
             f"for pictures: fmrun sample {run.name}"
         )
         return OK
-    config, train, valid, state = prepare(config, world, report)
-    if found is None:
-        report.warn(f"run {run.name} has no checkpoint yet; it starts again at step 0")
-    else:
-        _warn_inexact(found, train, state, report)
-        state.restore(found.tensors, found.meta)
-    return _work(run, state, train, valid, report, resumed=True, best=found.meta["best"] if found else None)
+
+    def work() -> int:
+        _, train, valid, state = prepare(config, world, report)
+        if found is None:
+            report.warn(f"run {run.name} has no checkpoint yet; it starts again at step 0")
+        else:
+            _warn_inexact(found, train, state, report)
+            state.restore(found.tensors, found.meta)
+        return _work(run, state, train, valid, report, resumed=True, best=found.meta["best"] if found else None)
+
+    return within_memory(config, world, work)
 
 
 def _warn_inexact(found: checkpoint.Checkpoint, train: Images, state: State, report: Reporter) -> None:

@@ -1,0 +1,93 @@
+"""Out of memory, in one sentence with the batch size that fits."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .config import Config
+from .dist import World
+from .errors import UserError
+from .precision import choose_device
+from .state import State
+
+T = TypeVar("T")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in RAM."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def within_memory(config: Config, world: World, work: Callable[[], T]) -> T:
+    """`work()`; if it runs out of memory, UserError with a batch size that was tried and fits."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    gc.collect()  # the failed state is held by frames that are gone only now
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    size = config.train.batch_size
+    fits = largest_batch(config, world) if world.size == 1 else None
+    if fits is None:
+        raise UserError(
+            f"out of memory at batch size {size}; give a smaller --batch-size, or smaller generator.width and "
+            "discriminator.width"
+        )
+    ways = -(-size // fits) * config.train.accumulate
+    raise UserError(
+        f"out of memory at batch size {size}; {fits} fits: --batch-size {fits}, or the same batch in parts: "
+        f"-s train.accumulate={ways}"
+    )
+
+
+class _Blank:
+    """Blank images in place of data."""
+
+    def __init__(self, config: Config, device: torch.device):
+        data = config.data
+        self.images = torch.zeros(
+            config.train.batch_size,
+            data.channels or 3,
+            data.image_size,
+            data.image_size,
+            dtype=torch.uint8,
+            device=device,
+        )
+
+    def batch(self, draw: int) -> Tensor:
+        return self.images
+
+
+def largest_batch(config: Config, world: World) -> int | None:
+    """The largest halving of the batch size at which a whole step was made, or None."""
+    size = config.train.batch_size // 2
+    while size >= 2 * config.train.accumulate:
+        size -= size % config.train.accumulate
+        train = config.train.model_copy(update={"batch_size": size})
+        data = config.data.model_copy(update={"channels": config.data.channels or 3})
+        smaller = config.model_copy(update={"train": train, "data": data})
+        if _fits(smaller, world):
+            return size
+        gc.collect()
+        size //= 2
+    return None
+
+
+def _fits(config: Config, world: World) -> bool:
+    """Whether a whole step of a fresh state fits."""
+    try:
+        device = choose_device(config.device, world.local_rank)
+        state = State(config, device, world)
+        state.advance(state.prepare(_Blank(config, device), 0))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
