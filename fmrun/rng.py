@@ -22,6 +22,9 @@ STREAMS = (
     "init",
     "probe",
     "split",
+    "crop",
+    "degrade",
+    "degrade-valid",
 )
 
 
