@@ -237,7 +237,7 @@ def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[s
 
 
 def flatten(config: "Config") -> dict[str, Any]:
-    """`{"train.steps": 3000, …}`, values as in JSON, in the order of the schema."""
+    """`{"train.steps": 3000, …}`, values as in JSON, in the order of the schema; a section that is absent is None."""
     return dict(_leaves(config.model_dump(mode="json")))
 
 
@@ -279,17 +279,26 @@ class _Layers:
             self.put(f"{prefix}{name}", value, label)
 
     def put(self, key: str, value: Any, label: str) -> None:
-        from fmrun.config.fields import FIELDS, SECTIONS, members
+        from fmrun.config.fields import FIELDS, NONE_WORDS, OPTIONAL, SECTIONS, members
 
         if key in FIELDS:
             self._lay(key, _Given(value, label, key))
         elif key not in SECTIONS:
             self.problems.append((label, _unknown(key)))
+        elif key in OPTIONAL and (value is None or value in NONE_WORDS):
+            self._drop(f"{key}.")
+            self._lay(key, _Given(None, label, key))
+        elif key in OPTIONAL and value == {}:
+            self._lay(key, _Given({}, label, key))
         elif isinstance(value, dict):
             self.table(value, label, f"{key}.")
         elif value is not None:
-            fields = ", ".join(members(key))
+            fields = ", ".join(members(key)) + (" (or none)" if key in OPTIONAL else "")
             self.problems.append((label, f"{key} is a section, not a value; its fields: {fields}"))
+
+    def _drop(self, prefix: str) -> None:
+        for key in [k for k in self.given if k.startswith(prefix)]:
+            del self.given[key]
 
     def file(self, data: dict[str, Any], label: str) -> None:
         from fmrun.yaml_config import read_losses
@@ -303,8 +312,7 @@ class _Layers:
             self.problems.append((label, str(error)))
             return self.table({k: v for k, v in data.items() if k != "losses"}, label)
         for section in losses.replaces:
-            for key in [k for k in self.given if k.startswith(f"{section}.")]:
-                del self.given[key]
+            self._drop(f"{section}.")
         below = dict(self.given)
         self.table({k: v for k, v in data.items() if k != "losses"}, label)
         for setting in losses.settings:
@@ -321,17 +329,24 @@ class _Layers:
         return None
 
     def override(self, override: Override) -> None:
-        from fmrun.config.fields import FIELDS, toml_value
+        from fmrun.config.fields import FIELDS, NONE_WORDS, toml_value
 
         key, value, label = override.key, override.value, override.flag
         is_text = isinstance(value, str)
         if key in FIELDS:
             self._lay(key, _Given(value, label, key, is_text))
+        elif value is None or value in NONE_WORDS:
+            self.put(key, "none", label)
         else:
             table = toml_value(value) if is_text else value
             self.put(key, table if isinstance(table, dict) else "", label)
 
     def _lay(self, key: str, given: _Given) -> None:
+        from fmrun.config.fields import OPTIONAL
+
+        section = key.rpartition(".")[0]
+        if section in OPTIONAL:
+            self.given.pop(section, None)  # a section that was removed is there again with its first setting
         self.given.pop(key, None)  # the order of `given` is the order of laying
         self.given[key] = given
 
@@ -341,17 +356,18 @@ class _Layers:
 
         table: dict[str, Any] = {}
         for key, given in self.given.items():
-            kind = FIELDS[key].kind
-            try:
-                value = kind.parse(given.value) if given.is_text else kind.coerce(given.value)
-            except Mismatch as mismatch:
-                self.problems.append((given.label, f"{given.name} is {given.shown(key)}; {mismatch}"))
-                continue
             inner = table
             *sections, name = key.split(".")
             for section in sections:
                 inner = inner.setdefault(section, {})
-            inner[name] = value
+            if key not in FIELDS:  # a section that may be absent: absent, or there with its defaults
+                inner.setdefault(name, None if given.value is None else {})
+                continue
+            kind = FIELDS[key].kind
+            try:
+                inner[name] = kind.parse(given.value) if given.is_text else kind.coerce(given.value)
+            except Mismatch as mismatch:
+                self.problems.append((given.label, f"{given.name} is {given.shown(key)}; {mismatch}"))
         return table
 
     def explain(self, error: "ValidationError") -> None:
@@ -376,12 +392,17 @@ class _Layers:
         self.stop_if_wrong()
 
     def _cross_field(self, section: str, text: str) -> tuple[str, str]:
-        """Puts a validator's sentence to the last given of the fields it speaks of."""
+        """Puts a validator's sentence to the last given of the fields (or sections that may be absent) it speaks of."""
+        from fmrun.config.fields import is_optional
+
         prefix = f"{section}." if section else ""
         label, name = "", ""
         for key, given in self.given.items():
             short = key.removeprefix(prefix)
-            if key.startswith(prefix) and re.search(rf"(?<![\w.]){re.escape(short)}(?![\w.]*\w)", text):
+            spoken = [short, short.rpartition(".")[0]] if is_optional(key) and "." in short else [short]
+            if key.startswith(prefix) and any(
+                re.search(rf"(?<![\w.]){re.escape(word)}(?![\w.]*\w)", text) for word in spoken
+            ):
                 label = given.label
                 name = section
         if name and not label.startswith("-s ") and not text.startswith(section):
@@ -415,7 +436,7 @@ def _unknown(key: str) -> str:
     """`there is no field 'train.stpes'; did you mean 'train.steps'?`"""
     import difflib
 
-    from fmrun.config.fields import FIELDS, SECTIONS
+    from fmrun.config.fields import FIELDS, SECTIONS, is_optional
 
     known = [*FIELDS, *SECTIONS]
     lower = key.lower().replace("-", "_")
@@ -431,6 +452,7 @@ def _unknown(key: str) -> str:
         hits = [k for k in FIELDS if k.rpartition(".")[2] in near]
     if not hits:
         return f"there is no field '{key}'; fields are listed in docs/config.md"
+    hits = sorted(hits, key=is_optional)
     return f"there is no field '{key}'; did you mean {' or '.join(repr(k) for k in hits[:4])}?"
 
 

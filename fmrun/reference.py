@@ -61,8 +61,14 @@ losses:
 `featurematchingloss` goes to `feature_matching`, whole: nothing of the preset's section is left.
 `loss_weight` is `weight` (1 if absent), `start_iter` is `start_step`, `criterion` is `l1` if absent,
 `balance` is `none`, and `match` follows the task: `mean` for `generate`, where real and generated images do
-not correspond, `sample` where they do. All names of the section may be used too. `ganloss` replaces
-`losses.gan`; without it the preset's stays. Type names are read in any case, with or without underscores."""
+not correspond, `sample` where they do. All names of the section may be used too. What remains of the list, if
+anything does, replaces the preset's losses: what it does not name is gone, the adversarial term too. Type names
+are read in any case, with or without underscores; each is given once."""
+
+LOSSES = """\
+The losses that compare an image with its original exist in super-resolution only. Each is a section of its own,
+there once one of its fields is set (`-s losses.l1.weight=1`) and gone with `-s losses.l1=none`. They see values in
+[0, 1]. Pretrained weights are read from torchvision's cache or the file named, never downloaded during a run."""
 
 
 def allowed(kind: Kind) -> str:
@@ -130,9 +136,15 @@ def markdown() -> str:
     lines += ["", "## Top level", "", *_table("")]
     for section, info in SECTIONS.items():
         table = _table(section)
+        if section == "losses":
+            lines += ["## `losses`", "", " ".join((info.description or "").split()), "", LOSSES, ""]
         if table:
             lines += [f"## `{section}`", "", " ".join((info.description or "").split()), "", *table]
-    return "\n".join([*lines, YAML, ""])
+    lines += [YAML, "", "| type | goes to | keys of other names |", "|---|---|---|"]
+    for type_, target in TYPES.items():
+        renamed = ", ".join(f"`{theirs}`: `{own}`" for theirs, own in target.rename.items())
+        lines.append(f"| `{type_}` | `{target.section}` | {renamed} |")
+    return "\n".join([*lines, ""])
 
 
 def schema() -> dict[str, Any]:
@@ -154,7 +166,7 @@ def schema() -> dict[str, Any]:
         "type": "object",
         "description": "One loss, in the style of super-resolution configs.",
         "required": ["type"],
-        "properties": {"type": {"type": "string", "examples": [t for t, target in TYPES.items() if target]}},
+        "properties": {"type": {"type": "string", "examples": list(TYPES)}},
     }
     result["properties"] = {
         "description": {"type": "string", "description": "One sentence about this file."},

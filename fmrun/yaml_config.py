@@ -18,7 +18,7 @@ the schema's default, never the preset's value, except that
   there, with the same criterion. `match: sample` in the entry insists.
 
 Without a feature-matching entry the preset's feature matching stands. What remains of the list, if anything
-does, replaces the preset's losses.
+does, replaces the preset's losses: what it does not name is gone, the adversarial term too.
 """
 
 from dataclasses import dataclass, field
@@ -41,26 +41,50 @@ class Target:
     section: str
     rename: dict[str, str]
     defaults: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    """Keys of that style that say what fmrun does anyway: accepted with this value only."""
+    paired: bool = True
+    """Whether it compares each image with its original."""
 
 
-PAIRED_ONLY = None
+WEIGHT = {"loss_weight": "weight", "start_iter": "start_step"}
 
-TYPES: dict[str, Target | None] = {
-    "featurematchingloss": Target(
-        "feature_matching",
-        {"loss_weight": "weight", "start_iter": "start_step"},
-        {"weight": 1.0, "balance": "none"},
+TYPES: dict[str, Target] = {
+    "featurematchingloss": Target("feature_matching", WEIGHT, {"weight": 1.0, "balance": "none"}, paired=False),
+    "ganloss": Target("losses.gan", {"gan_type": "type", **WEIGHT}, paired=False),
+    "l1loss": Target("losses.l1", WEIGHT),
+    "mseloss": Target("losses.l2", WEIGHT),
+    "charbonnierloss": Target("losses.charbonnier", WEIGHT),
+    "perceptualloss": Target(
+        "losses.perceptual",
+        WEIGHT,
+        fixed={
+            "w_lambda": 0.01,
+            "alpha": None,
+            "num_proj_fd": 256,
+            "phase_weight_fd": 1.0,
+            "stride_fd": 1,
+            "clip_min": 0,
+            "antialiased": False,
+        },
     ),
-    "ganloss": Target("losses.gan", {"gan_type": "type", "loss_weight": "weight", "start_iter": "start_step"}),
-    "l1loss": PAIRED_ONLY,
-    "mseloss": PAIRED_ONLY,
-    "charbonnierloss": PAIRED_ONLY,
-    "perceptualloss": PAIRED_ONLY,
-    "convnextperceptualloss": PAIRED_ONLY,
-    "ffloss": PAIRED_ONLY,
-    "hfenloss": PAIRED_ONLY,
-    "distsloss": PAIRED_ONLY,
-    "lpipsloss": PAIRED_ONLY,
+    "convnextperceptualloss": Target("losses.convnext", WEIGHT),
+    "mobilenetperceptualloss": Target("losses.mobilenet", WEIGHT),
+    "ffloss": Target(
+        "losses.frequency",
+        {
+            **WEIGHT,
+            "ave_spectrum": "average_spectrum",
+            "log_matrix": "log_weights",
+            "batch_matrix": "batch_weights",
+        },
+    ),
+    "hfenloss": Target("losses.hfen", WEIGHT),
+    "distsloss": Target(
+        "losses.dists", WEIGHT, fixed={"as_loss": True, "load_weights": True, "use_input_norm": True, "clip_min": 0}
+    ),
+    "lpipsloss": Target("losses.lpips", WEIGHT),
+    "ldlloss": Target("losses.ldl", WEIGHT),
 }
 
 
@@ -103,7 +127,7 @@ def read_losses(entries: list[Any], task: str) -> LossList:
             raise UserError(f"{where}: {type_} is already entry {first[type_]}; each type is given once")
         first[type_] = number
         target = TYPES[type_]
-        if target is None:
+        if target.paired and task in UNPAIRED:
             paired.append(entry["type"])
             continue
         targets.append(target)
@@ -117,6 +141,8 @@ def read_losses(entries: list[Any], task: str) -> LossList:
     replaces = [t.section for t in targets if t.section == "feature_matching"]
     if any(t.section != "feature_matching" for t in targets):
         replaces.append("losses")
+        if "ganloss" not in first:
+            settings.append(LossSetting("losses.gan.weight", 0.0, "losses without a ganloss", "weight", implied=True))
     return LossList(tuple(settings), tuple(replaces))
 
 
@@ -126,6 +152,16 @@ def _entry(entry: dict[Any, Any], target: Target, where: str, task: str) -> list
     for name, value in entry.items():
         if name == "type":
             continue
+        if name in target.fixed:
+            if value != target.fixed[name]:
+                offered = show(target.fixed[name])
+                raise UserError(f"{where}: {name} is {show(value)}; fmrun offers {offered} only")
+            continue
+        if name == "layer_weights" and isinstance(value, dict) and "layers" in known:
+            if "layers" in entry:
+                raise UserError(f"{where}: layers and the names in layer_weights are the same setting; give one")
+            given["layers"] = LossSetting(f"{target.section}.layers", list(value), where, str(name))
+            value = list(value.values())
         own = target.rename.get(str(name), str(name))
         if own not in known and own not in target.rename.values():
             options = [*target.rename, *known]
@@ -134,7 +170,7 @@ def _entry(entry: dict[Any, Any], target: Target, where: str, task: str) -> list
         if own in given:
             raise UserError(f"{where}: {given[own].name} and {name} are the same setting; give one")
         given[own] = LossSetting(f"{target.section}.{own}", value, where, str(name))
-    implied = dict(target.defaults)
+    implied = {"weight": 1.0, **target.defaults} if target.paired else dict(target.defaults)
     if target.section == "feature_matching":
         match = given["match"].value if "match" in given else UNPAIRED.get(task, "sample")
         implied["match"] = match

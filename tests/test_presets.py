@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Presets, flags and files become one config, or one sentence."""
 
 import json
@@ -13,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fmrun import presets
-from fmrun.config import Config
-from fmrun.config.fields import FIELDS, Kind
+from fmrun.config import Config, LossesConfig
+from fmrun.config.fields import FIELDS, OPTIONAL, Kind, is_optional
 from fmrun.errors import UserError
 from fmrun.presets import Override, flatten, from_json, parse_set, render, resolve
 
@@ -67,8 +66,7 @@ def test_the_presets_are_what_they_are_called():
 
 def test_large_preset_wants_images_of_ones_own():
     assert message(preset="dcgan-64") == (
-        "preset dcgan-64: data.image_size is 64, but the bundled images are 28 px; "
-        "give larger ones with --data FOLDER"
+        "preset dcgan-64: data.image_size is 64, but the bundled images are 28 px; give larger ones with --data FOLDER"
     )
     config = resolve("dcgan-64", None, [Override("--data", "data.path", "pictures")])
     assert (config.data.image_size, config.data.fit, config.generator.width) == (64, "crop", 64)
@@ -210,8 +208,7 @@ def test_later_wins():
         ("device=gpu", "device is 'gpu'; allowed: auto, cpu, cuda, cuda:0, mps; did you mean 'cpu'?"),
         (
             "optim.generator.betas=0.5",
-            "optim.generator.betas is '0.5'; "
-            "it must be a list of 2 finite numbers, each 0 or greater and less than 1",
+            "optim.generator.betas is '0.5'; it must be a list of 2 finite numbers, each 0 or greater and less than 1",
         ),
         (
             "feature_matching.layer_weights=unifrom",
@@ -236,9 +233,7 @@ def test_mistakes_in_set(text, expected):
 def test_a_shorthand_is_named_as_typed(value, shown):
     with pytest.raises(UserError) as caught:
         resolve(None, None, [Override("--lambda-feature", "feature_matching.weight", value)])
-    assert (
-        str(caught.value) == f"--lambda-feature: feature_matching.weight is {shown}; it must be 0 or greater"
-    )
+    assert str(caught.value) == f"--lambda-feature: feature_matching.weight is {shown}; it must be 0 or greater"
 
 
 def test_shorthands_name_fields():
@@ -261,9 +256,7 @@ def test_a_conflict_names_the_last_flag_that_made_it():
     text = message("feature_matching.match=mmd", preset="dcgan-fm-mse")
     assert text.startswith("-s feature_matching.match=mmd: criterion 'l2' does not apply to match 'mmd'")
     with pytest.raises(UserError, match=r"^--batch-size: train: accumulate 2 does not divide batch_size 3$"):
-        resolve(
-            None, None, [parse_set("train.accumulate=2"), Override("--batch-size", "train.batch_size", "3")]
-        )
+        resolve(None, None, [parse_set("train.accumulate=2"), Override("--batch-size", "train.batch_size", "3")])
 
 
 def test_several_mistakes_are_all_told_in_one_line():
@@ -312,7 +305,8 @@ def values(kind: Kind):
 
 @st.composite
 def configs(draw):
-    keys = draw(st.lists(st.sampled_from(sorted(FIELDS)), unique=True, max_size=8))
+    always = sorted(key for key in FIELDS if not is_optional(key))
+    keys = draw(st.lists(st.sampled_from(always), unique=True, max_size=8))
     data: dict = {}
     for key in keys:
         *sections, name = key.split(".")
@@ -418,5 +412,81 @@ def test_a_missing_run_config(tmp_path):
 def test_flatten_has_every_field_in_order():
     flat = flatten(Config())
     assert list(flat) != []
-    assert set(flat) == set(FIELDS)
+    assert set(flat) == {key for key in FIELDS if not is_optional(key)} | set(OPTIONAL)
+    assert [flat[key] for key in OPTIONAL] == [None] * len(OPTIONAL)
     assert all(not isinstance(v, float) or math.isfinite(v) for v in flat.values())
+
+
+# ---- sections that may be absent
+
+
+def losses_of(*texts, below=None):
+    """`losses` after these `-s`, on top of the table `below`, whatever the task."""
+    layers = presets._Layers()
+    layers.table(below or {}, "preset")
+    for text in texts:
+        layers.override(parse_set(text))
+    table = layers.nested()
+    layers.stop_if_wrong()
+    return LossesConfig.model_validate(table.get("losses", {}))
+
+
+BELOW = {"losses": {"l1": {"weight": 0.5, "ramp": 3}}}
+
+
+def test_the_first_setting_makes_the_section():
+    assert losses_of().image == {}
+    assert losses_of("losses.l1.weight=2").l1.weight == 2
+    assert losses_of("losses.hfen={}").hfen == type(losses_of("losses.hfen.weight=1").hfen)()
+    assert losses_of("losses.l1={weight=2, start_step=5}").l1.start_step == 5
+
+
+def test_a_section_is_changed_removed_and_made_anew():
+    assert losses_of("losses.l1.weight=2", below=BELOW).l1.ramp == 3
+    for word in ("none", "null"):
+        assert losses_of(f"losses.l1={word}", below=BELOW).l1 is None
+    assert losses_of("losses.l1.weight=2", "losses.l1=none", below=BELOW).image == {}
+    anew = losses_of("losses.l1=none", "losses.l1.weight=2", below=BELOW).l1
+    assert (anew.weight, anew.ramp) == (2, 0)
+    assert losses_of("losses={l1='none'}", below=BELOW).l1 is None
+    kept = losses_of("losses.l1={}", below=BELOW).l1
+    assert (kept.weight, kept.ramp) == (0.5, 3)
+    assert losses_of(below={"losses": {"l1": None}}).l1 is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("losses.l1.weight=1", "-s losses.l1.weight=1: losses.l1 compares each image with its original, which exists in "
+         "super-resolution only; task 'generate' has none: remove with losses.l1=none"),
+        ("losses.l1=1", "-s losses.l1=1: losses.l1 is a section, not a value; its fields: weight, start_step, ramp, "
+         "reduction (or none)"),
+        ("losses.gan=none", "-s losses.gan=none: losses.gan is a section, not a value; its fields: "),
+        ("losses.l1.weigth=1", "-s losses.l1.weigth=1: there is no field 'losses.l1.weigth'; did you mean "
+         "'losses.l1.weight'?"),
+        ("losses.l1.weight=-1", "-s losses.l1.weight=-1: losses.l1.weight is -1; it must be 0 or greater"),
+        ("losses.perceptual.layer_weights=1,2", "-s losses.perceptual.layer_weights=1,2: layer_weights "
+         "has 2 weights for the 5 entries of layers; give one for each"),
+        ("losses.hfen.kernel_size=4", "-s losses.hfen.kernel_size=4: kernel_size must be odd, not 4"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_optional_sections(text, expected):
+    assert message(text).startswith(expected)
+
+
+def test_several_paired_losses_are_one_sentence():
+    assert message("losses.l1.weight=1", "losses.hfen.weight=1").startswith(
+        "-s losses.hfen.weight=1: losses.l1, losses.hfen compare each image with its original"
+    )
+
+
+def test_an_absent_section_survives_a_runs_config():
+    data = json.loads(sets("seed=3").model_dump_json())
+    assert data["losses"]["l1"] is None
+    assert presets.revise(data, [], []) == from_json(data)
+    with pytest.raises(UserError, match=r"losses\.l1\.weight would change the experiment"):
+        presets.revise(data, [parse_set("losses.l1.weight=1")], ["train.steps"])
+
+
+def test_short_names_suggest_what_is_always_there_first():
+    assert "'feature_matching.weight'" in message("weight=1")

@@ -1,8 +1,12 @@
-# ruff: noqa: E501
 """Config files, and the `losses:` list of super-resolution configs."""
 
-import pytest
+from typing import get_args
 
+import pytest
+import yaml
+
+from fmrun.config import Config, FeatureMatchingConfig, LossesConfig
+from fmrun.config.fields import FIELDS
 from fmrun.errors import UserError
 from fmrun.presets import Override, parse_set, resolve
 from fmrun.yaml_config import TYPES, read_losses
@@ -55,9 +59,7 @@ def test_yaml_numbers_and_words(tmp_path):
 
 
 def test_none_clears_in_files(tmp_path):
-    assert (
-        config(tmp_path, 'feature_matching.criterion = "none"', "exp.toml").feature_matching.criterion is None
-    )
+    assert config(tmp_path, 'feature_matching.criterion = "none"', "exp.toml").feature_matching.criterion is None
     assert config(tmp_path, "optim: {clip_grad_norm: null}").optim.clip_grad_norm is None
 
 
@@ -118,9 +120,7 @@ def test_yaml_syntax_names_the_line(tmp_path):
 
 def test_a_missing_file_names_its_neighbour(tmp_path):
     write(tmp_path, "", "exp.toml")
-    with pytest.raises(
-        UserError, match=r"^--config: there is no file '.*exp.tml'; did you mean 'exp.toml'\?$"
-    ):
+    with pytest.raises(UserError, match=r"^--config: there is no file '.*exp.tml'; did you mean 'exp.toml'\?$"):
         resolve(None, tmp_path / "exp.tml", [])
     with pytest.raises(UserError, match="is a folder, not a config file"):
         resolve(None, tmp_path, [])
@@ -209,9 +209,7 @@ def test_a_section_beside_the_list_adds_to_it(tmp_path):
 
 def test_flags_lie_on_top_of_the_list(tmp_path):
     over = [parse_set("feature_matching.weight=3")]
-    assert (
-        config(tmp_path, "losses: [{type: featurematchingloss}]", overrides=over).feature_matching.weight == 3
-    )
+    assert config(tmp_path, "losses: [{type: featurematchingloss}]", overrides=over).feature_matching.weight == 3
 
 
 @pytest.mark.parametrize(
@@ -243,7 +241,7 @@ def test_mistakes_in_the_list(tmp_path, entries, expected):
         assert said.startswith(f"exp.yml: {expected}")
 
 
-@pytest.mark.parametrize("name", sorted(t for t, target in TYPES.items() if target is None))
+@pytest.mark.parametrize("name", sorted(t for t, target in TYPES.items() if target.paired))
 def test_paired_losses_are_known_and_named(tmp_path, name):
     assert f"exp.yml: {name} belongs to super-resolution" in message(tmp_path, f"losses: [{{type: {name}}}]")
 
@@ -251,3 +249,181 @@ def test_paired_losses_are_known_and_named(tmp_path, name):
 def test_a_later_start_of_the_adversarial_loss(tmp_path):
     text = "losses: [{type: featurematchingloss}, {type: ganloss, gan_type: r3gan, start_iter: 20000}]"
     assert config(tmp_path, text).losses.gan.start_step == 20000
+
+
+# ---- super-resolution
+
+
+def sections(text):
+    """The sections that a `losses:` list makes for super-resolution, each validated by itself."""
+    losses = read_losses(yaml.safe_load(text)["losses"], "upscale")
+    table: dict = {}
+    for setting in losses.settings:
+        inner = table
+        *path, name = setting.key.split(".")
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[name] = FIELDS[setting.key].kind.coerce(setting.value)
+    return (
+        LossesConfig.model_validate(table.get("losses", {})),
+        FeatureMatchingConfig.model_validate(table.get("feature_matching", {})),
+        losses.replaces,
+    )
+
+
+BASIC = """
+# A losses block as it is usually added to an existing super-resolution config.
+losses:
+  - type: featurematchingloss
+    loss_weight: 0.2
+    criterion: l1
+    reduction: mean
+    start_iter: 0
+"""
+COMBINED = """
+losses:
+  - type: charbonnierloss
+    loss_weight: 0.5
+  - type: convnextperceptualloss
+    loss_weight: 0.2
+  - type: ffloss
+    loss_weight: 0.3
+  - type: featurematchingloss
+    loss_weight: 0.1
+    layers: [1, 3, 5, 9]
+    criterion: l1
+  - type: hfenloss
+    loss_weight: 0.02
+  - type: ganloss
+    gan_type: r3gan
+    loss_weight: 0.05
+    start_iter: 20000
+"""
+SELECTED = """
+losses:
+  - type: FeatureMatchingLoss
+    loss_weight: 0.05
+    layers: [0, 2, 4, 5]
+    criterion: charbonnier
+    reduction: sum
+    eps: 1e-6
+    start_iter: 500
+  - type: ganloss
+    gan_type: vanilla
+    loss_weight: 0.1
+"""
+
+
+def test_feature_matching_alone_leaves_the_presets_losses():
+    losses, fm, replaces = sections(BASIC)
+    assert replaces == ("feature_matching",)
+    assert (fm.weight, fm.match, fm.criterion, fm.balance) == (0.2, "sample", "l1", "none")
+    assert losses == LossesConfig()
+
+
+def test_a_list_of_many_losses():
+    losses, fm, replaces = sections(COMBINED)
+    assert replaces == ("feature_matching", "losses")
+    assert {name: config.weight for name, config in losses.image.items()} == {
+        "charbonnier": 0.5,
+        "convnext": 0.2,
+        "frequency": 0.3,
+        "hfen": 0.02,
+    }
+    assert (losses.gan.type, losses.gan.weight, losses.gan.start_step) == ("r3gan", 0.05, 20000)
+    assert (fm.weight, fm.layers, fm.match, fm.criterion) == (0.1, (1, 3, 5, 9), "sample", "l1")
+
+
+def test_selected_layers():
+    losses, fm, _ = sections(SELECTED)
+    assert losses.image == {}
+    assert (losses.gan.type, losses.gan.weight) == ("vanilla", 0.1)
+    assert (fm.layers, fm.criterion, fm.reduction, fm.eps, fm.start_step) == (
+        (0, 2, 4, 5),
+        "charbonnier",
+        "sum",
+        1e-6,
+        500,
+    )
+
+
+PAIRED = {
+    "l1loss": "l1",
+    "mseloss": "l2",
+    "charbonnierloss": "charbonnier",
+    "perceptualloss": "perceptual",
+    "convnextperceptualloss": "convnext",
+    "mobilenetperceptualloss": "mobilenet",
+    "ffloss": "frequency",
+    "hfenloss": "hfen",
+    "distsloss": "dists",
+    "lpipsloss": "lpips",
+    "ldlloss": "ldl",
+}
+
+
+def test_every_paired_type_has_its_section():
+    assert {name for name, target in TYPES.items() if target.paired} == set(PAIRED)
+
+
+@pytest.mark.parametrize(("type_", "name"), PAIRED.items())
+def test_a_paired_entry_as_it_stands(type_, name):
+    alone, _, _ = sections(f"losses: [{{type: {type_}}}]")
+    assert list(alone.image) == [name]
+    assert alone.image[name].weight == 1.0
+    losses, _, _ = sections(f"losses: [{{type: {type_.upper()}, loss_weight: 0.25, start_iter: 7, ramp: 3}}]")
+    section = losses.image[name]
+    assert (section.weight, section.start_step, section.ramp) == (0.25, 7, 3)
+    assert losses.gan.weight == 0, "a list without a ganloss has no adversarial term"
+
+
+def test_keys_of_that_style():
+    losses, _, _ = sections(
+        """
+losses:
+  - {type: charbonnierloss, eps: 1e-8, reduction: sum}
+  - {type: ffloss, alpha: 0.5, patch_factor: 2, ave_spectrum: false, log_matrix: true, batch_matrix: true}
+  - {type: hfenloss, criterion: l1, kernel_size: 9, sigma: 1.5, eps: 1e-6, reduction: mean}
+  - {type: perceptualloss, layer_weights: {conv3_4: 1, conv5_4: 0.5}, criterion: charbonnier, w_lambda: 0.01, alpha: ~}
+  - {type: convnextperceptualloss, layers: [1, 2], layer_weights: [1.0, 0.5], eps: 1e-6}
+  - {type: distsloss, as_loss: true, load_weights: true, use_input_norm: true, clip_min: 0}
+"""
+    )
+    assert (losses.charbonnier.eps, losses.charbonnier.reduction) == (1e-8, "sum")
+    f = losses.frequency
+    assert (f.alpha, f.patch_factor, f.average_spectrum, f.log_weights, f.batch_weights) == (0.5, 2, False, True, True)
+    h = losses.hfen
+    assert (h.criterion, h.kernel_size, h.sigma, h.eps) == ("l1", 9, 1.5, 1e-6)
+    assert (losses.perceptual.layers, losses.perceptual.layer_weights) == (("conv3_4", "conv5_4"), (1.0, 0.5))
+    assert (losses.convnext.layers, losses.convnext.layer_weights) == ((1, 2), (1.0, 0.5))
+    assert losses.dists.weight == 1.0
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("{type: perceptualloss, antialiased: true}", "losses entry 1 (perceptualloss): antialiased is true; fmrun offers "
+         "false only"),
+        ("{type: perceptualloss, layers: [pool1], layer_weights: {pool1: 1}}", "losses entry 1 (perceptualloss): layers and "
+         "the names in layer_weights are the same setting; give one"),
+        ("{type: charbonnierloss, epz: 1}", "losses entry 1 (charbonnierloss): there is no key 'epz'; did you mean 'eps'?"),
+        ("{type: hfnloss}", "losses entry 1: there is no loss type 'hfnloss'; did you mean 'hfenloss'?"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_paired_entries(entry, expected):
+    with pytest.raises(UserError) as caught:
+        sections(f"losses: [{entry}]")
+    assert str(caught.value) == expected
+
+
+@pytest.mark.skipif(
+    "upscale" not in get_args(Config.model_fields["task"].annotation), reason="there is no task upscale yet"
+)
+@pytest.mark.parametrize("text", [BASIC, COMBINED, SELECTED])
+def test_whole_configs_resolve_for_super_resolution(tmp_path, text):
+    path = write(tmp_path, "task: upscale\n" + text)
+    got = resolve(None, path, [], need_data=False)
+    losses, fm, replaces = sections(text)
+    assert got.feature_matching == fm
+    if "losses" in replaces:
+        assert got.losses == losses

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 from .base import Section
 from .data import DataConfig
 from .feature_matching import FeatureMatchingConfig
-from .losses import GanLossConfig, LossesConfig
+from .losses import GanLossConfig, ImageLossConfig, LossesConfig
 from .models import DiscriminatorConfig, GeneratorConfig
 from .optim import AdamConfig, EmaConfig, OptimConfig, ScheduleConfig
 from .run import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
@@ -72,19 +72,35 @@ class Config(Section):
     """Measurements on held-out images."""
 
     @model_validator(mode="after")
-    def _generator_learns(self) -> "Config":
-        gan, fm = self.losses.gan, self.feature_matching
-        if gan.weight == 0 and fm.weight == 0:
+    def _originals_exist(self) -> "Config":
+        names = [f"losses.{name}" for name in self.losses.image]
+        if names and self.task == "generate":
+            verb = "compares" if len(names) == 1 else "compare"
             raise ValueError(
-                "losses.gan.weight and feature_matching.weight are both 0: the generator has nothing to learn from"
+                f"{', '.join(names)} {verb} each image with its original, which exists in super-resolution only; "
+                f"task 'generate' has none: remove with {names[0]}=none"
             )
-        first_gan = gan.start_step if gan.weight else None
-        first_fm = fm.start_step if fm.weight else None
-        first = min(s for s in (first_gan, first_fm) if s is not None)
-        if first > 0:
+        return self
+
+    @model_validator(mode="after")
+    def _generator_learns(self) -> "Config":
+        terms: dict[str, GanLossConfig | FeatureMatchingConfig | ImageLossConfig] = {
+            "losses.gan": self.losses.gan,
+            "feature_matching": self.feature_matching,
+        }
+        terms |= {f"losses.{name}": config for name, config in self.losses.image.items()}
+        starts = {name: config.start_step for name, config in terms.items() if config.weight > 0}
+        if not starts:
+            *others, last = (f"{name}.weight" for name in terms)
             raise ValueError(
-                f"the generator has nothing to learn from before step {first}: "
-                "losses.gan.start_step or feature_matching.start_step must be 0"
+                f"{', '.join(others)} and {last} are {'both' if len(terms) == 2 else 'all'} 0: "
+                "the generator has nothing to learn from"
+            )
+        first = min(starts.values())
+        if first > 0:
+            *others, last = (f"{name}.start_step" for name in terms)
+            raise ValueError(
+                f"the generator has nothing to learn from before step {first}: {', '.join(others)} or {last} must be 0"
             )
         return self
 
@@ -100,6 +116,7 @@ __all__ = [
     "FeatureMatchingConfig",
     "GanLossConfig",
     "GeneratorConfig",
+    "ImageLossConfig",
     "LogConfig",
     "LossesConfig",
     "OptimConfig",

