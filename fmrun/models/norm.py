@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm as ParametrizedSpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm as HookedSpectralNorm
 
 from ..dist import World
 
@@ -107,7 +110,7 @@ class SpectralNorm(nn.Module):
 
     def __init__(self, weight: Tensor, generator: torch.Generator):
         super().__init__()
-        matrix = weight.detach().flatten(1)
+        matrix = _matrix(weight.detach())
         u = torch.randn(matrix.shape[0], generator=generator, dtype=weight.dtype)
         v = torch.randn(matrix.shape[1], generator=generator, dtype=weight.dtype)
         self.register_buffer("u", F.normalize(u, dim=0))
@@ -116,7 +119,7 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def advance(self, weight: Tensor, iterations: int = 1) -> None:
-        matrix = weight.flatten(1)
+        matrix = _matrix(weight)
         for _ in range(iterations):
             self.v.copy_(F.normalize(matrix.T @ self.u, dim=0))
             self.u.copy_(F.normalize(matrix @ self.v, dim=0))
@@ -124,18 +127,56 @@ class SpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             # u and v move in place between updates, so a graph must own the values it saw
-            sigma = torch.dot(self.u.clone(), torch.mv(weight.flatten(1), self.v.clone()))
+            sigma = torch.dot(self.u.clone(), torch.mv(_matrix(weight), self.v.clone()))
             return weight / sigma
 
 
-def spectral_norm(module: nn.Conv2d, generator: torch.Generator) -> nn.Module:
-    """Give `module.weight`, already initialised, spectral norm."""
-    parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight, generator), unsafe=True)
+def _matrix(weight: Tensor) -> Tensor:
+    """Weights (outputs, …) as a matrix; a vector is one column."""
+    return weight.reshape(weight.shape[0], -1)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def spectral_norm(module: M, generator: torch.Generator) -> M:
+    """Give `module.weight` (outputs, …), already initialised and not zero, spectral norm."""
+    norm = SpectralNorm(module.get_parameter("weight"), generator)
+    parametrize.register_parametrization(module, "weight", norm, unsafe=True)
     return module
 
 
+def _torch_spectral_norms(net: nn.Module) -> Iterator[tuple[Any, Callable[[], object]]]:
+    """torch's own spectral norms in `net`, of either kind, each with the call that computes its weight."""
+    for module in net.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, HookedSpectralNorm):
+                yield hook, partial(hook.compute_weight, module, do_power_iteration=True)
+        if parametrize.is_parametrized(module):
+            chains: Any = module.parametrizations
+            for chain in chains.values():
+                for norm in chain:
+                    if isinstance(norm, ParametrizedSpectralNorm) and hasattr(norm, "n_power_iterations"):
+                        yield norm, partial(norm, chain.original)
+
+
+def hold_spectral(net: nn.Module) -> None:
+    """Make torch's own spectral norms in `net` iterate in `advance_spectral` and nowhere else.
+
+    By themselves they iterate in every train-mode forward, so that no two forwards see the same weights.
+    """
+    for norm, _ in _torch_spectral_norms(net):
+        norm.n_power_iterations = 0
+
+
+@torch.no_grad()
 def advance_spectral(net: nn.Module) -> None:
     """One power iteration of every spectral norm in `net`."""
+    for norm, compute in _torch_spectral_norms(net):
+        if norm.n_power_iterations == 0:
+            norm.n_power_iterations = 1
+            compute()
+            norm.n_power_iterations = 0
     for module in net.modules():
         if parametrize.is_parametrized(module, "weight"):
             chain: Any = module.parametrizations["weight"]  # type: ignore[index]

@@ -1,0 +1,98 @@
+"""U-Net discriminator with spectral norm (Wang et al. 2021, Real-ESRGAN, arXiv:2107.10833, sec. 3.4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .base import Out, double, init_normal
+from .norm import spectral_norm
+
+SMALLEST = 8
+BILINEAR = (0.25, 0.75, None), (None, 0.75, 0.25)
+"""The two phases of bilinear interpolation to twice the size."""
+
+
+class UNet(nn.Module):
+    """Logits (B, 1, H, W) for images (B, channels, H, W) of any size from 8 px.
+
+    Features, in order, each after its activation: `input` (n, H, W); `down1` … `down3`, (2n, H/2, W/2) … (8n, H/8,
+    W/8), rounded up; `up1` … `up3`, back to (n, H, W), each with the encoder's features of its size added; `refine1`
+    and `refine2`. All convolutions but the first and the last have spectral norm.
+
+    Args:
+        channels: of the images.
+        width: n.
+        generator: of the first weights.
+    """
+
+    def __init__(self, channels: int, width: int, generator: torch.Generator):
+        super().__init__()
+        n = width
+
+        def conv(inputs: int, outputs: int) -> nn.Conv2d:
+            return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+
+        self.input = nn.Conv2d(channels, n, 3, padding=1)
+        self.down = nn.ModuleList(
+            nn.Conv2d(n * 2**i, n * 2 ** (i + 1), 4, stride=2, padding=1, bias=False) for i in range(3)
+        )
+        self.up = nn.ModuleList(conv(n * 2**i, n * 2 ** (i - 1)) for i in (3, 2, 1))
+        self.refine = nn.ModuleList([conv(n, n), conv(n, n)])
+        self.head = nn.Conv2d(n, 1, 3, padding=1)
+        init_normal(self, generator)
+        for module in [*self.down, *self.up, *self.refine]:
+            spectral_norm(module, generator)
+
+        down, up = ("down1", "down2", "down3"), ("up1", "up2", "up3")
+        self.feature_names = ("input", *down, *up, "refine1", "refine2")
+        self.auto = "refine2"
+        self.groups = {
+            "early": ("input", "down1", "down2"),
+            "mid": ("down3", "up1"),
+            "key": ("down1", "down3", "up2", "refine2"),
+            "all": self.feature_names,
+        }
+
+    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
+        if min(image.shape[2:]) < SMALLEST:
+            raise UserError(
+                f"discriminator: unet judges images of at least {SMALLEST} px, not {image.shape[3]} x {image.shape[2]}"
+            )
+        features: dict[str, Tensor] = {}
+        skips: list[Tensor] = []
+        x = image
+        for name in self.feature_names:
+            if not logits and len(features) == len(taps):
+                return Out(None, features)
+            x = self._layer(name, x, skips)
+            if name in taps:
+                features[name] = x
+        return Out(self.head(x) if logits else None, features)
+
+    def _layer(self, name: str, x: Tensor, skips: list[Tensor]) -> Tensor:
+        if name == "input":
+            return _activate(self.input(x))
+        kind, i = name[:-1], int(name[-1]) - 1
+        if kind == "down":
+            skips.append(x)
+            return _activate(self.down[i](_even(x)))
+        if kind == "up":
+            skip = skips.pop()
+            x = double(x, *BILINEAR, (skip.shape[2], skip.shape[3]))
+            return _activate(self.up[i](x)) + skip
+        return _activate(self.refine[i](x))
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.2, inplace=True)
+
+
+def _even(x: Tensor) -> Tensor:
+    """An odd side gets its last row or column twice, so that halving rounds up."""
+    for dim in (2, 3):
+        if x.shape[dim] % 2:
+            x = torch.cat([x, x.narrow(dim, x.shape[dim] - 1, 1)], dim)
+    return x
