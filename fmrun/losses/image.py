@@ -1,0 +1,138 @@
+"""All losses between a generated image and its original, as a config has them: when they act, and how strongly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ImageLossConfig, LossesConfig
+from ..dist import World
+from . import pixel
+from .frequency import focal_frequency
+from .perceptual import DistsLoss, LpipsLoss, feature_loss
+
+NAMES = {"mobilenet": "mobilenetperceptualloss"}
+"""What a loss is called in the log, where not as its section: it must not be taken for the usual perceptual loss."""
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "l1": pixel.l1,
+    "l2": pixel.l2,
+    "charbonnier": pixel.charbonnier,
+    "frequency": focal_frequency,
+    "hfen": pixel.hfen,
+    "ldl": pixel.ldl,
+}
+"""Of image and original (and, for `ldl`, the averaged generator's image); their options are called as in the config."""
+
+NETS: dict[str, Callable[[Any], nn.Module]] = {
+    "perceptual": partial(feature_loss, "vgg19", field="losses.perceptual"),
+    "convnext": partial(feature_loss, "convnext_tiny", field="losses.convnext"),
+    "mobilenet": partial(feature_loss, "mobilenet_v2", field="losses.mobilenet"),
+    "dists": partial(DistsLoss, field="losses.dists"),
+    "lpips": partial(LpipsLoss, field="losses.lpips"),
+}
+"""Of image and original, made from their section."""
+
+FULL_PRECISION = frozenset({"dists", "lpips"})
+"""Their variances and norms lose what they measure in half precision."""
+
+
+def strength(config: ImageLossConfig, step: int) -> float:
+    """The weight with its start and ramp: 0 before `start_step`, then linear to `weight` over `ramp` steps."""
+    if step < config.start_step:
+        return 0.0
+    return config.weight * (min(1.0, (step - config.start_step) / config.ramp) if config.ramp else 1.0)
+
+
+class ImageLosses:
+    """The weighted losses of `losses`, the adversarial one apart.
+
+    Pretrained nets are loaded here, or UserError says what is missing; they are frozen, belong to no checkpoint, and
+    compute in `precision`. Everything else is in at least float32.
+
+    Args:
+        config: the section; losses that are absent or of weight 0 cost nothing.
+        device: where the images are.
+        world: the processes that share the global batch.
+        batch_size: images in the global batch, for `reduction = "sum"`.
+        precision: of the run's nets.
+    """
+
+    def __init__(
+        self,
+        config: LossesConfig,
+        device: torch.device,
+        world: World,
+        *,
+        batch_size: int,
+        precision: torch.dtype = torch.float32,
+    ):
+        self.config = config
+        self.configs = {name: c for name, c in config.image.items() if c.weight > 0}
+        self.device, self.world, self.batch_size, self.precision = device, world, batch_size, precision
+        dtype = torch.float64 if precision == torch.float64 else torch.float32
+        self.functions: dict[str, Callable[..., Tensor]] = {}
+        for name, c in self.configs.items():
+            if name in NETS:
+                net = NETS[name](c).to(device=device, dtype=dtype)
+                self.functions[name] = net.to(memory_format=torch.channels_last)
+            else:
+                options = c.model_dump(exclude={*ImageLossConfig.model_fields, "reduction"})
+                self.functions[name] = partial(FUNCTIONS[name], **options)
+        if "frequency" in self.functions:
+            self.functions["frequency"] = partial(self.functions["frequency"], world=world)
+
+    def active(self, step: int) -> tuple[str, ...]:
+        """Sections whose loss acts at `step`."""
+        return tuple(name for name, c in self.configs.items() if strength(c, step) > 0)
+
+    def reads_average(self, step: int) -> bool:
+        """Whether a loss compares with the averaged generator's image at `step`."""
+        return "ldl" in self.active(step)
+
+    @property
+    def whole_batch(self) -> tuple[str, ...]:
+        """Sections whose loss is of the batch, not of its images: on micro-batches they are another loss."""
+        c = self.config.frequency if "frequency" in self.configs else None
+        return ("frequency",) if c is not None and (c.average_spectrum or c.batch_weights) else ()
+
+    def __call__(self, image: Tensor, target: Tensor, step: int, average: Tensor | None = None) -> dict[str, Tensor]:
+        """Every loss that acts at `step`, by its name in the log, times its weight.
+
+        `image`, `target` and `average` (the averaged generator's image of the same input, needed where
+        `reads_average`) are (B, C, H, W) in [-1, 1]. Each loss has a graph of its own from `image` on, so that they can
+        be differentiated one after the other.
+        """
+        terms = {}
+        with torch.no_grad():
+            target = _unit(target)
+            average = _unit(average) if average is not None else None
+        with torch.autocast(image.device.type, enabled=False):
+            for name in self.active(step):
+                loss = self._loss(name, _unit(image), target, average)
+                terms[NAMES.get(name, name)] = loss * strength(self.configs[name], step)
+        return terms
+
+    def _loss(self, name: str, image: Tensor, target: Tensor, average: Tensor | None) -> Tensor:
+        function, config = self.functions[name], self.configs[name]
+        if name in NETS:
+            half = self.precision in (torch.bfloat16, torch.float16) and name not in FULL_PRECISION
+            with torch.autocast(image.device.type, dtype=self.precision if half else None, enabled=half):
+                return function(image, target)
+        if name == "ldl":
+            assert average is not None, "LDL needs the averaged generator's image"
+            return function(image, target, average)
+        loss = function(image, target)
+        if getattr(config, "reduction", "mean") == "sum":
+            # a slice's mean times the elements of the global batch: the average over slices is the sum over all of it
+            return loss * (image[0].numel() * self.batch_size)
+        return loss
+
+
+def _unit(image: Tensor) -> Tensor:
+    """[-1, 1] to [0, 1], in which these losses, and the weights in use for them, are stated."""
+    return image * 0.5 + 0.5

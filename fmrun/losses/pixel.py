@@ -1,0 +1,90 @@
+"""Losses between an image and its original, pixel by pixel or in small windows.
+
+Images (B, C, H, W), in [0, 1] where their weights are those in common use. Every loss is a mean over all elements of
+the batch, a scalar of at least float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .statistics import pointwise, widen
+
+
+def l1(image: Tensor, target: Tensor) -> Tensor:
+    """mean |d|, d = image - target."""
+    return pointwise(widen(image) - widen(target), "l1", 0.0).mean()
+
+
+def l2(image: Tensor, target: Tensor) -> Tensor:
+    """mean d^2."""
+    return pointwise(widen(image) - widen(target), "l2", 0.0).mean()
+
+
+def charbonnier(image: Tensor, target: Tensor, *, eps: float = 1e-12) -> Tensor:
+    """mean sqrt(d^2 + eps) (Charbonnier et al. 1994; Lai et al. 2017, LapSRN): eps itself, not its square."""
+    return pointwise(widen(image) - widen(target), "charbonnier", eps).mean()
+
+
+def laplacian_of_gaussian(size: int, sigma: float, like: Tensor) -> Tensor:
+    """The filter (r^2 - 2 s^2) / s^4 * exp(-r^2 / 2 s^2) on `size` x `size` pixels, less its mean, so that a flat image
+    gives 0. Not divided by 2 pi s^2: weights in use were chosen without."""
+    axis = torch.arange(size, device=like.device, dtype=like.dtype) - size // 2
+    r2 = axis[:, None].square() + axis[None].square()
+    kernel = (r2 - 2 * sigma**2) / sigma**4 * (-r2 / (2 * sigma**2)).exp()
+    return kernel - kernel.mean()
+
+
+def hfen(
+    image: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: int = 7,
+    sigma: float = 1.0,
+    criterion: str = "charbonnier",
+    eps: float = 1e-12,
+) -> Tensor:
+    """Distance between the Laplacian-of-Gaussian responses of each channel (high-frequency error norm, Ravishankar &
+    Bresler 2011), zero-padded. The filter is linear, so it is run once, on the difference."""
+    difference = widen(image) - widen(target)
+    channels = difference.shape[1]
+    kernel = laplacian_of_gaussian(kernel_size, sigma, difference).expand(channels, 1, -1, -1)
+    with torch.autocast(difference.device.type, enabled=False):
+        response = F.conv2d(difference, kernel, padding=kernel_size // 2, groups=channels)
+    return pointwise(response, criterion, eps).mean()
+
+
+def _mirrored(x: Tensor, pad: int) -> Tensor:
+    """Reflection padding, written so that its backward pass is deterministic on GPUs too."""
+    for dim in (-2, -1):
+        size = x.shape[dim]
+        before, after = x.narrow(dim, 1, pad).flip(dim), x.narrow(dim, size - 1 - pad, pad).flip(dim)
+        x = torch.cat([before, x, after], dim)
+    return x
+
+
+def artefact_map(image: Tensor, target: Tensor, average: Tensor, *, window: int = 7) -> Tensor:
+    """How likely each pixel (B, 1, H, W) is an artefact and not a detail (Liang et al. 2022, eqs. 3-6).
+
+    With R = sum over channels |target - image|: the variance of R over the image to the power 1/5, times its variance
+    in the pixel's window; 0 where R is smaller than with `average`, the image of the averaged generator. Gradient
+    flows through it, as in the authors' code.
+    """
+    residual = (target - image).abs().sum(1, keepdim=True)
+    steadier = (target - average).abs().sum(1, keepdim=True)
+    # the derivative of v^(1/5) is infinite at v = 0; clamped, it is 0 there
+    overall = residual.var((1, 2, 3), keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny) ** 0.2
+    local = _mirrored(residual, window // 2).unfold(2, window, 1).unfold(3, window, 1).var((-2, -1))
+    return torch.where(residual < steadier, 0.0, overall * local)
+
+
+def ldl(
+    image: Tensor, target: Tensor, average: Tensor, *, window: int = 7, criterion: str = "l1", eps: float = 1e-12
+) -> Tensor:
+    """Distance between m * image and m * target, m the artefact map (Liang et al. 2022, "Details or Artifacts",
+    eq. 7). `average` (B, C, H, W) is the averaged generator's image of the same input."""
+    image, target, average = widen(image), widen(target), widen(average).detach()
+    weight = artefact_map(image, target, average, window=window)
+    return pointwise(weight * (image - target), criterion, eps).mean()
