@@ -1,0 +1,380 @@
+"""Generators for super-resolution, by spandrel's classes: what is saved under their names is found by spandrel, and so
+by the programs that use it (chaiNNer, ComfyUI).
+
+All of them take and give images (B, C, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from spandrel import MAIN_REGISTRY, UnsupportedModelError, canonicalize_state_dict
+from spandrel.architectures.Compact import Compact
+from spandrel.architectures.ESRGAN import ESRGAN
+from spandrel.architectures.PLKSR import RealPLKSR
+from spandrel.architectures.SPAN import SPAN
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+Params = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What it takes to upscale an image in tiles. In pixels of the small image."""
+
+    radius: int | None
+    """How far an output pixel looks on every side; tiles that overlap by it equal the whole. None: everywhere."""
+    smallest: int
+    """The smallest side a tile may have."""
+    multiple: int = 1
+    """Tiles must begin at multiples of this."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What can be asked of an architecture, and what it is without being asked."""
+
+    title: str
+    net: type[nn.Module]
+    scales: tuple[int, ...]
+    channels: tuple[int, ...]
+    params: Params
+    """Parameters that a user may set, and their defaults."""
+    small: Params = field(default_factory=dict)
+    """Those of a variant for small machines."""
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "compact": Architecture(
+        "Compact", Compact, (1, 2, 3, 4), (1, 3, 4), {"features": 64, "blocks": 16}, {"features": 24, "blocks": 8}
+    ),
+    "span": Architecture(
+        "SPAN", SPAN, (1, 2, 3, 4), (1, 3, 4), {"features": 48, "norm": False}, {"features": 24, "norm": False}
+    ),
+    "realplksr": Architecture(
+        "RealPLKSR",
+        RealPLKSR,
+        (1, 2, 3, 4),
+        (3,),
+        {"features": 64, "blocks": 28, "kernel": 17, "layer_norm": False, "dysample": False},
+        {"features": 32, "blocks": 8, "kernel": 13, "layer_norm": False, "dysample": False},
+    ),
+    "esrgan": Architecture(
+        "ESRGAN",
+        ESRGAN,
+        (1, 2, 4),
+        (1, 3, 4),
+        {"features": 64, "blocks": 23, "unshuffle": False},
+        {"features": 32, "blocks": 4, "unshuffle": False},
+    ),
+}
+
+GROUPS = 4
+"""Groups of RealPLKSR's norms, which a file does not tell."""
+
+ESRGAN_RESIDUE = 0.1
+"""Factor on the first weights of ESRGAN's dense blocks (Wang et al. 2018, sec. 3.2)."""
+
+
+@dataclass(frozen=True)
+class Upscaler:
+    """One net of `ARCHITECTURES`, described completely."""
+
+    arch: str
+    scale: int
+    channels: int
+    params: Params
+
+    def __str__(self) -> str:
+        own = ", ".join(f"{k} {v}" for k, v in self.params.items() if v is not False)
+        return f"{ARCHITECTURES[self.arch].title} x{self.scale}, {_channels(self.channels)}, {own}"
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'s' if count > 1 else ''}"
+
+
+def _listed(values: tuple[int, ...], before: str = "") -> str:
+    shown = [f"{before}{v}" for v in values]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
+
+
+def describe(arch: str, scale: int, channels: int, field: str = "generator", **params: Any) -> Upscaler:
+    """The upscaler that these settings mean; a parameter that is None or not given has the architecture's default.
+
+    Raises UserError, saying what there is, for what the architecture cannot do.
+    """
+    if arch not in ARCHITECTURES:
+        raise UserError(f"{field}.type: there is no '{arch}'; there are {', '.join(ARCHITECTURES)}")
+    a = ARCHITECTURES[arch]
+    unknown = [key for key, value in params.items() if value is not None and key not in a.params]
+    if unknown:
+        raise UserError(f"{field}.{unknown[0]}: {a.title} has no such setting; it has {', '.join(a.params)}")
+    if scale not in a.scales:
+        raise UserError(f"{field}: {a.title} upscales by {_listed(a.scales, 'x')}, not x{scale}; choose another type")
+    full = dict(a.params) | {key: value for key, value in params.items() if value is not None}
+    if channels not in a.channels:
+        raise UserError(
+            f"{field}: {a.title} takes images of {_listed(a.channels)} channels, not {channels}; "
+            "choose another type, or set data.channels"
+        )
+    for key in ("features", "blocks", "kernel"):
+        if key in full and full[key] < 1:
+            raise UserError(f"{field}.{key} must be at least 1, not {full[key]}")
+    if arch == "span" and full["norm"] and channels != 3:
+        raise UserError(f"{field}.norm: SPAN's is for 3 channels, not {channels}; set it to false")
+    if arch == "realplksr" and full["features"] % GROUPS:
+        raise UserError(f"{field}.features: RealPLKSR's must be a multiple of {GROUPS}, not {full['features']}")
+    if arch == "realplksr" and full["kernel"] % 2 == 0:
+        raise UserError(f"{field}.kernel: RealPLKSR's must be odd, not {full['kernel']}")
+    if arch == "esrgan" and full["unshuffle"] and scale == 4:
+        raise UserError(f"{field}.unshuffle: ESRGAN's is for x1 and x2, not x4; set it to false")
+    return Upscaler(arch, scale, channels, full)
+
+
+def build_upscaler(
+    arch: str, scale: int, channels: int, generator: torch.Generator, field: str = "generator", **params: Any
+) -> nn.Module:
+    """A new net of spandrel's class, in train mode, with first weights from `generator`; see `describe`."""
+    upscaler = describe(arch, scale, channels, field, **params)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        net = _make(upscaler)
+    if arch == "esrgan":
+        with torch.no_grad():
+            for name, p in net.named_parameters():
+                if ".RDB" in name:
+                    p.mul_(ESRGAN_RESIDUE)
+    return net
+
+
+def _make(u: Upscaler) -> nn.Module:
+    p, channels, scale = u.params, u.channels, u.scale
+    if u.arch == "compact":
+        return Compact(
+            num_in_ch=channels,
+            num_out_ch=channels,
+            num_feat=p["features"],
+            num_conv=p["blocks"],
+            upscale=scale,
+        )
+    if u.arch == "span":
+        return SPAN(
+            num_in_ch=channels,
+            num_out_ch=channels,
+            feature_channels=p["features"],
+            upscale=scale,
+            norm=p["norm"],
+        )
+    if u.arch == "realplksr":
+        return RealPLKSR(
+            dim=p["features"],
+            n_blocks=p["blocks"],
+            upscaling_factor=scale,
+            kernel_size=p["kernel"],
+            norm_groups=GROUPS,
+            dysample=p["dysample"],
+            layer_norm=p["layer_norm"],
+        )
+    assert u.arch == "esrgan"
+    shuffle = _shuffle(u)
+    return ESRGAN(
+        in_nc=channels * shuffle**2,
+        out_nc=channels,
+        num_filters=p["features"],
+        num_blocks=p["blocks"],
+        scale=scale * shuffle,
+        shuffle_factor=shuffle if shuffle > 1 else None,
+    )
+
+
+def _shuffle(u: Upscaler) -> int:
+    """By how much ESRGAN shrinks the image before it begins (Real-ESRGAN's x2 and x1 are its x4)."""
+    return 4 // u.scale if u.params["unshuffle"] else 1
+
+
+def tiling(u: Upscaler) -> Tiling:
+    """How far the net sees, from its layers."""
+    p = u.params
+    if u.arch == "compact":
+        return Tiling(p["blocks"] + 2, 1)
+    if u.arch == "span":
+        return Tiling(2 + 6 * 3 + 1, 1)
+    if u.arch == "realplksr":
+        if not p["layer_norm"]:
+            return Tiling(None, 1)
+        radius = 2 + p["blocks"] * (2 + p["kernel"] // 2 + 1)
+        return Tiling(radius + p["dysample"], 1)
+    assert u.arch == "esrgan"
+    shuffle = _shuffle(u)
+    inner = u.scale * shuffle
+    doublings = sum(1 / 2**i for i in range(1, int(math.log2(inner)) + 1))
+    radius = 2 + 15 * p["blocks"] + doublings + 2 / inner
+    return Tiling(math.ceil(radius) * shuffle + shuffle - 1, 2 * shuffle, shuffle)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a file holds."""
+
+    upscaler: Upscaler
+    weights: dict[str, Tensor]
+    """Under the names of spandrel's class."""
+
+
+def read_pretrained(path: str | Path, field: str = "generator.init") -> Pretrained:
+    """What a `.safetensors`, `.pth`, `.pt` or `.ckpt` file holds, found out by spandrel. Nothing in it is executed.
+
+    Raises UserError, saying what the file is, if it is not an upscaler that fmrun can train.
+    """
+    file = Path(path)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            found = MAIN_REGISTRY.load(_read_weights(file, field))
+    except UnsupportedModelError:
+        raise UserError(f"{field}: '{path}' is no upscaler that spandrel knows") from None
+    except UserError:
+        raise
+    except Exception as error:  # spandrel looks at the tensors' names and shapes, and trusts them
+        raise UserError(f"{field}: '{path}' looks like an upscaler but is damaged ({_first_line(error)})") from None
+    net: Any = found.model
+    name = type(net).__name__ if found.architecture.id == "PLKSR" else found.architecture.name
+    what = f"{name} x{found.scale}"
+    offered = ", ".join(a.title for a in ARCHITECTURES.values())
+    arch = next((key for key, a in ARCHITECTURES.items() if type(net) is a.net), None)
+    if arch is None:
+        raise UserError(f"{field}: '{path}' is a {what}, and fmrun trains {offered}")
+    own = net.hyperparameters
+    if found.input_channels != found.output_channels:
+        raise UserError(
+            f"{field}: '{path}' is a {what} from {found.input_channels} to {found.output_channels} channels, and fmrun "
+            "trains those with as many going in as coming out"
+        )
+    params = _params(arch, own)
+    upscaler = Upscaler(arch, found.scale, found.input_channels, params)
+    state = net.state_dict()
+    odd = [key for key, value in _plain(upscaler).items() if own.get(key, value) != value]
+    if found.scale not in ARCHITECTURES[arch].scales or odd:
+        reason = f" with {odd[0]} {own[odd[0]]}" if odd else ""
+        raise UserError(f"{field}: '{path}' is a {what}{reason}, which fmrun does not train")
+    return Pretrained(upscaler, {key: value.detach().float().contiguous() for key, value in state.items()})
+
+
+def _params(arch: str, own: Params) -> dict[str, Any]:
+    """fmrun's parameters from those of spandrel's class."""
+    if arch == "compact":
+        return {"features": own["num_feat"], "blocks": own["num_conv"]}
+    if arch == "span":
+        return {"features": own["feature_channels"], "norm": own["norm"]}
+    if arch == "realplksr":
+        return {
+            "features": own["dim"],
+            "blocks": own["n_blocks"],
+            "kernel": own["kernel_size"],
+            "layer_norm": own["layer_norm"],
+            "dysample": own["dysample"],
+        }
+    return {"features": own["num_filters"], "blocks": own["num_blocks"], "unshuffle": own["shuffle_factor"] is not None}
+
+
+def _plain(u: Upscaler) -> Params:
+    """Settings of spandrel's class that fmrun leaves as they are."""
+    if u.arch == "realplksr":
+        return {"split_ratio": 0.25, "use_ea": True}
+    return {"plus": False} if u.arch == "esrgan" else {}
+
+
+def load_pretrained(
+    path: str | Path,
+    *,
+    scale: int | None = None,
+    channels: int | None = None,
+    arch: str | None = None,
+    params: Params | None = None,
+    field: str = "generator.init",
+) -> tuple[nn.Module, Upscaler]:
+    """The net in a file, in train mode, and what it is.
+
+    Raises UserError, saying what the file is, if it is not what was asked for; what is None was not asked for.
+    """
+    found = read_pretrained(path, field)
+    u = found.upscaler
+    asked = {
+        "upscaler": (arch and ARCHITECTURES[arch].title, ARCHITECTURES[u.arch].title),
+        "scale": (scale, u.scale),
+        "channels": (channels, u.channels),
+        **{key: (value, u.params.get(key)) for key, value in (params or {}).items()},
+    }
+    for what, (want, have) in asked.items():
+        if want is not None and want != have:
+            raise UserError(f"{field}: '{path}' is {u}, and the config asks for {what} {want}")
+    with torch.random.fork_rng(devices=[]):
+        net = _make(u)
+    net.load_state_dict(found.weights)
+    return net, u
+
+
+def export_weights(net: nn.Module) -> dict[str, Tensor]:
+    """Weights of `net`, one of `ARCHITECTURES`, under exactly the names of its class, as float32 on the CPU.
+
+    SPAN's convolutions of inference are computed from those it was trained with.
+    """
+    for module in net.modules():
+        if callable(update := getattr(module, "update_params", None)):
+            update()
+    return {
+        name: value.detach().to("cpu", torch.float32).contiguous().clone() for name, value in net.state_dict().items()
+    }
+
+
+def _read_weights(file: Path, field: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{field}: there is no file '{file}'")
+    kind = file.suffix.lower()
+    if kind == ".safetensors":
+        try:
+            return _unwrapped(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{field}: '{file}' is not a readable .safetensors file ({_first_line(error)})") from None
+    if kind not in (".pth", ".pt", ".ckpt"):
+        raise UserError(f"{field}: '{file}' is neither .safetensors nor .pth")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{field}: '{file}' holds more than weights, or is damaged, and is not loaded, for that could execute what "
+            f"is in it ({_first_line(error)}); convert it to .safetensors where you trust it"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{field}: '{file}' holds a {type(content).__name__}, not named weights")
+    weights = _unwrapped(content)
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{field}: '{file}' holds no weights that spandrel can find in it")
+    return weights
+
+
+def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
+    """Weights without what trainers put around and before their names; of an fmrun checkpoint, the averaged ones."""
+    for prefix in ("ema.", "generator."):
+        inner = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+        if inner:
+            return inner
+    weights = canonicalize_state_dict(content)
+    for prefix in ("net_g.", "ema_model.", "_orig_mod.", "module."):
+        if weights and all(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
