@@ -15,7 +15,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -52,6 +51,8 @@ class Backbone:
 
     def features(self) -> nn.Sequential:
         """Without memory for weights, and without drawing random numbers."""
+        import torchvision  # takes a second, and only these losses need it
+
         with torch.device("meta"):
             return getattr(torchvision.models, self.model)(weights=None).features
 
