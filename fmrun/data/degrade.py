@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 SINC_RADII = range(3, 11)
+BICUBIC_MARGIN = 2
+"""Low-resolution pixels around a patch that make its bicubic downsampling equal to that of the whole image."""
+
 MARGIN = 8
 """Low-resolution pixels around a patch that a chain degrades with it, so that a patch's border is no image's border.
 Blur reaches farther than that only where the image is small in between."""
@@ -73,7 +76,7 @@ class Resize:
     of_low: bool
 
     def __str__(self) -> str:
-        return f"to LR {self.kernel}" if self.of_low and self.factor == 1 else f"×{self.factor:.2f} {self.kernel}"
+        return f"to LR {self.kernel}" if self.of_low and self.factor == 1 else f"x{self.factor:.2f} {self.kernel}"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+STRIP = 2**21
+"""Pixels that are downsampled at a time, so that a photograph of 40 megapixels takes no gigabytes."""
+
 TIE = 1e-6
 """Sums within this of a half round up, so that a tie does not depend on the order of summation."""
 
@@ -25,10 +28,16 @@ def bicubic_down(image: np.ndarray, scale: int) -> np.ndarray:
     assert height % scale == 0, (image.shape, scale)
     assert width % scale == 0, (image.shape, scale)
     border = 2 * scale  # a kernel reaches 2 · scale from its centre
-    wide = np.pad(image, ((border, border), (border, border), (0, 0)), mode="symmetric")
-    size = (wide.shape[0] // scale, wide.shape[1] // scale)
-    small = resized(wide.astype(np.float64), size, "bicubic", antialias=True)[2:-2, 2:-2]
-    return np.floor(small + (0.5 + TIE)).clip(0, 255).astype(np.uint8)
+    rows = np.pad(np.arange(height), border, mode="symmetric")
+    step = max(1, STRIP // (scale * (width + 2 * border)))
+    out = np.empty((height // scale, width // scale, image.shape[2]), dtype=np.uint8)
+    for top in range(0, len(out), step):
+        bottom = min(top + step, len(out))
+        strip = image[rows[scale * top : scale * (bottom + 4)]]
+        strip = np.pad(strip, ((0, 0), (border, border), (0, 0)), mode="symmetric").astype(np.float64)
+        small = resized(strip, (bottom - top + 4, out.shape[1] + 4), "bicubic", antialias=True)[2:-2, 2:-2]
+        out[top:bottom] = np.floor(small + (0.5 + TIE)).clip(0, 255)
+    return out
 
 
 def resized(image: np.ndarray, size: tuple[int, int], kernel: str, antialias: bool = False) -> np.ndarray:
@@ -70,12 +79,16 @@ def sinc(cutoff: float, radius: int) -> np.ndarray:
 def filtered(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """`image` convolved with a square kernel of odd side, mirrored at its borders; dtype kept."""
     radius = len(kernel) // 2
-    wide = np.pad(image, ((radius, radius), (radius, radius), (0, 0)), mode="reflect")
-    size = tuple(_fast(side) for side in wide.shape[:2])
-    spectrum = np.fft.rfft2(wide, size, axes=(0, 1)) * np.fft.rfft2(kernel.astype(image.dtype), size)[:, :, None]
-    whole = np.fft.irfft2(spectrum, size, axes=(0, 1))
-    # a circular convolution is wrong only in its first 2 · radius rows and columns
-    return whole[2 * radius : wide.shape[0], 2 * radius : wide.shape[1]].astype(image.dtype)
+    out = np.empty_like(image)
+    height, width = (side + 2 * radius for side in image.shape[:2])
+    size = (_fast(height), _fast(width))
+    response = np.fft.rfft2(kernel.astype(image.dtype), size)
+    for channel in range(image.shape[2]):
+        plane = np.pad(image[..., channel], radius, mode="reflect")
+        whole = np.fft.irfft2(np.fft.rfft2(plane, size) * response, size)
+        # a circular convolution is wrong only in its first 2 · radius rows and columns
+        out[..., channel] = whole[2 * radius : height, 2 * radius : width]
+    return out
 
 
 def _grid(radius: int) -> tuple[np.ndarray, np.ndarray]:
