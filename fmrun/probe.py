@@ -23,7 +23,6 @@ from .data.images import Feed, open_data
 from .dist import World
 from .feature_matching import FeatureMatching, select_layers
 from .health import share_sentence
-from .losses.statistics import widen
 from .models.base import parameter_count
 from .models.norm import held_averages
 from .precision import choose_device, choose_precision, set_determinism
@@ -42,7 +41,7 @@ EDGE = 1e-12
 """Gradients smaller than this, relative to the largest, are rounding."""
 
 LARGEST = 256
-"""Pixels an input is enlarged to, at most, before a receptive field counts as global (at least twice the image)."""
+"""Pixels beyond which no input is enlarged to four times the image, to find where a receptive field ends."""
 
 
 def probe(
@@ -62,7 +61,7 @@ def probe(
     channels = images.channels if images is not None else config.data.channels
     if channels is None:
         channels = 1 if config.data.path.startswith("bundled:") else 3
-        notes.append(f"the data was not looked at: taking its images to have {channels} channels (-s data.channels=N)")
+        notes.append(f"the data was not looked at: taking its images to have data.channels={channels}")
     section = config.data.model_copy(update={"channels": channels})
     config = config.model_copy(update={"data": section, "compile": False})
     state = State(config, device, World())
@@ -165,26 +164,21 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
                     alone = _matching(state, fm, (name,), shapes, weight, layer_weights="uniform", balance="none")
                     layer["gap"] = _finite(gap(real[name], fake[name]))
                     layer["blind"] = blind(state, name, real[name], fake[name])
-                    layer["gradient_share"] = _share(state, alone, batches, images)
+                    layer["gradient_share"] = _share(state, alone, layer["gradient"], batches, images)
                 together = _matching(state, fm, selected, shapes, weight)
                 if critic.matching is not None:
                     together.load_state_dict(critic.matching.state_dict())
-                share, balance = _share(state, together, batches, images), float(together.balance)
+                reached = any(layer["gradient"] and layer["selected"] for layer in layers)
+                share = _share(state, together, reached, batches, images)
+                balance = float(together.balance)
 
     result = {
         "task": config.task,
-        "discriminator": {
-            "type": config.discriminator.type,
-            "width": config.discriminator.width,
-            "norm": config.discriminator.norm,
-            "weights": parameter_count(net),
-        },
+        "discriminator": config.discriminator.model_dump(include={"type", "width", "norm"}),
+        "weights": parameter_count(net),
         "image": list(image_shape),
         "batch_size": config.train.batch_size,
-        "match": fm.match,
-        "criterion": fm.criterion,
-        "elements": fm.elements,
-        "balance": fm.balance,
+        **fm.model_dump(include={"match", "criterion", "elements", "balance"}),
         "lambda": weight,
         "share": share,
         "balance_factor": balance if share is not None else None,
@@ -202,9 +196,9 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
 def receptive_fields(net: nn.Module, image: tuple[int, int, int], seed: int) -> dict[str, int | str | None]:
     """Pixels (the longer side) that the central unit of each layer depends on, by the support of its gradient.
 
-    `"global"` where it reaches the border of every size offered: the image's, twice and four times that. A net that
-    takes no other size counts as global where a unit sees the whole image, else as what lies inside it. None where no gradient arrives.
-    Batch norm is in eval mode, for its batch is no part of the net; group norm is global, as it is.
+    `"global"` where it reaches the border of every size offered: the image's, twice and (up to 256 px) four times that.
+    In a net that takes no other size, global is what sees the whole image, and a field cut off by the border counts as
+    what is left of it. None where no gradient arrives. Batch norm is in eval mode; group norm is global, as it is.
     """
     rng = torch_generator(seed, "probe", 1)
     twin: Any = copy.deepcopy(net).to("cpu", torch.float64).eval()
@@ -292,10 +286,10 @@ def gap(real: Tensor, fake: Tensor) -> float:
 
         (||mu_r - mu_g||^2 - (tr S_r + tr S_g) / B) / ((tr S_r + tr S_g) / 2)
 
-    means mu and variances S per position. Unbiased numerator: 0 on average where both have the same mean, so that it
-    may fall a little below, and the same for every layer, scale and width.
+    means mu and variances S per position. The numerator is unbiased: 0 on average where the means are equal (so a
+    little below as often as above), and comparable between layers of any scale and width.
     """
-    real, fake = widen(real).double(), widen(fake).double()
+    real, fake = real.cpu().double(), fake.cpu().double()
     spread = (real.var(0) + fake.var(0)).sum()
     distance = (real.mean(0) - fake.mean(0)).square().sum()
     return float((distance - spread / len(real)) / (spread / 2))
@@ -353,8 +347,11 @@ def _matching(
     return matching.to(device=state.device, dtype=state.task.dtype)
 
 
-def _share(state: State, matching: FeatureMatching, batches: Sequence[Batch], images: Sequence[Tensor]) -> float | None:
-    """Gradient share of `matching`, measured as training does, every term at its full weight."""
+def _share(
+    state: State, matching: FeatureMatching, reached: bool, batches: Sequence[Batch], images: Sequence[Tensor]
+) -> float | None:
+    """Gradient share of `matching`, measured as training does, every term at its full weight; `reached` is whether
+    any of its layers passes a gradient to the image."""
     task = copy.copy(state.task)
     critic = copy.copy(task.critics[0])
     critic.matching = matching
@@ -362,6 +359,8 @@ def _share(state: State, matching: FeatureMatching, batches: Sequence[Batch], im
     plan = full_plan(critic)
     if not plan.measure:
         return None
+    if not reached:
+        return 0.0
     live = task.live()
     live.set(state.step, [critic.gan.weight], [matching.config.weight])
     generator_image_gradients(task, Plan((plan,)), batches, images, live, state.world)
@@ -389,7 +388,7 @@ def _warnings(result: Mapping[str, Any], fm: FeatureMatchingConfig) -> list[str]
     if cut:
         sentences.append(
             f"no gradient reaches the image from {_enumerate(cut)}, so matching there teaches the generator nothing; "
-            "leave out of feature_matching.layers, or let gradients through"
+            "leave that out of feature_matching.layers, or let gradients through"
         )
     if hidden:
         known = [layer["name"] for layer in layers]
@@ -398,7 +397,7 @@ def _warnings(result: Mapping[str, Any], fm: FeatureMatchingConfig) -> list[str]
         sentences.append(
             f"match '{fm.match}' is blind on {_enumerate(hidden)}: real and generated images come out equal there "
             f"whatever they are, as behind a batch norm that sees them apart; {tap}, use another statistic "
-            "(--match mmd), or a discriminator without batch norm (-s discriminator.norm=spectral)"
+            "(-s feature_matching.match=mmd), or a discriminator without batch norm (-s discriminator.norm=spectral)"
         )
     if result["share"] is not None and fm.weight and fm.balance == "none":
         sentence = share_sentence(result["share"], fm.weight)
