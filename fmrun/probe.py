@@ -72,7 +72,11 @@ def probe(
             if c.matching is not None
             for name, value in c.matching.state_dict().items()
         }
-        state.restore({**own, **run_checkpoint.tensors}, run_checkpoint.meta)
+        # The balance of other layers is still a start; a running mean of theirs is not.
+        saved = {
+            k: v for k, v in run_checkpoint.tensors.items() if not k.startswith("matching.") or ".running_" not in k
+        }
+        state.restore({**own, **saved}, run_checkpoint.meta)
     elif data:
         notes.append("the nets are as a run starts with them: gap and share describe untrained nets")
     batches = None

@@ -368,3 +368,12 @@ def test_probe_of_a_run(weight):
         assert result["balance_factor"] == pytest.approx(float(matching.balance), rel=0.5)
     else:
         assert result["share"] == pytest.approx(0.1)
+
+
+def test_other_layers_than_the_run_matched():
+    state = make_state(feature_matching={"weight": 0.1, "layers": ["block1"], "estimator": "running"})
+    state.advance([make_batches(state)])
+    saved = Checkpoint(1, state.tensors(), {"step": 1, "window": state.window.counts})
+    asked = make_config(feature_matching={"weight": 0.1, "layers": ["block3"], "estimator": "running"})
+    result = probe.probe(asked, run_checkpoint=saved, data=True, report=Reporter(stream=io.StringIO()))
+    assert result["share"] == column(result, "gradient_share")["block3"] > 0
