@@ -156,52 +156,64 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
         module.register_forward_hook(watch(f"{net_name} {name}"))
         for net_name, module_root in watched.items()
         for name, module in module_root.named_modules()
-        if name and not list(module.children())
+        if name
+        and "parametrizations" not in name
+        and not [n for n, _ in module.named_children() if n != "parametrizations"]
     ]
-    plan = task.plan(state.step)
-    terms: dict[str, Tensor] = {}
-    gradients: dict[str, Tensor] = {}
     state.set_live(state.step)
     d_updates = state.config.train.d_updates
     try:
-        with held_averages(task.generator, *(c.net for c in task.critics)):
-            batches = draws[0] if net == 0 else draws[d_updates - 1]
-            if net == 0:
-                for critic, critic_plan in zip(task.critics, plan.critics, strict=True):
-                    if not critic_plan.train:
-                        continue
-                    critic.net.zero_grad()
-                    for batch in batches:
-                        with torch.no_grad():
-                            image = task.generate(batch)
-                        loss = discriminator_loss(critic, critic_plan, batch, image)
-                        terms |= loss.terms
-                        loss.total.backward()
-                    gradients |= {
-                        f"{critic.name} {n}": p.grad for n, p in critic.net.named_parameters() if p.grad is not None
-                    }
-            else:
-                images = [task.generate(batch) for batch in batches]
-                with frozen(task.critics):
-                    image_gradients, terms = generator_image_gradients(
-                        task, plan, batches, images, state.live, state.world
-                    )
-                task.generator.zero_grad()
-                for image, gradient in zip(images, image_gradients, strict=True):
-                    image.backward(gradient)
-                gradients = {
-                    f"generator {n}": p.grad for n, p in task.generator.named_parameters() if p.grad is not None
-                }
+        for batches in draws[:d_updates] if net == 0 else draws[d_updates - 1 :]:
+            first.clear()
+            with held_averages(task.generator, *(c.net for c in task.critics)):
+                terms, gradients = _replay_d(state, batches) if net == 0 else _replay_g(state, batches)
+            bad_terms = sorted(
+                (n for n, v in terms.items() if n.startswith(("loss/", "fm/")) and not torch.isfinite(v)), key=_breadth
+            )
+            bad_gradients = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
+            if bad_terms:
+                where = f"; the first layer with a value that is not finite is {first[0]}" if first else ""
+                return f"{bad_terms[0]} is not finite{where}"
+            if bad_gradients:
+                return f"the gradient of {bad_gradients[0]} is not finite, though every loss is"
     finally:
         for handle in handles:
             handle.remove()
-    bad_terms = [
-        name for name, value in terms.items() if name.startswith(("loss/", "fm/")) and not torch.isfinite(value)
-    ]
-    bad_gradients = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
-    if bad_terms:
-        where = f"; the first layer with a value that is not finite is {first[0]}" if first else ""
-        return f"{bad_terms[0]} is not finite{where}"
-    if bad_gradients:
-        return f"the gradient of {bad_gradients[0]} is not finite, though every loss is"
     return "the replayed step is finite in this arithmetic; the overflow was in a value that replaying does not repeat"
+
+
+def _breadth(term: str) -> int:
+    """0 for a term of its own, more for one that sums up others."""
+    return 3 if term == "loss/g" else 2 if term.startswith(("fm/loss", "fm/weight")) else term.startswith("fm/distance")
+
+
+def _replay_d(state: State, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Terms and weight gradients of every trained discriminator."""
+    terms: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    for critic, plan in zip(state.task.critics, state.task.plan(state.step).critics, strict=True):
+        if not plan.train:
+            continue
+        critic.net.zero_grad()
+        for batch in batches:
+            with torch.no_grad():
+                image = state.task.generate(batch)
+            loss = discriminator_loss(critic, plan, batch, image)
+            terms |= {n: terms[n] + v if n in terms else v for n, v in loss.terms.items()}
+            loss.total.backward()
+        gradients |= {f"{critic.name} {n}": p.grad for n, p in critic.net.named_parameters() if p.grad is not None}
+    return terms, gradients
+
+
+def _replay_g(state: State, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Terms and weight gradients of the generator."""
+    task = state.task
+    images = [task.generate(batch) for batch in batches]
+    with frozen(task.critics):
+        image_gradients, terms = generator_image_gradients(
+            task, task.plan(state.step), batches, images, state.live, state.world
+        )
+    task.generator.zero_grad()
+    for image, gradient in zip(images, image_gradients, strict=True):
+        image.backward(gradient)
+    return terms, {f"generator {n}": p.grad for n, p in task.generator.named_parameters() if p.grad is not None}
