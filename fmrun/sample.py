@@ -36,6 +36,8 @@ def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: 
     """The averaged (or `raw`) generator of a run's newest readable checkpoint, or of a checkpoint file alone."""
     if isinstance(target, Run):
         found, skipped = checkpoint.newest(target.checkpoints)
+        if found is None and skipped:
+            raise UserError(f"run {target.name}: none of its {len(skipped)} checkpoints can be read")
         for sentence in skipped:
             report.warn(f"{sentence}; sampling from the checkpoint before")
         if found is None:

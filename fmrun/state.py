@@ -73,6 +73,25 @@ class State:
         """Global batches a step takes: the last discriminator update shares its own with the first generator update."""
         return self.config.train.d_updates + self.config.train.g_updates - 1
 
+    def metric_names(self, held_out: bool) -> list[str]:
+        """Keys that rows of metrics.jsonl have, now and then or always; `held_out`: whether there are such images."""
+        found = ["loss/g", "health/g_grad_norm", "health/diversity", "optim/lr_generator", "time/images_per_second"]
+        for critic in self.task.critics:
+            end, gan, matching = critic.suffix, critic.gan, critic.matching
+            if critic.trained:
+                found += [name + end for name in ("loss/d", "health/d_real", "health/d_fake", "health/d_grad_norm")]
+                found += [f"loss/d{end}_{name}" for name, gamma in (("r1", gan.r1), ("r2", gan.r2)) if gamma]
+            if gan.weight:
+                found.append("loss/g_adv" + end)
+            if matching is not None:
+                shares = ["share", "balance"] if gan.weight else []
+                found += [f"fm/{name}{end}" for name in ("distance", "weight", "loss", *matching.layers, *shares)]
+        if self.config.feature_matching.weight:
+            found.append("fm/lambda")
+        if held_out and self.config.eval.every:
+            found += ["eval/d_train", "eval/d_valid", "eval/d_fake", "eval/overfit"]
+        return sorted(found)
+
     def prepare(self, feed: Any, step: int) -> list[list[Batch]]:
         """The batches of `step`: for each draw its micro-batches."""
         first = step * self.draws_per_step
