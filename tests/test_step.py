@@ -238,14 +238,22 @@ def test_each_update_takes_a_draw_and_the_last_of_one_net_shares_with_the_first_
     assert state.draws_per_step == d_updates + g_updates - 1
     draws = draws_of(state)
     index = {id(micro[0]): i for i, micro in enumerate(draws)}
-    made, generate = [], state.task.generate
-    state.task.generate = lambda batch: (made.append(index[id(batch)]), generate(batch))[1]
+    made, graphs, generate = [], [], state.task.generate
+
+    def noted(batch):
+        image = generate(batch)
+        made.append(index[id(batch)])
+        graphs.append(image.requires_grad)
+        return image
+
+    state.task.generate = noted
     order = []
     for name, optimiser in state.optimisers.items():
         step = optimiser.step
         optimiser.step = lambda s, name=name, step=step: (order.append(name), step(s))[1]
     state.advance(draws)
     assert made == list(range(d_updates + g_updates - 1))
+    assert graphs == [False] * (d_updates - 1) + [True] * g_updates
     assert order == ["discriminator"] * d_updates + ["generator"] * g_updates
     for name, updates in (("discriminator", d_updates), ("generator", g_updates)):
         assert {v.item() for k, v in state.optimisers[name].state().items() if k.endswith("/step")} == {updates}
