@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .augment import NUMBERS
 from .errors import UserError
 from .feature_matching import FeatureMatching
 from .models.norm import held_averages
@@ -101,8 +100,7 @@ def _idle(critic: Critic) -> CriticPlan:
 def passes_gradient(critic: Critic, layer: str, images: Tensor) -> bool:
     """Whether features of `layer` have a gradient at the images."""
     leaf = images.detach().requires_grad_()
-    middle = leaf.new_full((len(leaf), NUMBERS), 0.5) if critic.policy else None
-    feature = critic(leaf, middle, (layer,), logits=False, exact=True).features[layer]
+    feature = critic(leaf, critic.mildest(leaf), (layer,), logits=False, exact=True).features[layer]
     if not feature.requires_grad:
         return False
     # A fixed random direction: a plain sum is constant behind a batch norm.

@@ -12,17 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from . import checkpoint
-from .augment import NUMBERS
 from .checks import LOOK, full_plan, passes_gradient, unchanged
 from .config import Config, FeatureMatchingConfig
 from .data.images import Feed, open_data
 from .dist import World
 from .feature_matching import FeatureMatching, select_layers
 from .health import share_sentence
+from .layers import activation_bytes, flops, receptive_fields
 from .models.base import parameter_count
 from .models.norm import held_averages
 from .precision import choose_device, choose_precision, set_determinism
@@ -32,16 +31,10 @@ from .state import State
 from .step import frozen, generator_image_gradients
 from .tasks import Batch, Critic, Plan
 
-GLOBAL = "global"
 BLIND = 1 / 20
 """A statistic this far below the noise of sampling cannot see what it compares."""
 
 SHUFFLES = 8
-EDGE = 1e-12
-"""Gradients smaller than this, relative to the largest, are rounding."""
-
-LARGEST = 256
-"""Pixels beyond which no input is enlarged to four times the image, to find where a receptive field ends."""
 
 
 def probe(
@@ -139,7 +132,7 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
             rng = torch_generator(config.seed, "probe", 0)
             noise = (torch.rand(LOOK, *image_shape, generator=rng) * 2 - 1).to(device, task.dtype)
             noise = noise.contiguous(memory_format=torch.channels_last)
-            costs, shapes, whole = _flops(net, noise[:2])
+            costs, shapes, whole = flops(net, noise[:2])
             layers: list[dict[str, Any]] = [
                 {
                     "index": i,
@@ -197,94 +190,6 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
     return result
 
 
-def receptive_fields(net: nn.Module, image: tuple[int, int, int], seed: int) -> dict[str, int | str | None]:
-    """Pixels (the longer side) that the central unit of each layer depends on, by the support of its gradient.
-
-    `"global"` where it reaches the border of every size offered: the image's, twice and (up to 256 px) four times that.
-    In a net that takes no other size, global is what sees the whole image, and a field cut off by the border counts as
-    what is left of it. None where no gradient arrives. Batch norm is in eval mode; group norm is global, as it is.
-    """
-    rng = torch_generator(seed, "probe", 1)
-    twin: Any = copy.deepcopy(net).to("cpu", torch.float64).eval()
-    with torch.no_grad():
-        for p in twin.parameters():
-            if p.requires_grad:  # a branch that begins at zero belongs to the net too
-                p.add_(torch.randn(p.shape, generator=rng, dtype=p.dtype), alpha=0.02)
-    twin.requires_grad_(False)
-    channels, size = image[0], image[1]
-    sizes = [size, 2 * size] + [4 * size] * (4 * size <= LARGEST)
-    found: dict[str, int | str | None] = {}
-    for name in twin.feature_names:
-        found[name] = GLOBAL
-        for pixels in sizes:
-            leaf = torch.randn(3, channels, pixels, pixels, generator=rng, dtype=torch.float64).requires_grad_()
-            try:
-                feature = twin(leaf, (name,), False).features[name]
-            except (RuntimeError, ValueError):  # too large for this net
-                break
-            rows, columns = _support(feature, leaf, rng)
-            extent = max(high - low + 1 for low, high in (rows, columns))
-            inside = all(low > 0 and high < pixels - 1 for low, high in (rows, columns))
-            found[name] = (extent if extent < pixels else GLOBAL) if extent else None
-            if inside or not extent:
-                break
-        else:
-            found[name] = GLOBAL
-    return found
-
-
-def _support(feature: Tensor, leaf: Tensor, rng: torch.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and last row and column of `leaf` (B, C, H, W) on which the centre of `feature` (B, C, …) depends."""
-    centre = feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2] if feature.ndim == 4 else feature
-    nothing = (0, -1), (0, -1)
-    if not centre.requires_grad:
-        return nothing
-    direction = torch.randn(centre.shape, generator=rng, dtype=torch.float64).to(centre)
-    (gradient,) = torch.autograd.grad((centre * direction).sum(), leaf, allow_unused=True)
-    if gradient is None:
-        return nothing
-    strength = gradient.abs().sum((0, 1))
-    touched = strength > EDGE * strength.max()
-    if not touched.any():
-        return nothing
-    rows, columns = (touched.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
-    return (rows[0], rows[-1]), (columns[0], columns[-1])
-
-
-@torch.no_grad()
-def _flops(net: Any, image: Tensor) -> tuple[dict[str, int], dict[str, torch.Size], int]:
-    """Per image: FLOPs of a forward that ends at each layer, the layer's shape, FLOPs of the whole forward."""
-    costs, shapes = {}, {}
-    for name in net.feature_names:
-        with FlopCounterMode(display=False) as counter:
-            feature = net(image, (name,), False).features[name]
-        costs[name], shapes[name] = counter.get_total_flops() // len(image), feature.shape[1:]
-    with FlopCounterMode(display=False) as counter:
-        net(image)
-    return costs, shapes, counter.get_total_flops() // len(image)
-
-
-def activation_bytes(critic: Critic, layer: str, images: Tensor, batch_size: int) -> int:
-    """Memory that a pass which ends at `layer` keeps for its backward, for `batch_size` images: all that grows with
-    the batch, so weights in no form. The frozen discriminator's, in the precision of training."""
-
-    def kept(count: int) -> int:
-        storages: dict[int, torch.UntypedStorage] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage
-            return tensor
-
-        leaf = images[:count].clone(memory_format=torch.preserve_format).requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            feature = critic(leaf, _middle(critic, leaf), (layer,), logits=False).features[layer]
-        del feature
-        return sum(storage.nbytes() for storage in storages.values())
-
-    return (kept(4) - kept(2)) * batch_size // 2
-
-
 def gap(real: Tensor, fake: Tensor) -> float:
     """How far apart the features (B, …) of real and generated images are, in units of how far each spreads:
 
@@ -320,11 +225,6 @@ def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
         order = torch.randperm(len(pool), generator=rng).to(pool.device)
         noise.append(distance(pool[order[: len(real)]], pool[order[len(real) :]]))
     return distance(real, fake) <= BLIND * min(noise)
-
-
-def _middle(critic: Critic, image: Tensor) -> Tensor | None:
-    """Numbers for the mildest augmentation, where there is any."""
-    return image.new_full((len(image), NUMBERS), 0.5) if critic.policy else None
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmrun import checks, probe
+from fmrun import checks, layers, probe
 from fmrun.checkpoint import Checkpoint
 from fmrun.config import Config
 from fmrun.dist import World
@@ -118,13 +118,13 @@ def test_layers_in_the_order_of_the_net(norm):
 def test_receptive_fields_of_a_dcgan(size, fields, norm):
     """r = 1 + sum_k (kernel_k - 1) * product of the strides before."""
     net = DcganDiscriminator(size, 1, 2, norm, torch.Generator().manual_seed(0))
-    found = probe.receptive_fields(net, (1, size, size), 0)
+    found = layers.receptive_fields(net, (1, size, size), 0)
     assert list(found.values()) == [r for r in fields for _ in range(2)]
 
 
 def test_group_norm_sees_the_whole_image():
     net = DcganDiscriminator(32, 1, 4, "group", torch.Generator().manual_seed(0))
-    found = probe.receptive_fields(net, (1, 32, 32), 0)
+    found = layers.receptive_fields(net, (1, 32, 32), 0)
     assert list(found.values()) == [4, 4, 10, "global", "global", "global"]
 
 
@@ -142,7 +142,7 @@ def test_receptive_field_beyond_the_image_and_of_a_zero_branch():
             made = {"wide": lambda: self.wide(x), "zero": lambda: self.zero(x), "flat": lambda: self.flat(x.flatten(1))}
             return Out(None, {n: made.get(n, lambda: x.detach())() for n in taps})
 
-    found = probe.receptive_fields(Net(), (1, 28, 28), 0)
+    found = layers.receptive_fields(Net(), (1, 28, 28), 0)
     assert found == {"wide": 41, "zero": 3, "flat": "global", "none": None}
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..augment import augment
+from ..augment import NUMBERS, augment
 from ..config import GanLossConfig
 from ..feature_matching import FeatureMatching
 from ..losses.adversarial import PAIRED
@@ -102,6 +102,10 @@ class Critic:
         if out.logits is not None and out.logits.dtype in (torch.bfloat16, torch.float16):
             return Out(out.logits.float(), out.features)
         return out
+
+    def mildest(self, image: Tensor) -> Tensor | None:
+        """Numbers for the mildest augmentation of `image`, where there is any: for looking, not for training."""
+        return image.new_full((len(image), NUMBERS), 0.5) if self.policy else None
 
     @property
     def suffix(self) -> str:

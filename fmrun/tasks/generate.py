@@ -193,7 +193,6 @@ class Generate:
         critic = self.critics[0]
         count = min(count, len(train), len(valid))
         size = min(self.config.train.batch_size, count)
-        middle = torch.full((size, NUMBERS), 0.5, device=self.device, dtype=self.dtype) if critic.policy else None
         sums = torch.zeros(3, device=self.device, dtype=torch.float64)
         rounds = count // size
         noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
@@ -203,7 +202,8 @@ class Generate:
                 real, held = (to_float(images.read(part).to(self.device), self.dtype) for images in (train, valid))
                 fake = self._run(self.generator, noise[part.start : part.stop].to(self.device, self.dtype))
                 for k, images in enumerate((real, held, fake)):
-                    logits = critic(images.contiguous(memory_format=torch.channels_last), middle).logits
+                    images = images.contiguous(memory_format=torch.channels_last)
+                    logits = critic(images, critic.mildest(images)).logits
                     assert logits is not None
                     sums[k] += logits.double().mean() / rounds
         on_train, on_valid, on_fake = sums.tolist()
