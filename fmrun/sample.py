@@ -113,6 +113,10 @@ def sample(
             save_png(image, path)
         return paths
     path = out or source.folder / f"{stem}.png"
+    if path.is_file() and path.suffix.lower() != ".png":
+        raise UserError(
+            f"--out {path}: there is such a file already, and it is no .png; give a name ending in .png, or a folder"
+        )
     if path.is_dir():
         path = path / f"{stem}.png"
     elif path.suffix.lower() != ".png":
