@@ -110,8 +110,21 @@ def _child(argv: list[str], folder: str, out: str, err: str) -> None:
         os.dup2(descriptor, number)
         os.close(descriptor)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # what a process started from a shell would do
     sys.argv = ["fmrun", *argv]
     main()
+
+
+_started: list[Any] = []
+
+
+def end_all() -> None:
+    """Kill what a failed test left running."""
+    while _started:
+        process = _started.pop()
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 class Background:
@@ -123,6 +136,7 @@ class Background:
             target=_child, args=([*map(str, arguments)], os.getcwd(), *map(str, self._files))
         )
         self._process.start()
+        _started.append(self._process)
 
     @property
     def err(self) -> str:
@@ -135,6 +149,15 @@ class Background:
     def signal(self, number: int) -> None:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
+
+    def children(self) -> list[int]:
+        """Processes it has started (Linux)."""
+        found = []
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                if int(file.read_text().rpartition(")")[2].split()[1]) == self._process.pid:
+                    found.append(int(file.parent.name))
+        return found
 
     def until(self, condition: Callable[[], Any], seconds: float = 60) -> None:
         """Wait for `condition()`, while the process lives."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder that is the current one, with 40 grey images of 28 px in `images.npz`."""
-    from commands import write_images
+    from commands import end_all, write_images
 
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "images.npz")
-    return tmp_path
+    yield tmp_path
+    end_all()
