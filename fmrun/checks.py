@@ -1,25 +1,33 @@
-"""What is looked at once before training, on the state as it is and without changing it: does every matched layer and
-every loss reach the generator, how strong is feature matching, and which step went wrong where."""
+"""What is looked at without changing it: does every matched layer and every loss reach the generator, how strong is
+feature matching, can the statistic see anything there, and which step went wrong where."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .config import FeatureMatchingConfig
 from .errors import UserError
 from .feature_matching import FeatureMatching
 from .models.norm import held_averages
+from .rng import torch_generator
 from .state import State
 from .step import discriminator_loss, frozen, generator_image_gradients
 from .tasks import Batch, Critic, CriticPlan, Plan
 
 LOOK = 8
 """Images that are enough to see whether a gradient passes."""
+
+BLIND = 1 / 20
+"""A statistic this far below the noise of sampling cannot see what it compares."""
+
+SHUFFLES = 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Strength:
     weight: float
     balance: float
     share: float
+    blind: tuple[str, ...] = ()
+    """Matched layers on which the statistic cannot see a difference."""
 
     def __str__(self) -> str:
         effective = f"λ {self.weight:.4g} × balance {self.balance:.4g} = {self.weight * self.balance:.4g}"
@@ -83,8 +93,13 @@ def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
                     plans = Plan(tuple(plan if c is critic else _idle(c) for c in task.critics))
                     generator_image_gradients(task, plans, batches, images, state.live, state.world)
                 share = float(critic.matching.share)
+                real = features_of(critic, batches, [batch.real for batch in batches], plan.taps)
+                fake = features_of(critic, batches, images, plan.taps)
                 strength = Strength(
-                    critic.matching.config.weight, float(critic.matching.balance), share if plan.measure else math.nan
+                    critic.matching.config.weight,
+                    float(critic.matching.balance),
+                    share if plan.measure else math.nan,
+                    tuple(name for name in plan.taps if blind(state, name, real[name], fake[name])),
                 )
     return strength
 
@@ -133,6 +148,71 @@ def _check_losses(state: State, critic: Critic, plan: CriticPlan, batches: list[
         raise UserError("the generator's images carry no gradient; check that its parameters are trainable")
 
 
+@torch.no_grad()
+def features_of(
+    critic: Critic, batches: Sequence[Batch], images: Sequence[Tensor], names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Features (B, …) of the named layers, as the generator's update has them. Call inside `frozen`."""
+    parts = [
+        critic(image, None if batch.augment is None else batch.augment[1], names, logits=False).features
+        for batch, image in zip(batches, images, strict=True)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+
+def matching_on(
+    state: State,
+    fm: FeatureMatchingConfig,
+    layers: Sequence[str],
+    shapes: Mapping[str, torch.Size],
+    weight: float,
+    **changes: Any,
+) -> FeatureMatching:
+    """A fresh `FeatureMatching` like the config's, on these layers and with these changes."""
+    config = fm.model_copy(update={"weight": weight, "layers": tuple(layers), **changes})
+    matching = FeatureMatching(config, {name: shapes[name] for name in layers}, state.config.seed)
+    return matching.to(device=state.device, dtype=state.task.dtype)
+
+
+def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
+    """Whether the configured statistic cannot see a difference between these features (B, …).
+
+    So it is where real against generated comes out far below what sampling noise alone would give: below 1/20 of the
+    least that the same images give when shuffled into two other groups. Shuffling undoes what blinds, a norm that
+    gives every batch the same mean. (MMD compares whole distributions: blind only if the features are constant.)
+    """
+    fm = state.config.feature_matching
+    match = "sample" if fm.match == "mmd" else fm.match
+    shapes = {layer: real.shape[1:]}
+    statistic = matching_on(state, fm, (layer,), shapes, 1.0, match=match, estimator="batch", layer_weights="uniform")
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        return float(statistic.distance(layer, a, b, world=state.world, step=state.step))
+
+    pool, rng = torch.cat([real, fake]), torch_generator(state.config.seed, "probe", 2)
+    noise = []
+    for _ in range(SHUFFLES):
+        order = torch.randperm(len(pool), generator=rng).to(pool.device)
+        noise.append(distance(pool[order[: len(real)]], pool[order[len(real) :]]))
+    return distance(real, fake) <= BLIND * min(noise)
+
+
+def blind_sentence(match: str, hidden: Sequence[str], known: Sequence[str]) -> str:
+    """What to do about layers on which a statistic is blind, among the `known` ones."""
+    before = [f"{name}.conv" for name in hidden if f"{name}.conv" in known and f"{name}.conv" not in hidden]
+    tap = f"match before the norm (--layers {','.join(before)})" if before else "match a layer before the norm"
+    return (
+        f"match '{match}' is blind on {enumerate_names(hidden)}: real and generated images come out equal there "
+        f"whatever they are, as behind a batch norm that sees them apart; {tap}, use another statistic "
+        "(-s feature_matching.match=mmd), or a discriminator without batch norm (-s discriminator.norm=spectral)"
+    )
+
+
+def enumerate_names(names: Sequence[str]) -> str:
+    """`layer 'a'`, or `layers a, b`."""
+    return f"layer '{names[0]}'" if len(names) == 1 else "layers " + ", ".join(names)
+
+
 def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
     """Repeat the update that was not finite, on the weights from just before it, and say what was the first to be so.
 
@@ -174,6 +254,9 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
                 return f"{bad_terms[0]} is not finite{where}"
             if bad_gradients:
                 return f"the gradient of {bad_gradients[0]} is not finite, though every loss is"
+            if not bool(torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values())))):
+                largest = max(gradients, key=lambda name: float(gradients[name].abs().max()))
+                return f"the gradient norm overflows, the largest gradient being that of {largest}, though every loss is finite"
     finally:
         for handle in handles:
             handle.remove()

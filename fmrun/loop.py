@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from . import checkpoint
-from .checks import Strength, check_start, diagnose
+from .checks import Strength, blind_sentence, check_start, diagnose
 from .data.images import Feed, Images
 from .errors import Diverged
 from .grid import grid, save_png
@@ -115,6 +115,9 @@ class Session:
         if strength is None:
             return
         self.report.note(f"feature matching: {strength}")
+        if strength.blind:
+            names = self.state.task.critics[0].net.feature_names
+            self.report.warn(blind_sentence(self.config.feature_matching.match, strength.blind, names))
         if strength.share == strength.share and self.config.feature_matching.balance == "none":
             sentence = share_sentence(strength.share, strength.weight)
             if sentence:

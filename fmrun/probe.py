@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .checks import LOOK, full_plan, passes_gradient, unchanged
+from .checks import (
+    LOOK,
+    blind,
+    blind_sentence,
+    enumerate_names,
+    features_of,
+    full_plan,
+    matching_on,
+    passes_gradient,
+    unchanged,
+)
 from .config import Config, FeatureMatchingConfig
 from .data.images import Feed, open_data
 from .dist import World
@@ -29,12 +39,7 @@ from .report import Reporter, format_table
 from .rng import torch_generator
 from .state import State
 from .step import frozen, generator_image_gradients
-from .tasks import Batch, Critic, Plan
-
-BLIND = 1 / 20
-"""A statistic this far below the noise of sampling cannot see what it compares."""
-
-SHUFFLES = 8
+from .tasks import Batch, Plan
 
 
 def probe(
@@ -155,14 +160,15 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
             if batches is not None:
                 with held_averages(task.generator), torch.no_grad():
                     images = [task.generate(batch) for batch in batches]
-                real, fake = _features(critic, batches, [b.real for b in batches]), _features(critic, batches, images)
+                real = features_of(critic, batches, [batch.real for batch in batches], names)
+                fake = features_of(critic, batches, images, names)
                 for layer in layers:
                     name = layer["name"]
-                    alone = _matching(state, fm, (name,), shapes, weight, layer_weights="uniform", balance="none")
+                    alone = matching_on(state, fm, (name,), shapes, weight, layer_weights="uniform", balance="none")
                     layer["gap"] = _finite(gap(real[name], fake[name]))
                     layer["blind"] = blind(state, name, real[name], fake[name])
                     layer["gradient_share"] = _share(state, alone, layer["gradient"], batches, images)
-                together = _matching(state, fm, selected, shapes, weight)
+                together = matching_on(state, fm, selected, shapes, weight)
                 if critic.matching is not None:
                     together.load_state_dict(critic.matching.state_dict())
                 reached = any(layer["gradient"] and layer["selected"] for layer in layers)
@@ -202,53 +208,6 @@ def gap(real: Tensor, fake: Tensor) -> float:
     spread = (real.var(0) + fake.var(0)).sum()
     distance = (real.mean(0) - fake.mean(0)).square().sum()
     return float((distance - spread / len(real)) / (spread / 2))
-
-
-def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
-    """Whether the configured statistic cannot see a difference between these features (B, …).
-
-    So it is where real against generated comes out far below what sampling noise alone would give: below 1/20 of the
-    least that the same images give when shuffled into two other groups. Shuffling undoes what blinds, a norm that
-    gives every batch the same mean. (MMD compares whole distributions: blind only if the features are constant.)
-    """
-    fm = state.config.feature_matching
-    match = "sample" if fm.match == "mmd" else fm.match
-    shapes = {layer: real.shape[1:]}
-    statistic = _matching(state, fm, (layer,), shapes, 1.0, match=match, estimator="batch", layer_weights="uniform")
-
-    def distance(a: Tensor, b: Tensor) -> float:
-        return float(statistic.distance(layer, a, b, world=state.world, step=state.step))
-
-    pool, rng = torch.cat([real, fake]), torch_generator(state.config.seed, "probe", 2)
-    noise = []
-    for _ in range(SHUFFLES):
-        order = torch.randperm(len(pool), generator=rng).to(pool.device)
-        noise.append(distance(pool[order[: len(real)]], pool[order[len(real) :]]))
-    return distance(real, fake) <= BLIND * min(noise)
-
-
-@torch.no_grad()
-def _features(critic: Critic, batches: Sequence[Batch], images: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Features (B, …) of every layer, as the generator's update has them."""
-    names = critic.net.feature_names
-    parts = [
-        critic(image, None if batch.augment is None else batch.augment[1], names, logits=False).features  # type: ignore[arg-type]
-        for batch, image in zip(batches, images, strict=True)
-    ]
-    return {name: torch.cat([part[name] for part in parts]) for name in names}  # type: ignore[union-attr]
-
-
-def _matching(
-    state: State,
-    fm: FeatureMatchingConfig,
-    layers: Sequence[str],
-    shapes: Mapping[str, torch.Size],
-    weight: float,
-    **changes: Any,
-) -> FeatureMatching:
-    config = fm.model_copy(update={"weight": weight, "layers": tuple(layers), **changes})
-    matching = FeatureMatching(config, {name: shapes[name] for name in layers}, state.config.seed)
-    return matching.to(device=state.device, dtype=state.task.dtype)
 
 
 def _share(
@@ -291,27 +250,16 @@ def _warnings(result: Mapping[str, Any], fm: FeatureMatchingConfig) -> list[str]
     sentences = []
     if cut:
         sentences.append(
-            f"no gradient reaches the image from {_enumerate(cut)}, so matching there teaches the generator nothing; "
+            f"no gradient reaches the image from {enumerate_names(cut)}, so matching there teaches the generator nothing; "
             "leave that out of feature_matching.layers, or let gradients through"
         )
     if hidden:
-        known = [layer["name"] for layer in layers]
-        before = [f"{name}.conv" for name in hidden if f"{name}.conv" in known and f"{name}.conv" not in hidden]
-        tap = f"match before the norm (--layers {','.join(before)})" if before else "match a layer before the norm"
-        sentences.append(
-            f"match '{fm.match}' is blind on {_enumerate(hidden)}: real and generated images come out equal there "
-            f"whatever they are, as behind a batch norm that sees them apart; {tap}, use another statistic "
-            "(-s feature_matching.match=mmd), or a discriminator without batch norm (-s discriminator.norm=spectral)"
-        )
+        sentences.append(blind_sentence(fm.match, hidden, [layer["name"] for layer in layers]))
     if result["share"] is not None and fm.weight and fm.balance == "none":
         sentence = share_sentence(result["share"], fm.weight)
         if sentence:
             sentences.append(sentence)
     return sentences
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    return f"layer '{names[0]}'" if len(names) == 1 else "layers " + ", ".join(names)
 
 
 def table(result: Mapping[str, Any]) -> str:

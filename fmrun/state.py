@@ -38,7 +38,8 @@ class Window:
         """Means over the window and over processes; then empties it. Waits for the device, once."""
         if not self.sums:
             return {}
-        means = world.mean(torch.stack([self.sums[n].double() / self.counts[n] for n in self.sums])).tolist()
+        wide = max((value.dtype for value in self.sums.values()), key=lambda dtype: dtype.itemsize)
+        means = world.mean(torch.stack([self.sums[n].to(wide) / self.counts[n] for n in self.sums])).tolist()
         row = dict(zip(self.sums, means, strict=True))
         if empty:
             self.sums, self.counts = {}, {}
@@ -157,6 +158,7 @@ class State:
                 critic.matching.load_state_dict(take(f"matching.{critic.name}"))
         for name, optimiser in self.optimisers.items():
             optimiser.restore(take(f"optimiser.{name}"))
+            optimiser.remember()
         self.guard.load_state_dict(take("guard"))
         self.window.sums = {name: value.to(self.device) for name, value in take("window").items()}
         self.window.counts = dict(meta["window"])

@@ -136,7 +136,10 @@ class Critic:
             adversarial=adversarial,
             taps=self.matching.layers if matching and self.matching is not None else (),
             penalty=penalised,
-            measure=matching and adversarial and self.matching is not None and self.matching.due(step),
+            measure=matching
+            and adversarial
+            and self.matching is not None
+            and self.matching.due(step, self.gan.start_step),
         )
 
 

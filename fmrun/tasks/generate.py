@@ -193,7 +193,7 @@ class Generate:
         critic = self.critics[0]
         count = min(count, len(train), len(valid))
         size = min(self.config.train.batch_size, count)
-        sums = torch.zeros(3, device=self.device, dtype=torch.float64)
+        sums = torch.zeros(3, device=self.device, dtype=self.dtype)
         rounds = count // size
         noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
         with held_averages(self.generator, critic.net):
@@ -205,7 +205,7 @@ class Generate:
                     images = images.contiguous(memory_format=torch.channels_last)
                     logits = critic(images, critic.mildest(images)).logits
                     assert logits is not None
-                    sums[k] += logits.double().mean() / rounds
+                    sums[k] += logits.mean() / rounds
         on_train, on_valid, on_fake = sums.tolist()
         gap = on_train - on_fake
         row = {"eval/d_train": on_train, "eval/d_valid": on_valid, "eval/d_fake": on_fake}
