@@ -237,7 +237,7 @@ def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[s
 
 
 def flatten(config: "Config") -> dict[str, Any]:
-    """`{"train.steps": 3000, …}`, values as in JSON, in the order of the schema."""
+    """`{"train.steps": 2500, …}`, values as in JSON, in the order of the schema."""
     return dict(_leaves(config.model_dump(mode="json")))
 
 
