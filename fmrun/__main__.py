@@ -13,7 +13,7 @@ def main() -> None:
 
     code = 0
     try:
-        result = app(standalone_mode=False)
+        result = app(prog_name="fmrun", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except FmrunError as error:
         _tell(str(error))
@@ -51,7 +51,7 @@ def _usage(error: Exception) -> int:
         print(context.get_help() if context is not None else message)
         return 0
     path = context.command_path if context is not None else "fmrun"
-    _tell(f"{message.rstrip('.')}; fmrun{path.removeprefix('fmrun')} --help shows what there is")
+    _tell(f"{message.rstrip('.')}; {path} --help shows what there is")
     return 2
 
 

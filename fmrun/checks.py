@@ -1,26 +1,33 @@
-"""What is looked at once before training, on the state as it is and without changing it: does every matched layer and
-every loss reach the generator, how strong is feature matching, and which step went wrong where."""
+"""What is looked at without changing it: does every matched layer and every loss reach the generator, how strong is
+feature matching, can the statistic see anything there, and which step went wrong where."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .augment import NUMBERS
+from .config import FeatureMatchingConfig
 from .errors import UserError
 from .feature_matching import FeatureMatching
 from .models.norm import held_averages
+from .rng import torch_generator
 from .state import State
 from .step import discriminator_loss, frozen, generator_image_gradients
 from .tasks import Batch, Critic, CriticPlan, Plan
 
 LOOK = 8
 """Images that are enough to see whether a gradient passes."""
+
+BLIND = 1 / 20
+"""A statistic this far below the noise of sampling cannot see what it compares."""
+
+SHUFFLES = 8
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class Strength:
     weight: float
     balance: float
     share: float
+    blind: tuple[str, ...] = ()
+    """Matched layers on which the statistic cannot see a difference."""
 
     def __str__(self) -> str:
         effective = f"λ {self.weight:.4g} × balance {self.balance:.4g} = {self.weight * self.balance:.4g}"
@@ -84,8 +93,13 @@ def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
                     plans = Plan(tuple(plan if c is critic else _idle(c) for c in task.critics))
                     generator_image_gradients(task, plans, batches, images, state.live, state.world)
                 share = float(critic.matching.share)
+                real = features_of(critic, batches, [batch.real for batch in batches], plan.taps)
+                fake = features_of(critic, batches, images, plan.taps)
                 strength = Strength(
-                    critic.matching.config.weight, float(critic.matching.balance), share if plan.measure else math.nan
+                    critic.matching.config.weight,
+                    float(critic.matching.balance),
+                    share if plan.measure else math.nan,
+                    tuple(name for name in plan.taps if blind(state, name, real[name], fake[name])),
                 )
     return strength
 
@@ -101,8 +115,7 @@ def _idle(critic: Critic) -> CriticPlan:
 def passes_gradient(critic: Critic, layer: str, images: Tensor) -> bool:
     """Whether features of `layer` have a gradient at the images."""
     leaf = images.detach().requires_grad_()
-    middle = leaf.new_full((len(leaf), NUMBERS), 0.5) if critic.policy else None
-    feature = critic(leaf, middle, (layer,), logits=False, exact=True).features[layer]
+    feature = critic(leaf, critic.mildest(leaf), (layer,), logits=False, exact=True).features[layer]
     if not feature.requires_grad:
         return False
     # A fixed random direction: a plain sum is constant behind a batch norm.
@@ -135,6 +148,71 @@ def _check_losses(state: State, critic: Critic, plan: CriticPlan, batches: list[
         raise UserError("the generator's images carry no gradient; check that its parameters are trainable")
 
 
+@torch.no_grad()
+def features_of(
+    critic: Critic, batches: Sequence[Batch], images: Sequence[Tensor], names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Features (B, …) of the named layers, as the generator's update has them. Call inside `frozen`."""
+    parts = [
+        critic(image, None if batch.augment is None else batch.augment[1], names, logits=False).features
+        for batch, image in zip(batches, images, strict=True)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+
+def matching_on(
+    state: State,
+    fm: FeatureMatchingConfig,
+    layers: Sequence[str],
+    shapes: Mapping[str, torch.Size],
+    weight: float,
+    **changes: Any,
+) -> FeatureMatching:
+    """A fresh `FeatureMatching` like the config's, on these layers and with these changes."""
+    config = fm.model_copy(update={"weight": weight, "layers": tuple(layers), **changes})
+    matching = FeatureMatching(config, {name: shapes[name] for name in layers}, state.config.seed)
+    return matching.to(device=state.device, dtype=state.task.dtype)
+
+
+def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
+    """Whether the configured statistic cannot see a difference between these features (B, …).
+
+    So it is where real against generated comes out far below what sampling noise alone would give: below 1/20 of the
+    least that the same images give when shuffled into two other groups. Shuffling undoes what blinds, a norm that
+    gives every batch the same mean. (MMD compares whole distributions: blind only if the features are constant.)
+    """
+    fm = state.config.feature_matching
+    match = "sample" if fm.match == "mmd" else fm.match
+    shapes = {layer: real.shape[1:]}
+    statistic = matching_on(state, fm, (layer,), shapes, 1.0, match=match, estimator="batch", layer_weights="uniform")
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        return float(statistic.distance(layer, a, b, world=state.world, step=state.step))
+
+    pool, rng = torch.cat([real, fake]), torch_generator(state.config.seed, "probe", 2)
+    noise = []
+    for _ in range(SHUFFLES):
+        order = torch.randperm(len(pool), generator=rng).to(pool.device)
+        noise.append(distance(pool[order[: len(real)]], pool[order[len(real) :]]))
+    return distance(real, fake) <= BLIND * min(noise)
+
+
+def blind_sentence(match: str, hidden: Sequence[str], known: Sequence[str]) -> str:
+    """What to do about layers on which a statistic is blind, among the `known` ones."""
+    before = [f"{name}.conv" for name in hidden if f"{name}.conv" in known and f"{name}.conv" not in hidden]
+    tap = f"match before the norm (--layers {','.join(before)})" if before else "match a layer before the norm"
+    return (
+        f"match '{match}' is blind on {enumerate_names(hidden)}: real and generated images come out equal there "
+        f"whatever they are, as behind a batch norm that sees them apart; {tap}, use another statistic "
+        "(-s feature_matching.match=mmd), or a discriminator without batch norm (-s discriminator.norm=spectral)"
+    )
+
+
+def enumerate_names(names: Sequence[str]) -> str:
+    """`layer 'a'`, or `layers a, b`."""
+    return f"layer '{names[0]}'" if len(names) == 1 else "layers " + ", ".join(names)
+
+
 def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
     """Repeat the update that was not finite, on the weights from just before it, and say what was the first to be so.
 
@@ -156,52 +234,67 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
         module.register_forward_hook(watch(f"{net_name} {name}"))
         for net_name, module_root in watched.items()
         for name, module in module_root.named_modules()
-        if name and not list(module.children())
+        if name
+        and "parametrizations" not in name
+        and not [n for n, _ in module.named_children() if n != "parametrizations"]
     ]
-    plan = task.plan(state.step)
-    terms: dict[str, Tensor] = {}
-    gradients: dict[str, Tensor] = {}
     state.set_live(state.step)
     d_updates = state.config.train.d_updates
     try:
-        with held_averages(task.generator, *(c.net for c in task.critics)):
-            batches = draws[0] if net == 0 else draws[d_updates - 1]
-            if net == 0:
-                for critic, critic_plan in zip(task.critics, plan.critics, strict=True):
-                    if not critic_plan.train:
-                        continue
-                    critic.net.zero_grad()
-                    for batch in batches:
-                        with torch.no_grad():
-                            image = task.generate(batch)
-                        loss = discriminator_loss(critic, critic_plan, batch, image)
-                        terms |= loss.terms
-                        loss.total.backward()
-                    gradients |= {
-                        f"{critic.name} {n}": p.grad for n, p in critic.net.named_parameters() if p.grad is not None
-                    }
-            else:
-                images = [task.generate(batch) for batch in batches]
-                with frozen(task.critics):
-                    image_gradients, terms = generator_image_gradients(
-                        task, plan, batches, images, state.live, state.world
-                    )
-                task.generator.zero_grad()
-                for image, gradient in zip(images, image_gradients, strict=True):
-                    image.backward(gradient)
-                gradients = {
-                    f"generator {n}": p.grad for n, p in task.generator.named_parameters() if p.grad is not None
-                }
+        for batches in draws[:d_updates] if net == 0 else draws[d_updates - 1 :]:
+            first.clear()
+            with held_averages(task.generator, *(c.net for c in task.critics)):
+                terms, gradients = _replay_d(state, batches) if net == 0 else _replay_g(state, batches)
+            bad_terms = sorted(
+                (n for n, v in terms.items() if n.startswith(("loss/", "fm/")) and not torch.isfinite(v)), key=_breadth
+            )
+            bad_gradients = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
+            if bad_terms:
+                where = f"; the first layer with a value that is not finite is {first[0]}" if first else ""
+                return f"{bad_terms[0]} is not finite{where}"
+            if bad_gradients:
+                return f"the gradient of {bad_gradients[0]} is not finite, though every loss is"
+            if not bool(torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values())))):
+                largest = max(gradients, key=lambda name: float(gradients[name].abs().max()))
+                return f"the gradient norm overflows, the largest gradient being that of {largest}, though every loss is finite"
     finally:
         for handle in handles:
             handle.remove()
-    bad_terms = [
-        name for name, value in terms.items() if name.startswith(("loss/", "fm/")) and not torch.isfinite(value)
-    ]
-    bad_gradients = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
-    if bad_terms:
-        where = f"; the first layer with a value that is not finite is {first[0]}" if first else ""
-        return f"{bad_terms[0]} is not finite{where}"
-    if bad_gradients:
-        return f"the gradient of {bad_gradients[0]} is not finite, though every loss is"
     return "the replayed step is finite in this arithmetic; the overflow was in a value that replaying does not repeat"
+
+
+def _breadth(term: str) -> int:
+    """0 for a term of its own, more for one that sums up others."""
+    return 3 if term == "loss/g" else 2 if term.startswith(("fm/loss", "fm/weight")) else term.startswith("fm/distance")
+
+
+def _replay_d(state: State, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Terms and weight gradients of every trained discriminator."""
+    terms: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    for critic, plan in zip(state.task.critics, state.task.plan(state.step).critics, strict=True):
+        if not plan.train:
+            continue
+        critic.net.zero_grad()
+        for batch in batches:
+            with torch.no_grad():
+                image = state.task.generate(batch)
+            loss = discriminator_loss(critic, plan, batch, image)
+            terms |= {n: terms[n] + v if n in terms else v for n, v in loss.terms.items()}
+            loss.total.backward()
+        gradients |= {f"{critic.name} {n}": p.grad for n, p in critic.net.named_parameters() if p.grad is not None}
+    return terms, gradients
+
+
+def _replay_g(state: State, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Terms and weight gradients of the generator."""
+    task = state.task
+    images = [task.generate(batch) for batch in batches]
+    with frozen(task.critics):
+        image_gradients, terms = generator_image_gradients(
+            task, task.plan(state.step), batches, images, state.live, state.world
+        )
+    task.generator.zero_grad()
+    for image, gradient in zip(images, image_gradients, strict=True):
+        image.backward(gradient)
+    return terms, {f"generator {n}": p.grad for n, p in task.generator.named_parameters() if p.grad is not None}

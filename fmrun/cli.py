@@ -76,6 +76,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 RUNS = Path("runs")
 
+FREE_IN_PROBE = ("feature_matching.", "data.path", "data.root", "data.fit", "train.batch_size", "seed", "device")
+"""What probing a run may look at otherwise than the run did: nothing here changes its nets."""
+
 
 def _version(asked: bool) -> None:
     if asked:
@@ -220,7 +223,7 @@ def probe_layers(
 ) -> int:
     """List the discriminator's layers: what each costs, sees and would teach. A preset, a config, or a trained RUN."""
     from . import checkpoint
-    from .presets import from_json, resolve
+    from .presets import resolve, revise
     from .report import Reporter, emit
     from .runs import find
 
@@ -239,17 +242,12 @@ def probe_layers(
         if preset is not None or config is not None:
             raise UserError("give a run, or --preset and --config, not both")
         folder = find(runs_dir, run)
-        from .presets import revise
-
-        resolved = revise(
-            folder.config(), overrides, ("feature_matching.", "data.", "train.batch_size", "seed", "device")
-        )
+        resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
         found, skipped = checkpoint.newest(folder.checkpoints)
         for sentence in skipped:
             report.warn(sentence)
         if found is None:
             raise UserError(f"run {folder.name} has no checkpoint yet; fmrun resume {folder.name} trains it on")
-        from_json(found.meta["config"])
     else:
         resolved = resolve(preset, config, overrides, need_data=not no_data)
     from . import probe

@@ -106,9 +106,9 @@ class FeatureMatching(nn.Module):
             return 0.0
         return min(1.0, (step - c.start_step) / c.ramp) if c.ramp else 1.0
 
-    def due(self, step: int) -> bool:
-        """Whether this step measures the gradient share."""
-        since = step - self.config.start_step
+    def due(self, step: int, start: int = 0) -> bool:
+        """Whether this step measures the gradient share, which both losses have from `start` on."""
+        since = step - max(start, self.config.start_step)
         return since < DENSE_MEASUREMENTS or since % self.config.measure_every == 0
 
     def distance(
@@ -163,7 +163,8 @@ class FeatureMatching(nn.Module):
         means = {}
         for i, layer in enumerate(self.layers):
             running = self.get_buffer(f"running_{i}")
-            running.mul_(decay).add_(batch_mean(real[layer], world).to(running.dtype), alpha=1 - decay)
+            fresh = batch_mean(real[layer], world).to(running.dtype)
+            running.copy_(torch.where(fresh.isfinite(), running.lerp(fresh, 1 - decay), running))
             means[layer] = running / self.running_weight
         return means
 

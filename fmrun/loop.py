@@ -11,9 +11,9 @@ from types import FrameType
 from typing import Any
 
 from . import checkpoint
-from .checks import Strength, check_start, diagnose
+from .checks import Strength, blind_sentence, check_start, diagnose
 from .data.images import Feed, Images
-from .errors import Diverged, UserError
+from .errors import Diverged
 from .grid import grid, save_png
 from .health import Health, share_sentence
 from .report import Reporter, TensorBoard
@@ -115,6 +115,9 @@ class Session:
         if strength is None:
             return
         self.report.note(f"feature matching: {strength}")
+        if strength.blind:
+            names = self.state.task.critics[0].net.feature_names
+            self.report.warn(blind_sentence(self.config.feature_matching.match, strength.blind, names))
         if strength.share == strength.share and self.config.feature_matching.balance == "none":
             sentence = share_sentence(strength.share, strength.weight)
             if sentence:
@@ -205,9 +208,6 @@ class Session:
         if c.best is None:
             return
         value = self._last.get(c.best)
-        if self._last and c.best not in self._last:
-            known = ", ".join(k for k in self._last if k != "step")
-            raise UserError(f"checkpoint.best: there is no metric '{c.best}'; this run has {known}")
         if value is not None and self._last["step"] == self.state.step:
             sign = 1 if c.best_mode == "min" else -1
             if self.best is None or self.best["metric"] != c.best or sign * value < sign * self.best["value"]:

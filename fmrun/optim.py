@@ -81,6 +81,13 @@ class Optimiser:
         self.config, self.clip, self.guard, self.index, self.world = config, clip, guard, index, world
         self.lr = torch.tensor(config.lr, device=device)
         self.adam = torch.optim.Adam(self.parameters, lr=self.lr, betas=config.betas, eps=config.eps, fused=True)
+        # fp16 skips updates in good health; what such a forward put into running averages has to go with it
+        self.averages = [b for b in net.buffers() if b.is_floating_point()] if guard.scaled else []
+        self.remember()
+
+    def remember(self) -> None:
+        """Take the net's running averages as those of the last good update."""
+        self.kept = [b.clone() for b in self.averages]
 
     def zero_grad(self) -> None:
         self.adam.zero_grad(set_to_none=True)
@@ -99,6 +106,9 @@ class Optimiser:
         if self.clip is not None or self.guard.scaled:
             self.adam.grad_scale = scale  # type: ignore[attr-defined]
         self.adam.step()
+        for average, kept in zip(self.averages, self.kept, strict=True):
+            kept.copy_(torch.where(skip > 0, kept, average))
+            average.copy_(kept)
         return norm
 
     def state(self) -> dict[str, Tensor]:

@@ -223,7 +223,7 @@ def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[s
             layers.problems.append(
                 (
                     layers.given[key].label,
-                    f"{key} would change the experiment; a resumed run may change {shown}; for another experiment: fmrun train",
+                    f"{key} would make it another experiment; only {shown} may be changed here; for another experiment: fmrun train",
                 )
             )
     layers.stop_if_wrong()
@@ -237,7 +237,7 @@ def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[s
 
 
 def flatten(config: "Config") -> dict[str, Any]:
-    """`{"train.steps": 3000, …}`, values as in JSON, in the order of the schema; a section that is absent is None."""
+    """`{"train.steps": 2500, …}`, values as in JSON, in the order of the schema; a section that is absent is None."""
     return dict(_leaves(config.model_dump(mode="json")))
 
 

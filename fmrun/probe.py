@@ -12,18 +12,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from . import checkpoint
-from .augment import NUMBERS
-from .checks import LOOK, full_plan, passes_gradient, unchanged
+from .checks import (
+    LOOK,
+    blind,
+    blind_sentence,
+    enumerate_names,
+    features_of,
+    full_plan,
+    matching_on,
+    passes_gradient,
+    unchanged,
+)
 from .config import Config, FeatureMatchingConfig
 from .data.images import Feed, open_data
 from .dist import World
 from .feature_matching import FeatureMatching, select_layers
 from .health import share_sentence
-from .losses.statistics import widen
+from .layers import activation_bytes, flops, receptive_fields
 from .models.base import parameter_count
 from .models.norm import held_averages
 from .precision import choose_device, choose_precision, set_determinism
@@ -31,18 +39,7 @@ from .report import Reporter, format_table
 from .rng import torch_generator
 from .state import State
 from .step import frozen, generator_image_gradients
-from .tasks import Batch, Critic, Plan
-
-GLOBAL = "global"
-BLIND = 1 / 20
-"""A statistic this far below the noise of sampling cannot see what it compares."""
-
-SHUFFLES = 8
-EDGE = 1e-12
-"""Gradients smaller than this, relative to the largest, are rounding."""
-
-LARGEST = 256
-"""Pixels an input is enlarged to, at most, before a receptive field counts as global (at least twice the image)."""
+from .tasks import Batch, Plan
 
 
 def probe(
@@ -62,7 +59,7 @@ def probe(
     channels = images.channels if images is not None else config.data.channels
     if channels is None:
         channels = 1 if config.data.path.startswith("bundled:") else 3
-        notes.append(f"the data was not looked at: taking its images to have {channels} channels (-s data.channels=N)")
+        notes.append(f"the data was not looked at: taking its images to have data.channels={channels}")
     section = config.data.model_copy(update={"channels": channels})
     config = config.model_copy(update={"data": section, "compile": False})
     state = State(config, device, World())
@@ -73,7 +70,11 @@ def probe(
             if c.matching is not None
             for name, value in c.matching.state_dict().items()
         }
-        state.restore({**own, **run_checkpoint.tensors}, run_checkpoint.meta)
+        # The balance of other layers is still a start; a running mean of theirs is not.
+        saved = {
+            k: v for k, v in run_checkpoint.tensors.items() if not k.startswith("matching.") or ".running_" not in k
+        }
+        state.restore({**own, **saved}, run_checkpoint.meta)
     elif data:
         notes.append("the nets are as a run starts with them: gap and share describe untrained nets")
     batches = None
@@ -136,7 +137,7 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
             rng = torch_generator(config.seed, "probe", 0)
             noise = (torch.rand(LOOK, *image_shape, generator=rng) * 2 - 1).to(device, task.dtype)
             noise = noise.contiguous(memory_format=torch.channels_last)
-            costs, shapes, whole = _flops(net, noise[:2])
+            costs, shapes, whole = flops(net, noise[:2])
             layers: list[dict[str, Any]] = [
                 {
                     "index": i,
@@ -159,32 +160,28 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
             if batches is not None:
                 with held_averages(task.generator), torch.no_grad():
                     images = [task.generate(batch) for batch in batches]
-                real, fake = _features(critic, batches, [b.real for b in batches]), _features(critic, batches, images)
+                real = features_of(critic, batches, [batch.real for batch in batches], names)
+                fake = features_of(critic, batches, images, names)
                 for layer in layers:
                     name = layer["name"]
-                    alone = _matching(state, fm, (name,), shapes, weight, layer_weights="uniform", balance="none")
+                    alone = matching_on(state, fm, (name,), shapes, weight, layer_weights="uniform", balance="none")
                     layer["gap"] = _finite(gap(real[name], fake[name]))
                     layer["blind"] = blind(state, name, real[name], fake[name])
-                    layer["gradient_share"] = _share(state, alone, batches, images)
-                together = _matching(state, fm, selected, shapes, weight)
+                    layer["gradient_share"] = _share(state, alone, layer["gradient"], batches, images)
+                together = matching_on(state, fm, selected, shapes, weight)
                 if critic.matching is not None:
                     together.load_state_dict(critic.matching.state_dict())
-                share, balance = _share(state, together, batches, images), float(together.balance)
+                reached = any(layer["gradient"] and layer["selected"] for layer in layers)
+                share = _share(state, together, reached, batches, images)
+                balance = float(together.balance)
 
     result = {
         "task": config.task,
-        "discriminator": {
-            "type": config.discriminator.type,
-            "width": config.discriminator.width,
-            "norm": config.discriminator.norm,
-            "weights": parameter_count(net),
-        },
+        "discriminator": config.discriminator.model_dump(include={"type", "width", "norm"}),
+        "weights": parameter_count(net),
         "image": list(image_shape),
         "batch_size": config.train.batch_size,
-        "match": fm.match,
-        "criterion": fm.criterion,
-        "elements": fm.elements,
-        "balance": fm.balance,
+        **fm.model_dump(include={"match", "criterion", "elements", "balance"}),
         "lambda": weight,
         "share": share,
         "balance_factor": balance if share is not None else None,
@@ -199,162 +196,25 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
     return result
 
 
-def receptive_fields(net: nn.Module, image: tuple[int, int, int], seed: int) -> dict[str, int | str | None]:
-    """Pixels (the longer side) that the central unit of each layer depends on, by the support of its gradient.
-
-    `"global"` where it reaches the border of every size offered: the image's, twice and four times that. A net that
-    takes no other size counts as global where a unit sees the whole image, else as what lies inside it. None where no gradient arrives.
-    Batch norm is in eval mode, for its batch is no part of the net; group norm is global, as it is.
-    """
-    rng = torch_generator(seed, "probe", 1)
-    twin: Any = copy.deepcopy(net).to("cpu", torch.float64).eval()
-    with torch.no_grad():
-        for p in twin.parameters():
-            if p.requires_grad:  # a branch that begins at zero belongs to the net too
-                p.add_(torch.randn(p.shape, generator=rng, dtype=p.dtype), alpha=0.02)
-    twin.requires_grad_(False)
-    channels, size = image[0], image[1]
-    sizes = [size, 2 * size] + [4 * size] * (4 * size <= LARGEST)
-    found: dict[str, int | str | None] = {}
-    for name in twin.feature_names:
-        found[name] = GLOBAL
-        for pixels in sizes:
-            leaf = torch.randn(3, channels, pixels, pixels, generator=rng, dtype=torch.float64).requires_grad_()
-            try:
-                feature = twin(leaf, (name,), False).features[name]
-            except (RuntimeError, ValueError):  # too large for this net
-                break
-            rows, columns = _support(feature, leaf, rng)
-            extent = max(high - low + 1 for low, high in (rows, columns))
-            inside = all(low > 0 and high < pixels - 1 for low, high in (rows, columns))
-            found[name] = (extent if extent < pixels else GLOBAL) if extent else None
-            if inside or not extent:
-                break
-        else:
-            found[name] = GLOBAL
-    return found
-
-
-def _support(feature: Tensor, leaf: Tensor, rng: torch.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and last row and column of `leaf` (B, C, H, W) on which the centre of `feature` (B, C, …) depends."""
-    centre = feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2] if feature.ndim == 4 else feature
-    nothing = (0, -1), (0, -1)
-    if not centre.requires_grad:
-        return nothing
-    direction = torch.randn(centre.shape, generator=rng, dtype=torch.float64).to(centre)
-    (gradient,) = torch.autograd.grad((centre * direction).sum(), leaf, allow_unused=True)
-    if gradient is None:
-        return nothing
-    strength = gradient.abs().sum((0, 1))
-    touched = strength > EDGE * strength.max()
-    if not touched.any():
-        return nothing
-    rows, columns = (touched.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
-    return (rows[0], rows[-1]), (columns[0], columns[-1])
-
-
-@torch.no_grad()
-def _flops(net: Any, image: Tensor) -> tuple[dict[str, int], dict[str, torch.Size], int]:
-    """Per image: FLOPs of a forward that ends at each layer, the layer's shape, FLOPs of the whole forward."""
-    costs, shapes = {}, {}
-    for name in net.feature_names:
-        with FlopCounterMode(display=False) as counter:
-            feature = net(image, (name,), False).features[name]
-        costs[name], shapes[name] = counter.get_total_flops() // len(image), feature.shape[1:]
-    with FlopCounterMode(display=False) as counter:
-        net(image)
-    return costs, shapes, counter.get_total_flops() // len(image)
-
-
-def activation_bytes(critic: Critic, layer: str, images: Tensor, batch_size: int) -> int:
-    """Memory that a pass which ends at `layer` keeps for its backward, for `batch_size` images: all that grows with
-    the batch, so weights in no form. The frozen discriminator's, in the precision of training."""
-
-    def kept(count: int) -> int:
-        storages: dict[int, torch.UntypedStorage] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage
-            return tensor
-
-        leaf = images[:count].clone(memory_format=torch.preserve_format).requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            feature = critic(leaf, _middle(critic, leaf), (layer,), logits=False).features[layer]
-        del feature
-        return sum(storage.nbytes() for storage in storages.values())
-
-    return (kept(4) - kept(2)) * batch_size // 2
-
-
 def gap(real: Tensor, fake: Tensor) -> float:
     """How far apart the features (B, …) of real and generated images are, in units of how far each spreads:
 
         (||mu_r - mu_g||^2 - (tr S_r + tr S_g) / B) / ((tr S_r + tr S_g) / 2)
 
-    means mu and variances S per position. Unbiased numerator: 0 on average where both have the same mean, so that it
-    may fall a little below, and the same for every layer, scale and width.
+    means mu and variances S per position. The numerator is unbiased: 0 on average where the means are equal (so a
+    little below as often as above), and comparable between layers of any scale and width.
     """
-    real, fake = widen(real).double(), widen(fake).double()
+    real, fake = real.cpu().double(), fake.cpu().double()
     spread = (real.var(0) + fake.var(0)).sum()
     distance = (real.mean(0) - fake.mean(0)).square().sum()
     return float((distance - spread / len(real)) / (spread / 2))
 
 
-def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
-    """Whether the configured statistic cannot see a difference between these features (B, …).
-
-    So it is where real against generated comes out far below what sampling noise alone would give: below 1/20 of the
-    least that the same images give when shuffled into two other groups. Shuffling undoes what blinds, a norm that
-    gives every batch the same mean. (MMD compares whole distributions: blind only if the features are constant.)
-    """
-    fm = state.config.feature_matching
-    match = "sample" if fm.match == "mmd" else fm.match
-    shapes = {layer: real.shape[1:]}
-    statistic = _matching(state, fm, (layer,), shapes, 1.0, match=match, estimator="batch", layer_weights="uniform")
-
-    def distance(a: Tensor, b: Tensor) -> float:
-        return float(statistic.distance(layer, a, b, world=state.world, step=state.step))
-
-    pool, rng = torch.cat([real, fake]), torch_generator(state.config.seed, "probe", 2)
-    noise = []
-    for _ in range(SHUFFLES):
-        order = torch.randperm(len(pool), generator=rng).to(pool.device)
-        noise.append(distance(pool[order[: len(real)]], pool[order[len(real) :]]))
-    return distance(real, fake) <= BLIND * min(noise)
-
-
-def _middle(critic: Critic, image: Tensor) -> Tensor | None:
-    """Numbers for the mildest augmentation, where there is any."""
-    return image.new_full((len(image), NUMBERS), 0.5) if critic.policy else None
-
-
-@torch.no_grad()
-def _features(critic: Critic, batches: Sequence[Batch], images: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Features (B, …) of every layer, as the generator's update has them."""
-    names = critic.net.feature_names
-    parts = [
-        critic(image, None if batch.augment is None else batch.augment[1], names, logits=False).features  # type: ignore[arg-type]
-        for batch, image in zip(batches, images, strict=True)
-    ]
-    return {name: torch.cat([part[name] for part in parts]) for name in names}  # type: ignore[union-attr]
-
-
-def _matching(
-    state: State,
-    fm: FeatureMatchingConfig,
-    layers: Sequence[str],
-    shapes: Mapping[str, torch.Size],
-    weight: float,
-    **changes: Any,
-) -> FeatureMatching:
-    config = fm.model_copy(update={"weight": weight, "layers": tuple(layers), **changes})
-    matching = FeatureMatching(config, {name: shapes[name] for name in layers}, state.config.seed)
-    return matching.to(device=state.device, dtype=state.task.dtype)
-
-
-def _share(state: State, matching: FeatureMatching, batches: Sequence[Batch], images: Sequence[Tensor]) -> float | None:
-    """Gradient share of `matching`, measured as training does, every term at its full weight."""
+def _share(
+    state: State, matching: FeatureMatching, reached: bool, batches: Sequence[Batch], images: Sequence[Tensor]
+) -> float | None:
+    """Gradient share of `matching`, measured as training does, every term at its full weight; `reached` is whether
+    any of its layers passes a gradient to the image."""
     task = copy.copy(state.task)
     critic = copy.copy(task.critics[0])
     critic.matching = matching
@@ -362,6 +222,8 @@ def _share(state: State, matching: FeatureMatching, batches: Sequence[Batch], im
     plan = full_plan(critic)
     if not plan.measure:
         return None
+    if not reached:
+        return 0.0
     live = task.live()
     live.set(state.step, [critic.gan.weight], [matching.config.weight])
     generator_image_gradients(task, Plan((plan,)), batches, images, live, state.world)
@@ -388,27 +250,16 @@ def _warnings(result: Mapping[str, Any], fm: FeatureMatchingConfig) -> list[str]
     sentences = []
     if cut:
         sentences.append(
-            f"no gradient reaches the image from {_enumerate(cut)}, so matching there teaches the generator nothing; "
-            "leave out of feature_matching.layers, or let gradients through"
+            f"no gradient reaches the image from {enumerate_names(cut)}, so matching there teaches the generator nothing; "
+            "leave that out of feature_matching.layers, or let gradients through"
         )
     if hidden:
-        known = [layer["name"] for layer in layers]
-        before = [f"{name}.conv" for name in hidden if f"{name}.conv" in known and f"{name}.conv" not in hidden]
-        tap = f"match before the norm (--layers {','.join(before)})" if before else "match a layer before the norm"
-        sentences.append(
-            f"match '{fm.match}' is blind on {_enumerate(hidden)}: real and generated images come out equal there "
-            f"whatever they are, as behind a batch norm that sees them apart; {tap}, use another statistic "
-            "(--match mmd), or a discriminator without batch norm (-s discriminator.norm=spectral)"
-        )
+        sentences.append(blind_sentence(fm.match, hidden, [layer["name"] for layer in layers]))
     if result["share"] is not None and fm.weight and fm.balance == "none":
         sentence = share_sentence(result["share"], fm.weight)
         if sentence:
             sentences.append(sentence)
     return sentences
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    return f"layer '{names[0]}'" if len(names) == 1 else "layers " + ", ".join(names)
 
 
 def table(result: Mapping[str, Any]) -> str:

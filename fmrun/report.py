@@ -230,6 +230,12 @@ class Progress:
         return bar
 
 
+def require_tensorboard() -> None:
+    """UserError unless the package that writes TensorBoard files is there."""
+    if find_spec("tensorboard") is None:
+        raise UserError('log.tensorboard needs an extra package: pip install "fmrun[tensorboard]"')
+
+
 class TensorBoard:
     """Writes rows of metrics and images into `folder`, which it opens at the first write.
 
@@ -237,8 +243,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, after: int | None = None) -> None:
-        if find_spec("tensorboard") is None:
-            raise UserError('log.tensorboard needs an extra package: pip install "fmrun[tensorboard]"')
+        require_tensorboard()
         self.folder, self.after = folder, after
         self._writer: Any = None
 

@@ -36,6 +36,8 @@ def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: 
     """The averaged (or `raw`) generator of a run's newest readable checkpoint, or of a checkpoint file alone."""
     if isinstance(target, Run):
         found, skipped = checkpoint.newest(target.checkpoints)
+        if found is None and skipped:
+            raise UserError(f"run {target.name}: none of its {len(skipped)} checkpoints can be read")
         for sentence in skipped:
             report.warn(f"{sentence}; sampling from the checkpoint before")
         if found is None:
@@ -111,6 +113,10 @@ def sample(
             save_png(image, path)
         return paths
     path = out or source.folder / f"{stem}.png"
+    if path.is_file() and path.suffix.lower() != ".png":
+        raise UserError(
+            f"--out {path}: there is such a file already, and it is no .png; give a name ending in .png, or a folder"
+        )
     if path.is_dir():
         path = path / f"{stem}.png"
     elif path.suffix.lower() != ".png":

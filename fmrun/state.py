@@ -38,7 +38,8 @@ class Window:
         """Means over the window and over processes; then empties it. Waits for the device, once."""
         if not self.sums:
             return {}
-        means = world.mean(torch.stack([self.sums[n].double() / self.counts[n] for n in self.sums])).tolist()
+        wide = max((value.dtype for value in self.sums.values()), key=lambda dtype: dtype.itemsize)
+        means = world.mean(torch.stack([self.sums[n].to(wide) / self.counts[n] for n in self.sums])).tolist()
         row = dict(zip(self.sums, means, strict=True))
         if empty:
             self.sums, self.counts = {}, {}
@@ -72,6 +73,25 @@ class State:
     def draws_per_step(self) -> int:
         """Global batches a step takes: the last discriminator update shares its own with the first generator update."""
         return self.config.train.d_updates + self.config.train.g_updates - 1
+
+    def metric_names(self, held_out: bool) -> list[str]:
+        """Keys that rows of metrics.jsonl have, now and then or always; `held_out`: whether there are such images."""
+        found = ["loss/g", "health/g_grad_norm", "health/diversity", "optim/lr_generator", "time/images_per_second"]
+        for critic in self.task.critics:
+            end, gan, matching = critic.suffix, critic.gan, critic.matching
+            if critic.trained:
+                found += [name + end for name in ("loss/d", "health/d_real", "health/d_fake", "health/d_grad_norm")]
+                found += [f"loss/d{end}_{name}" for name, gamma in (("r1", gan.r1), ("r2", gan.r2)) if gamma]
+            if gan.weight:
+                found.append("loss/g_adv" + end)
+            if matching is not None:
+                shares = ["share", "balance"] if gan.weight else []
+                found += [f"fm/{name}{end}" for name in ("distance", "weight", "loss", *matching.layers, *shares)]
+        if self.config.feature_matching.weight:
+            found.append("fm/lambda")
+        if held_out and self.config.eval.every:
+            found += ["eval/d_train", "eval/d_valid", "eval/d_fake", "eval/overfit"]
+        return sorted(found)
 
     def prepare(self, feed: Any, step: int) -> list[list[Batch]]:
         """The batches of `step`: for each draw its micro-batches."""
@@ -138,6 +158,7 @@ class State:
                 critic.matching.load_state_dict(take(f"matching.{critic.name}"))
         for name, optimiser in self.optimisers.items():
             optimiser.restore(take(f"optimiser.{name}"))
+            optimiser.remember()
         self.guard.load_state_dict(take("guard"))
         self.window.sums = {name: value.to(self.device) for name, value in take("window").items()}
         self.window.counts = dict(meta["window"])

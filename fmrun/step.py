@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from .dist import World
 from .losses import Loss
 from .losses.adversarial import D_LOSSES, G_LOSSES, squared_gradient
+from .losses.statistics import widen
 from .models.base import Out
 from .models.norm import advance_spectral, held_averages
 from .optim import Optimiser
@@ -178,7 +179,8 @@ def _matching_gradients(
             critic(leaf, _generator_numbers(batch), plan.taps, logits=False).features
             for batch, leaf in zip(micro_batches, leaves, strict=True)
         ]
-    whole = {name: torch.cat([f[name] for f in fakes]).requires_grad_() for name in plan.taps}
+    # widened: a mean's gradient underflows half precision
+    whole = {name: widen(torch.cat([f[name] for f in fakes])).requires_grad_() for name in plan.taps}
     real = {name: torch.cat([r.features[name] for r in reals]) for name in plan.taps}
     loss = critic.matching(real, whole, step=live.step, world=world)
     gradients = torch.autograd.grad(loss.total, list(whole.values()))
@@ -228,7 +230,7 @@ def generator_image_gradients(
                 assert matching is not None
                 if cached is not None:
                     pairs = [(judged.features[name], cached[m][name]) for name in critic_plan.taps]
-                    losses["matching"] = torch.stack([(f * g.to(f.dtype)).sum().to(leaf.dtype) for f, g in pairs]).sum()
+                    losses["matching"] = torch.stack([(widen(f) * g).sum() for f, g in pairs]).sum()
                 else:
                     distance = matching(real.features, judged.features, step=live.step, world=world)
                     _matching_terms(terms, critic, distance, 1 / count)

@@ -15,13 +15,14 @@ from .checks import check_start
 from .config import Config
 from .data.images import Images, open_data
 from .dist import World
-from .errors import OK, Diverged, FmrunError, UserError
+from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, feed_of
 from .memory import within_memory
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
 from .precision import choose_device, choose_precision, set_determinism
-from .report import Reporter
+from .presets import flatten, from_json, render
+from .report import Reporter, require_tensorboard
 from .runs import Run
 from .state import State
 
@@ -98,10 +99,18 @@ def prepare(config: Config, world: World, report: Reporter) -> tuple[Config, Ima
     choose_precision(config.precision, device)
     set_determinism(config.deterministic, device)
     check_batch(config, world)
+    if config.log.tensorboard:
+        require_tensorboard()
     train, valid = open_data(config.data, config.seed)
     data = config.data.model_copy(update={"channels": train.channels})
     config = config.model_copy(update={"data": data})
-    return config, train, valid, State(config, device, world)
+    state = State(config, device, world)
+    best, known = config.checkpoint.best, state.metric_names(held_out=valid is not None)
+    if best is not None and best not in known:
+        raise UserError(
+            f"checkpoint.best: there is no metric '{best}'{nearest(best, known)}; this run has {', '.join(known)}"
+        )
+    return config, train, valid, state
 
 
 def start(
@@ -143,16 +152,20 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
     """Continue a run where it stopped; the exit code. `change` turns its saved config into the one to go on with."""
     config = change(run.config())
     found, skipped = checkpoint.newest(run.checkpoints)
-    for sentence in skipped:
-        report.warn(f"{sentence}; going on from the checkpoint before")
     if found is None and skipped:
         raise UserError(
             f"run {run.name}: none of its {len(skipped)} checkpoints can be read; start again with fmrun train"
         )
+    for sentence in skipped:
+        report.warn(f"{sentence}; going on from the checkpoint before")
+    if found is not None:
+        _refuse_edits(run, config, found)
     step = found.step if found is not None else 0
     if step >= config.train.steps:
         if step > config.train.steps:
             raise UserError(f"--steps {config.train.steps}: run {run.name} has already made {step} steps; give more")
+        if world.first and run.state == "interrupted":  # killed between the last checkpoint and the last word
+            run.write_status(state="finished", step=step, exit_code=OK)
         report.note(
             f"run {run.name} is finished: {step} steps. To train on: fmrun resume {run.name} --steps {2 * step}; "
             f"for pictures: fmrun sample {run.name}"
@@ -169,6 +182,17 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         return _work(run, state, train, valid, report, resumed=True, best=found.meta["best"] if found else None)
 
     return within_memory(config, world, work)
+
+
+def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> None:
+    """UserError if the run's config file no longer describes the experiment its checkpoint belongs to."""
+    then, now = flatten(from_json(found.meta["config"])), flatten(config)
+    edited = [key for key, value in then.items() if now[key] != value and not key.startswith(FREE_ON_RESUME)]
+    if edited:
+        raise UserError(
+            f"{run.config_file} has been edited: it says {render(edited[0], now[edited[0]])}, and the run was trained "
+            f"with {render(edited[0], then[edited[0]])}; put it back, or start the other experiment with fmrun train"
+        )
 
 
 def _warn_inexact(found: checkpoint.Checkpoint, train: Images, state: State, report: Reporter) -> None:
@@ -204,8 +228,9 @@ def _work(
             report.note(line)
         for sentence in warnings(config, state):
             report.warn(sentence)
-        session = Session(run, state, train, valid, report, stop, resumed=resumed, best=best)
+        session = None
         try:
+            session = Session(run, state, train, valid, report, stop, resumed=resumed, best=best)
             session.loop()
         except BaseException as error:
             code = getattr(error, "exit_code", 1)
@@ -215,7 +240,8 @@ def _work(
                 run.try_status(state=kind, step=state.step, exit_code=code, message=message)
             raise
         finally:
-            session.close()
+            if session is not None:
+                session.close()
         finished = state.step >= config.train.steps
         code = OK if finished else 128 + (stop.signal or signal.SIGTERM)
         if world.first:

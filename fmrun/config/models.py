@@ -11,7 +11,7 @@ class GeneratorConfig(Section):
     type: Literal["dcgan"] = "dcgan"
     """Architecture: `dcgan` (Radford et al. 2016)."""
 
-    width: int = Field(default=48, ge=1, le=1024)
+    width: int = Field(default=32, ge=1, le=1024)
     """Channels of the last hidden layer; each layer before it has twice as many."""
 
     latent_dim: int = Field(default=100, ge=1, le=4096)
@@ -25,7 +25,7 @@ class DiscriminatorConfig(Section):
     type: Literal["dcgan"] = "dcgan"
     """Architecture: `dcgan` (Radford et al. 2016)."""
 
-    width: int = Field(default=48, ge=1, le=1024)
+    width: int = Field(default=32, ge=1, le=1024)
     """Channels of the first layer; each layer after it has twice as many."""
 
     norm: Literal["batch", "spectral", "group", "none"] = "batch"

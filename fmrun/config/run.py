@@ -8,7 +8,7 @@ from .base import Section
 
 
 class TrainConfig(Section):
-    steps: int = Field(default=3000, ge=1)
+    steps: int = Field(default=2500, ge=1)
     """Steps to train: each updates the discriminator and the generator."""
 
     batch_size: int = Field(default=64, ge=2)

@@ -143,7 +143,9 @@ def mmd(
     xx, yy, xy = (_squared_distances(a, b) * scale for a, b in ((x, x), (y, y), (x, y)))
     others = ~torch.eye(count, dtype=torch.bool, device=x.device)
     if kernel == "rbf" and bandwidth is None:
-        bandwidth = xx.detach()[others].mean().clamp(min=torch.finfo(xx.dtype).tiny)
+        # not xx[others]: its size would have to come from the device
+        bandwidth = (xx.detach() * others).sum() / (count * (count - 1))
+        bandwidth = bandwidth.clamp(min=torch.finfo(xx.dtype).tiny)
 
     def similarity(d2: Tensor) -> Tensor:
         if kernel == "rbf":

@@ -86,6 +86,7 @@ class DcganDiscriminator(nn.Module):
         }
 
     def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
+        assert set(taps) <= set(self.feature_names), taps
         features: dict[str, Tensor] = {}
         x = image
         for i, block in enumerate(self.blocks, 1):

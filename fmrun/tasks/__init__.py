@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..augment import augment
+from ..augment import NUMBERS, augment
 from ..config import GanLossConfig
 from ..feature_matching import FeatureMatching
 from ..losses.adversarial import PAIRED
@@ -103,6 +103,10 @@ class Critic:
             return Out(out.logits.float(), out.features)
         return out
 
+    def mildest(self, image: Tensor) -> Tensor | None:
+        """Numbers for the mildest augmentation of `image`, where there is any: for looking, not for training."""
+        return image.new_full((len(image), NUMBERS), 0.5) if self.policy else None
+
     @property
     def suffix(self) -> str:
         """What tells this critic's metrics from those of the first, which is called `discriminator`."""
@@ -132,7 +136,10 @@ class Critic:
             adversarial=adversarial,
             taps=self.matching.layers if matching and self.matching is not None else (),
             penalty=penalised,
-            measure=matching and adversarial and self.matching is not None and self.matching.due(step),
+            measure=matching
+            and adversarial
+            and self.matching is not None
+            and self.matching.due(step, self.gan.start_step),
         )
 
 

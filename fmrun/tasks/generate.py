@@ -193,8 +193,7 @@ class Generate:
         critic = self.critics[0]
         count = min(count, len(train), len(valid))
         size = min(self.config.train.batch_size, count)
-        middle = torch.full((size, NUMBERS), 0.5, device=self.device, dtype=self.dtype) if critic.policy else None
-        sums = torch.zeros(3, device=self.device, dtype=torch.float64)
+        sums = torch.zeros(3, device=self.device, dtype=self.dtype)
         rounds = count // size
         noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
         with held_averages(self.generator, critic.net):
@@ -203,9 +202,10 @@ class Generate:
                 real, held = (to_float(images.read(part).to(self.device), self.dtype) for images in (train, valid))
                 fake = self._run(self.generator, noise[part.start : part.stop].to(self.device, self.dtype))
                 for k, images in enumerate((real, held, fake)):
-                    logits = critic(images.contiguous(memory_format=torch.channels_last), middle).logits
+                    images = images.contiguous(memory_format=torch.channels_last)
+                    logits = critic(images, critic.mildest(images)).logits
                     assert logits is not None
-                    sums[k] += logits.double().mean() / rounds
+                    sums[k] += logits.mean() / rounds
         on_train, on_valid, on_fake = sums.tolist()
         gap = on_train - on_fake
         row = {"eval/d_train": on_train, "eval/d_valid": on_valid, "eval/d_fake": on_fake}

@@ -1,0 +1,108 @@
+"""What each layer of a discriminator costs and how much of the image it sees; for any net with its face."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .rng import torch_generator
+from .tasks import Critic
+
+GLOBAL = "global"
+EDGE = 1e-12
+"""Gradients smaller than this, relative to the largest, are rounding."""
+
+LARGEST = 256
+"""Pixels beyond which no input is enlarged to four times the image, to find where a receptive field ends."""
+
+
+def receptive_fields(net: nn.Module, image: tuple[int, int, int], seed: int) -> dict[str, int | str | None]:
+    """Pixels (the longer side) that the central unit of each layer depends on, by the support of its gradient.
+
+    `"global"` where it reaches the border of every size offered: the image's, twice and (up to 256 px) four times that.
+    In a net that takes no other size, global is what sees the whole image, and a field cut off by the border counts as
+    what is left of it. None where no gradient arrives. Batch norm is in eval mode; group norm is global, as it is.
+    """
+    rng = torch_generator(seed, "probe", 1)
+    twin: Any = copy.deepcopy(net).to("cpu", torch.float64).eval()
+    with torch.no_grad():
+        for p in twin.parameters():
+            if p.requires_grad:  # a branch that begins at zero belongs to the net too
+                p.add_(torch.randn(p.shape, generator=rng, dtype=p.dtype), alpha=0.02)
+    twin.requires_grad_(False)
+    channels, size = image[0], image[1]
+    sizes = [size, 2 * size] + [4 * size] * (4 * size <= LARGEST)
+    found: dict[str, int | str | None] = {}
+    for name in twin.feature_names:
+        found[name] = GLOBAL
+        for pixels in sizes:
+            leaf = torch.randn(3, channels, pixels, pixels, generator=rng, dtype=torch.float64).requires_grad_()
+            try:
+                feature = twin(leaf, (name,), False).features[name]
+            except (RuntimeError, ValueError):  # too large for this net
+                break
+            rows, columns = _support(feature, leaf, rng)
+            extent = max(high - low + 1 for low, high in (rows, columns))
+            inside = all(low > 0 and high < pixels - 1 for low, high in (rows, columns))
+            found[name] = (extent if extent < pixels else GLOBAL) if extent else None
+            if inside or not extent:
+                break
+        else:
+            found[name] = GLOBAL
+    return found
+
+
+def _support(feature: Tensor, leaf: Tensor, rng: torch.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First and last row and column of `leaf` (B, C, H, W) on which the centre of `feature` (B, C, …) depends."""
+    centre = feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2] if feature.ndim == 4 else feature
+    nothing = (0, -1), (0, -1)
+    if not centre.requires_grad:
+        return nothing
+    direction = torch.randn(centre.shape, generator=rng, dtype=torch.float64).to(centre)
+    (gradient,) = torch.autograd.grad((centre * direction).sum(), leaf, allow_unused=True)
+    if gradient is None:
+        return nothing
+    strength = gradient.abs().sum((0, 1))
+    touched = strength > EDGE * strength.max()
+    if not touched.any():
+        return nothing
+    rows, columns = (touched.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
+    return (rows[0], rows[-1]), (columns[0], columns[-1])
+
+
+@torch.no_grad()
+def flops(net: Any, image: Tensor) -> tuple[dict[str, int], dict[str, torch.Size], int]:
+    """Per image: FLOPs of a forward that ends at each layer, the layer's shape, FLOPs of the whole forward."""
+    costs, shapes = {}, {}
+    for name in net.feature_names:
+        with FlopCounterMode(display=False) as counter:
+            feature = net(image, (name,), False).features[name]
+        costs[name], shapes[name] = counter.get_total_flops() // len(image), feature.shape[1:]
+    with FlopCounterMode(display=False) as counter:
+        net(image)
+    return costs, shapes, counter.get_total_flops() // len(image)
+
+
+def activation_bytes(critic: Critic, layer: str, images: Tensor, batch_size: int) -> int:
+    """Memory that a pass which ends at `layer` keeps for its backward, for `batch_size` images: all that grows with
+    the batch, so weights in no form. The frozen discriminator's, in the precision of training."""
+
+    def kept(count: int) -> int:
+        storages: dict[int, torch.UntypedStorage] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage
+            return tensor
+
+        leaf = images[:count].clone(memory_format=torch.preserve_format).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            feature = critic(leaf, critic.mildest(leaf), (layer,), logits=False).features[layer]
+        del feature
+        return sum(storage.nbytes() for storage in storages.values())
+
+    return (kept(4) - kept(2)) * batch_size // 2

@@ -1,0 +1,28 @@
+"""Every test, and every process a test starts, computes with one thread and outside any launcher."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"
+for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+    os.environ.pop(variable, None)
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder that is the current one, with 40 grey images of 28 px in `images.npz`."""
+    from commands import end_all, write_images
+
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images.npz")
+    yield tmp_path
+    end_all()

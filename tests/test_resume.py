@@ -1,0 +1,325 @@
+"""A resumed run is the run that was never interrupted, to the bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import (
+    SMALL,
+    TINY,
+    Background,
+    fmrun,
+    good,
+    rows,
+    same_runs,
+    same_tensors,
+    saved,
+    status,
+    steps,
+    timeless,
+    train,
+    write_folder,
+    write_images,
+)
+
+from fmrun import checkpoint
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+RUNS = Path("runs")
+
+
+def s(*settings: str) -> tuple[str, ...]:
+    """`-s` before each."""
+    return tuple(part for setting in settings for part in ("-s", setting))
+
+
+def forget(run: Path, after: int) -> None:
+    """Leave a run as a kill would between two checkpoints: the later one is not there, all else is."""
+    for step in steps(run):
+        if step > after:
+            checkpoint.path_of(run / "checkpoints", step).unlink()
+    content = status(run) | {"state": "running", "step": after, "exit_code": None}
+    (run / "status.json").write_text(json.dumps(content))
+
+
+def flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_seven_steps_and_five_are_twelve() -> None:
+    """Uninterrupted; seven then resumed; cut at the checkpoint of seven; and checkpoints leave no trace."""
+    cadence = s("log.every=4", "log.sample_every=4")
+    train("--steps", "12", "--name", "whole", *cadence)
+    train("--steps", "12", "--name", "cut", *cadence, *s("checkpoint.every=7"))
+    train("--steps", "7", "--name", "resumed", *cadence)
+    good("resume", "resumed", "--steps", "12")
+    assert [row["step"] for row in rows(RUNS / "resumed")] == [4, 7, 8, 12]
+    same_runs(RUNS / "whole", RUNS / "resumed", 12, 7)
+    same_runs(RUNS / "whole", RUNS / "cut", 12)
+
+    shutil.copytree(RUNS / "cut", RUNS / "killed")
+    forget(RUNS / "killed", 7)
+    done = good("resume", "killed")
+    assert "steps 7 to 12" in done.err
+    assert not done.warnings
+    same_runs(RUNS / "whole", RUNS / "killed", 12)
+    names = {run: sorted(p.name for p in (RUNS / run / "samples").iterdir()) for run in ("whole", "killed")}
+    assert names["whole"] == names["killed"] == [f"step-{n:08d}.png" for n in (4, 8, 12)]
+    assert status(RUNS / "killed")["state"] == "finished"
+    assert status(RUNS / "killed")["exit_code"] == 0
+
+
+VARIATIONS = {
+    "bf16": ("precision=bf16",),
+    "fp64": ("precision=fp64",),
+    "sample": ("feature_matching.match=sample",),
+    "moments": ("feature_matching.match=moments", "feature_matching.layers=-1,block1"),
+    "coral": ("feature_matching.match=coral",),
+    "mmd": ("feature_matching.match=mmd", "feature_matching.kernel=rbf"),
+    "sliced": ("feature_matching.match=sliced",),
+    "running": ("feature_matching.estimator=running", "feature_matching.criterion=charbonnier"),
+    "unbalanced": ("feature_matching.balance=none", "feature_matching.start_step=2", "feature_matching.ramp=8"),
+    "measured": ("feature_matching.measure_every=3", "feature_matching.start_step=5"),
+    "spectral": ("discriminator.norm=spectral", "losses.gan.type=hinge", "optim.clip_grad_norm=0.5"),
+    "accumulate": ("train.accumulate=2", "discriminator.norm=group"),
+    "updates": ("train.d_updates=2", "train.g_updates=2"),
+    "augment": ("train.augment=color,translation,cutout", "data.hflip=true"),
+    "r3gan": (
+        "losses.gan.type=r3gan",
+        "losses.gan.r1=1",
+        "losses.gan.r2=1",
+        "losses.gan.penalty_every=4",
+        "discriminator.norm=none",
+    ),
+    "schedule": (
+        "optim.schedule.warmup_steps=9",
+        "optim.schedule.decay=cosine",
+        "optim.schedule.decay_start=6",
+        "optim.schedule.decay_end=11",
+        "ema.decay=0.9",
+        "ema.warmup=2",
+    ),
+    "frozen": ("discriminator.train=false", "losses.gan.weight=0"),
+    "measurements": ("data.valid_fraction=0.3", "eval.every=5", "checkpoint.best=eval/d_valid"),
+}
+
+
+@pytest.mark.parametrize("name", VARIATIONS)
+def test_exact_with(name: str) -> None:
+    settings = s(*VARIATIONS[name], "log.every=5")
+    train("--steps", "12", "--name", "whole", *settings)
+    train("--steps", "7", "--name", "halves", *settings)
+    good("resume", "halves", "--steps", "12")
+    same_runs(RUNS / "whole", RUNS / "halves", 12, 7)
+
+
+def test_exact_in_the_middle_of_an_epoch_of_streamed_images() -> None:
+    write_folder(Path("pictures"), count=20)
+    flags = (
+        *SMALL,
+        "--data",
+        "pictures",
+        *s("data.image_size=28", "data.cache=none", "data.workers=2", "data.hflip=true"),
+    )
+    good("train", *flags, "--steps", "12", "--name", "whole")
+    good("train", *flags, "--steps", "7", "--name", "halves")
+    done = good("resume", "halves", "--steps", "12", *s("data.workers=1"))
+    assert not done.warnings
+    same_runs(RUNS / "whole", RUNS / "halves", 12, 7)
+    # where images are kept changes nothing either
+    good("train", *flags, "--steps", "12", "--name", "in-memory", *s("data.cache=ram"))
+    same_runs(RUNS / "whole", RUNS / "in-memory", 12)
+
+
+def test_survives_five_kills() -> None:
+    """Killed at random moments, resumed each time: the bits of a run left alone, and no step stands twice."""
+    flags = (*TINY, "--steps", "60", *s("checkpoint.every=3", "log.every=2", "log.sample_every=50"))
+    good("train", *flags, "--name", "whole")
+    random_ = random.Random(5)
+    run = RUNS / "killed"
+    process = Background("train", *flags, "--name", "killed")
+    target = 0
+    for _ in range(5):
+        target += random_.randint(1, 6)
+        process.until(lambda: run.is_dir() and max(steps(run), default=0) >= target)  # noqa: B023
+        time.sleep(random_.random() * 0.1)
+        assert process.kill().code == -signal.SIGKILL
+        target = max(steps(run))
+        assert target < 54, "too fast to be killed five times"
+        process = Background("resume", "killed")
+    done = process.end()
+    assert done.code == 0, done.err
+    assert not [w for w in done.warnings if "step " not in w]
+    same_runs(RUNS / "whole", run, 60)
+    assert [row["step"] for row in rows(run)] == list(range(2, 61, 2))
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_killed_before_the_first_checkpoint_starts_again() -> None:
+    train("--steps", "6", "--name", "whole")
+    train("--steps", "6", "--name", "early", *s("log.every=2"))
+    forget(RUNS / "early", 0)
+    done = good("resume", "early", *s("log.every=50"))
+    assert "run early has no checkpoint yet; it starts again at step 0" in done.err
+    same_runs(RUNS / "whole", RUNS / "early", 6)
+
+
+def test_a_finished_run_says_so() -> None:
+    train("--steps", "2", "--name", "short")
+    before = (RUNS / "short" / "status.json").read_bytes()
+    done = good("resume", "short")
+    assert "run short is finished: 2 steps" in done.err
+    assert "fmrun resume short --steps 4" in done.err
+    assert done.out == ""
+    assert (RUNS / "short" / "status.json").read_bytes() == before
+
+
+def test_killed_after_the_last_checkpoint_is_finished() -> None:
+    train("--steps", "2", "--name", "short")
+    forget(RUNS / "short", 2)
+    assert "interrupted" in good("runs").out
+    assert "is finished" in good("resume", "short").err
+    assert status(RUNS / "short")["state"] == "finished"
+    assert status(RUNS / "short")["exit_code"] == 0
+
+
+def test_the_newest_run_is_resumed_by_default() -> None:
+    train("--steps", "2", "--name", "older")
+    train("--steps", "2", "--name", "newer")
+    good("resume", "--steps", "3")
+    assert (steps(RUNS / "older"), steps(RUNS / "newer")) == ([2], [2, 3])
+
+
+def test_fewer_steps_than_made_are_refused() -> None:
+    train("--steps", "4", "--name", "longer")
+    done = fmrun("resume", "longer", "--steps", "3")
+    assert done.code == 2
+    assert done.errors == ["error: --steps 3: run longer has already made 4 steps; give more"]
+
+
+def test_cadence_may_change_and_changes_no_bit() -> None:
+    train("--steps", "12", "--name", "whole")
+    train("--steps", "6", "--name", "other")
+    good(
+        "resume",
+        "other",
+        "--steps",
+        "12",
+        *s("log.every=3", "checkpoint.every=4", "log.sample_every=5", "eval.every=2"),
+    )
+    assert [row["step"] for row in rows(RUNS / "other")] == [6, 9, 12]
+    config = json.loads((RUNS / "other" / "config.json").read_text())
+    assert (config["log"]["every"], config["train"]["steps"]) == (3, 12)
+    whole, other = (
+        {name: t for name, t in saved(RUNS / run, 12).tensors.items() if not name.startswith("window.")}
+        for run in ("whole", "other")
+    )
+    same_tensors(whole, other)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (s("optim.generator.lr=1e-3"), "optim.generator.lr"),
+        (s("seed=1"), "seed"),
+        (s("train.batch_size=16"), "train.batch_size"),
+        (s("feature_matching.weight=0.2"), "feature_matching.weight"),
+        (s("data.path=other"), "data.path"),
+        (s("precision=fp64"), "precision"),
+        (s("ema.decay=0.5"), "ema.decay"),
+    ],
+)
+def test_another_experiment_is_refused_by_name(flags: tuple[str, ...], named: str) -> None:
+    train("--steps", "2", "--name", "run")
+    before = {p: p.read_bytes() for p in (RUNS / "run").rglob("*") if p.is_file()}
+    done = fmrun("resume", "run", "--steps", "4", *flags)
+    assert done.code == 2
+    assert done.out == ""
+    (error,) = done.errors
+    assert error.startswith(f"error: {' '.join(flags)}: {named} would change the experiment")
+    assert "train.steps" in error
+    assert before == {p: p.read_bytes() for p in (RUNS / "run").rglob("*") if p.is_file()}
+
+
+def test_an_edited_config_is_refused_by_name() -> None:
+    train("--steps", "2", "--name", "run")
+    file = RUNS / "run" / "config.json"
+    config = json.loads(file.read_text())
+    config["generator"]["width"] = 5
+    file.write_text(json.dumps(config))
+    done = fmrun("resume", "run", "--steps", "4")
+    assert done.code == 2
+    (error,) = done.errors
+    assert "generator.width" in error
+    assert "config.json" in error
+
+
+def test_a_flipped_byte_costs_one_checkpoint() -> None:
+    flags = s("checkpoint.every=3", "log.every=2")
+    train("--steps", "12", "--name", "whole", *flags)
+    train("--steps", "6", "--name", "damaged", *flags)
+    flip_byte(checkpoint.path_of(RUNS / "damaged" / "checkpoints", 6))
+    done = good("resume", "damaged", "--steps", "12")
+    (warning,) = done.warnings
+    assert "step-00000006.safetensors is damaged" in warning
+    assert "going on from the checkpoint before" in warning
+    assert "steps 3 to 12" in done.err
+    same_runs(RUNS / "whole", RUNS / "damaged", 12)
+
+
+def test_no_readable_checkpoint_is_one_sentence() -> None:
+    train("--steps", "6", "--name", "damaged", *s("checkpoint.every=3"))
+    for step in steps(RUNS / "damaged"):
+        flip_byte(checkpoint.path_of(RUNS / "damaged" / "checkpoints", step))
+    done = fmrun("resume", "damaged", "--steps", "12")
+    assert done.code == 2
+    assert done.err.splitlines() == [
+        "error: run damaged: none of its 2 checkpoints can be read; start again with fmrun train"
+    ]
+
+
+def test_changed_data_is_a_warning() -> None:
+    train("--steps", "2", "--name", "run")
+    write_images(Path("images.npz"), seed=1)
+    done = good("resume", "run", "--steps", "4")
+    assert done.warnings == ["warning: resuming, but not to the bit as if uninterrupted: the data has changed"]
+
+
+def test_another_number_of_threads_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    train("--steps", "2", "--name", "run")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    done = good("resume", "run", "--steps", "4")
+    (warning,) = done.warnings
+    assert "number of threads: 1 then, 2 now" in warning
+    assert "the data" not in warning
+
+
+def test_a_run_being_trained_is_not_resumed() -> None:
+    from fmrun.runs import Run
+
+    train("--steps", "2", "--name", "busy")
+    with Run(RUNS / "busy").lock():
+        done = fmrun("resume", "busy", "--steps", "4")
+    assert done.code == 2
+    (error,) = done.errors
+    assert "run busy is being trained by process" in error
+    assert status(RUNS / "busy")["state"] == "finished"
+
+
+def test_torn_metrics_are_mended() -> None:
+    train("--steps", "12", "--name", "whole", *s("log.every=2"))
+    train("--steps", "6", "--name", "torn", *s("log.every=2"))
+    with open(RUNS / "torn" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "loss/d": 1.')
+    good("resume", "torn", "--steps", "12")
+    assert timeless(RUNS / "torn") == timeless(RUNS / "whole")

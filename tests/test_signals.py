@@ -1,0 +1,102 @@
+"""Signals save and stop; a second one aborts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from commands import TINY, Background, good, same_runs, saved, status, steps, write_folder
+
+pytestmark = [
+    pytest.mark.usefixtures("workplace"),
+    pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no POSIX signals"),
+]
+
+LONG = ("train", *TINY, "--steps", "100000", "-s", "log.every=10", "-s", "checkpoint.every=100000")
+
+
+def started(run: Path) -> bool:
+    return (run / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_saves_and_stops_and_resume_goes_on_exactly(number: signal.Signals, code: int) -> None:
+    run = Path("runs/stopped")
+    process = Background(*LONG, "--name", "stopped")
+    process.until(lambda: started(run))
+    process.signal(number)
+    done = process.end()
+    assert done.code == code
+    assert done.out == ""
+    assert not done.errors
+    (reached,) = steps(run)
+    assert f"stopped and saved at step {reached}; to go on: fmrun resume stopped" in done.err
+    content = status(run)
+    assert (content["state"], content["step"], content["exit_code"]) == ("stopped", reached, code)
+
+    # from there to the same end as a run that was never stopped
+    end = str(reached + 3)
+    shown = json.loads(good("runs", "stopped", "--json").out)
+    assert (shown["state"], shown["exit_code"]) == ("stopped", code)
+    good("resume", "stopped", "--steps", end)
+    good("train", *TINY, "--steps", end, "-s", "log.every=10", "--name", "whole")
+    same_runs(Path("runs/whole"), run, reached + 3)
+
+
+def test_a_second_signal_aborts_at_once() -> None:
+    """The first is seen between two steps; a step that takes its time is not waited for after the second."""
+    run = Path("runs/slow")
+    process = Background(*LONG, "--name", "slow", "-s", "data.cache=none", "-s", "data.workers=0")
+    process.until(lambda: started(run))
+    process.signal(signal.SIGSTOP)  # both arrive before the next step ends
+    process.signal(signal.SIGTERM)
+    process.signal(signal.SIGINT)
+    process.signal(signal.SIGCONT)
+    done = process.end(10)
+    assert done.code in (130, 143)  # which of two waiting signals comes last is the system's choice
+    assert steps(run) == []
+    assert "stopped and saved" not in done.err
+    assert "Traceback" not in done.err
+    assert "interrupted" in good("runs").out
+    assert "starts again at step 0" in good("resume", "slow", "--steps", "2").err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_signal_while_the_data_is_read_leaves_nothing(number: signal.Signals, code: int) -> None:
+    """Before there is anything to save, a signal just ends it."""
+    write_folder(Path("pictures"), count=3000)
+    process = Background(*LONG, "--name", "early", "--data", "pictures")
+    time.sleep(0.3)
+    process.signal(number)
+    done = process.end(20)
+    assert done.code in (code, 128 + number)
+    assert "Traceback" not in done.err
+    assert not Path("runs/early").exists()
+
+
+def test_a_signal_during_the_first_steps_saves() -> None:
+    """From the moment there is a run folder's lock, nothing is lost."""
+    run = Path("runs/first")
+    process = Background(*LONG, "--name", "first")
+    process.until(lambda: "feature matching: mean" in process.err)
+    process.signal(signal.SIGTERM)
+    done = process.end()
+    assert done.code == 143
+    assert saved(run, status(run)["step"]).step >= 1
+
+
+def test_stopping_streams_leaves_no_worker_behind() -> None:
+    write_folder(Path("pictures"), count=20)
+    run = Path("runs/streamed")
+    flags = ("--data", "pictures", "-s", "data.cache=none", "-s", "data.workers=2")
+    process = Background(*LONG, *flags, "--name", "streamed")
+    process.until(lambda: started(run))
+    workers = process.children()
+    assert len(workers) >= 2
+    process.signal(signal.SIGINT)
+    assert process.end().code == 130
+    assert not [w for w in workers if Path(f"/proc/{w}").exists()]
+    assert len(steps(run)) == 1
