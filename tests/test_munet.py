@@ -184,8 +184,6 @@ def test_every_feature_and_the_logits_pass_a_gradient_to_every_channel_of_the_im
 @pytest.mark.parametrize("tap", [*TEN, "gradient"])
 def test_gradients_at_the_image_are_those_of_finite_differences(tap):
     net = tiny(2, 2, gradient=True).double()
-    with torch.no_grad():
-        net.bottleneck.gate.fill_(0.5)
     image = noise(1, 2, 32, 33, dtype=torch.float64)
     direction, step = noise(*image.shape, seed=3, dtype=torch.float64), 1e-6
     weights = noise(*net(image, (tap,), False).features[tap].shape, seed=4, dtype=torch.float64)
@@ -201,8 +199,6 @@ def test_gradients_at_the_image_are_those_of_finite_differences(tap):
 
 def test_r1_differentiates_twice_through_every_branch():
     net = tiny(gradient=True).double()
-    with torch.no_grad():
-        net.bottleneck.gate.fill_(0.5)
     image = noise(2, 3, 33, 33, dtype=torch.float64).requires_grad_()
     (gradient,) = torch.autograd.grad(net(image).logits.mean(), image, create_graph=True)
     gradient.square().sum().backward()
@@ -216,8 +212,6 @@ def test_r1_differentiates_twice_through_every_branch():
 def test_a_flat_image_gives_finite_first_and_second_derivatives():
     """Where magnitudes are 0 a plain root or norm has none."""
     net = tiny(gradient=True)
-    with torch.no_grad():
-        net.bottleneck.gate.fill_(0.5)
     image = torch.zeros(1, 3, 33, 33, requires_grad=True)
     (gradient,) = torch.autograd.grad(net(image).logits.mean(), image, create_graph=True)
     gradient.square().sum().backward()

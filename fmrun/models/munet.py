@@ -167,12 +167,12 @@ class Stage(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A residual of local attention, which begins at nothing, and a convolution."""
+    """A residual of local attention, which begins small, and a convolution."""
 
     def __init__(self, channels: int, window: int):
         super().__init__()
         self.attention = WindowAttention(channels, window)
-        self.gate = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.gate = nn.Parameter(torch.full((channels, 1, 1), 0.1))
         self.conv = _conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
