@@ -12,6 +12,7 @@ import torch
 from ..config.degradation import DegradationConfig
 from ..rng import numpy_generator
 from .degrade import BICUBIC_MARGIN, MARGIN, Step, degrade, recipe
+from .memory import available_ram
 from .shelf import Packed, Shelf, Window
 
 
@@ -72,6 +73,7 @@ class Pairs:
         assert low is not None or degradation is not None
         self.name, self.high, self.low, self.scale, self.degradation = name, high, low, scale, degradation
         self.marks = marks
+        self._degraded: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.high)
@@ -132,13 +134,17 @@ class Pairs:
     def whole(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A pair of whole images for validation, uint8 `(C, h, w)` and `(C, scale · h, scale · w)`.
 
-        A random degradation depends on `index` alone: it is the same in every run, whatever its seed.
+        A random degradation depends on `index` alone: it is the same in every run, whatever its seed. Its
+        result is kept in RAM where those of all images fit.
         """
         high = self.high.whole(index)
         if self.low is not None:
-            low = self.low.whole(index)
-        else:
+            return _planes(self.low.whole(index)), _planes(high)
+        low = self._degraded.get(index)
+        if low is None:
             low = degrade(high, self.recipe(numpy_generator(0, "degrade-valid", index)), self.scale)
+            if self.high.nbytes // self.scale**2 <= available_ram() // 4:
+                self._degraded[index] = low
         return _planes(low), _planes(high)
 
     def take(self, indices: np.ndarray) -> "Pairs":

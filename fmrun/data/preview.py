@@ -72,7 +72,8 @@ def _patch(patches: Patches, position: int, seed: int, variants: int) -> _Shown:
     enlarged = max(1, -(-TILE // side))
     steps = [" · ".join(map(str, s.steps)) if s.steps else "" for s in spots]
     lows = [_enlarge(low, enlarged * pairs.scale) for low, _ in cut]
-    return _Shown(pairs.names[index], _enlarge(cut[0][1], enlarged), enlarged, lows, steps)
+    name = pairs.names[index].encode(errors="replace").decode()
+    return _Shown(name, _enlarge(cut[0][1], enlarged), enlarged, lows, steps)
 
 
 def _enlarge(patch: np.ndarray, factor: int) -> Image.Image:

@@ -99,7 +99,11 @@ class Packed(Shelf):
 
 @dataclass(frozen=True)
 class Files(Shelf):
-    """Image files under `root`; `sizes` may be less than theirs, and then means their middle."""
+    """Image files under `root`; `sizes` may be less than theirs, and then means their middle.
+
+    A file is decoded whole, once for all windows of a call: large photographs that do not fit in RAM are better cut
+    into tiles beforehand, or read several windows at a time.
+    """
 
     root: Path
     entries: list[Entry]
