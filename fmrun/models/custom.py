@@ -67,7 +67,9 @@ def load_target(target: str, params: Mapping[str, Any], field: str, generator: t
         except Exception as error:
             raise UserError(f"{field}.target: making '{target}' fails: {_said(error)}") from error
     if not isinstance(net, nn.Module):
-        raise UserError(f"{field}.target: '{target}' makes something of type {type(net).__name__}, not a torch.nn.Module")
+        raise UserError(
+            f"{field}.target: '{target}' makes something of type {type(net).__name__}, not a torch.nn.Module"
+        )
     return net
 
 
