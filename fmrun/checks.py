@@ -134,7 +134,7 @@ def _check_losses(state: State, critic: Critic, plan: CriticPlan, batches: list[
     for name, part in parts.items():
         if part is None:
             continue
-        plans = Plan(tuple(part if c is critic else _idle(c) for c in task.critics))
+        plans = Plan(tuple(part if c is critic else _idle(c) for c in task.critics), image_losses=False)
         with unchanged(critic.matching):
             gradients, _ = generator_image_gradients(task, plans, batches, images, state.live, state.world)
         if not any(bool(g.abs().sum() > 0) for g in gradients):

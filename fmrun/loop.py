@@ -12,9 +12,8 @@ from typing import Any
 
 from . import checkpoint
 from .checks import Strength, blind_sentence, check_start, diagnose
-from .data.images import Feed, Images
 from .errors import Diverged
-from .grid import grid, save_png
+from .grid import save_png
 from .health import Health, share_sentence
 from .report import Reporter, TensorBoard
 from .runs import Run
@@ -44,22 +43,6 @@ class Stop:
                 signal.signal(s, handler)
 
 
-def feed_of(state: State, images: Images, *, cache: str, workers: int) -> Feed:
-    """The real images of a run's steps from where it is, this process's share of them."""
-    config = state.config
-    return Feed(
-        images,
-        seed=config.seed,
-        global_batch=config.train.batch_size,
-        rank_slice=state.world.part(config.train.batch_size),
-        device=state.device,
-        cache=cache,
-        workers=workers,
-        hflip=config.data.hflip,
-        start=state.step * state.draws_per_step,
-    )
-
-
 class Session:
     """A run in training: its folder, state, data and the people watching."""
 
@@ -67,8 +50,8 @@ class Session:
         self,
         run: Run,
         state: State,
-        train: Images,
-        valid: Images | None,
+        train: Any,
+        valid: Any,
         report: Reporter,
         stop: Stop,
         *,
@@ -78,7 +61,9 @@ class Session:
         self.run, self.state, self.train, self.valid = run, state, train, valid
         self.report, self.stop, self.world, self.config = report, stop, state.world, state.config
         c = self.config
-        self.feed = feed_of(state, train, cache=c.data.cache, workers=c.data.workers)
+        self.feed = state.task.feed(
+            train, cache=c.data.cache, workers=c.data.workers, start=state.step * state.draws_per_step
+        )
         self.board: TensorBoard | None = None
         if c.log.tensorboard and self.world.first:
             self.board = TensorBoard(run.tensorboard, after=state.step if resumed else None)
@@ -169,9 +154,8 @@ class Session:
         self.refuse_divergence()
         state = self.state
         state.task.fit_average()
-        images = state.task.preview(self.config.log.sample_count)
+        sheet = state.task.preview(self.valid, self.config.log.sample_count)
         if self.world.first:
-            sheet = grid(images)
             save_png(sheet, self.run.samples / f"step-{state.step:08d}.png")
             if self.board:
                 self.board.image("samples", sheet, state.step)

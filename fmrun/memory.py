@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from .config import Config
 from .dist import World
@@ -47,24 +46,6 @@ def within_memory(config: Config, world: World, work: Callable[[], T]) -> T:
     )
 
 
-class _Blank:
-    """Blank images in place of data."""
-
-    def __init__(self, config: Config, device: torch.device):
-        data = config.data
-        self.images = torch.zeros(
-            config.train.batch_size,
-            data.channels or 3,
-            data.image_size,
-            data.image_size,
-            dtype=torch.uint8,
-            device=device,
-        )
-
-    def batch(self, draw: int) -> Tensor:
-        return self.images
-
-
 def largest_batch(config: Config, world: World) -> int | None:
     """The largest halving of the batch size at which a whole step was made, or None."""
     size = config.train.batch_size // 2
@@ -85,7 +66,7 @@ def _fits(config: Config, world: World) -> bool:
     try:
         device = choose_device(config.device, world.local_rank)
         state = State(config, device, world)
-        state.advance(state.prepare(_Blank(config, device), 0))
+        state.advance([state.task.prepare(state.task.blank(), d) for d in range(state.draws_per_step)])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

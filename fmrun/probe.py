@@ -27,7 +27,6 @@ from .checks import (
     unchanged,
 )
 from .config import Config, FeatureMatchingConfig
-from .data.images import Feed, open_data
 from .dist import World
 from .feature_matching import FeatureMatching, select_layers
 from .health import share_sentence
@@ -37,7 +36,7 @@ from .models.norm import held_averages
 from .precision import choose_device, choose_precision, set_determinism
 from .report import Reporter, format_table
 from .rng import torch_generator
-from .state import State
+from .state import TASKS, State
 from .step import frozen, generator_image_gradients
 from .tasks import Batch, Plan
 
@@ -55,13 +54,14 @@ def probe(
     device = choose_device(config.device)
     choose_precision(config.precision, device)
     set_determinism(config.deterministic, device)
-    images = open_data(config.data, config.seed)[0] if data else None
-    channels = images.channels if images is not None else config.data.channels
-    if channels is None:
-        channels = 1 if config.data.path.startswith("bundled:") else 3
+    images = None
+    if data:
+        config, images, _ = TASKS[config.task].open(config)
+    elif config.data.channels is None:
+        channels = 1 if config.data.path == "bundled:fashion-mnist" else 3
         notes.append(f"the data was not looked at: taking its images to have data.channels={channels}")
-    section = config.data.model_copy(update={"channels": channels})
-    config = config.model_copy(update={"data": section, "compile": False})
+        config = config.model_copy(update={"data": config.data.model_copy(update={"channels": channels})})
+    config = config.model_copy(update={"compile": False})
     state = State(config, device, World())
     if run_checkpoint is not None:
         own = {
@@ -79,17 +79,7 @@ def probe(
         notes.append("the nets are as a run starts with them: gap and share describe untrained nets")
     batches = None
     if images is not None:
-        feed = Feed(
-            images,
-            seed=config.seed,
-            global_batch=config.train.batch_size,
-            rank_slice=slice(0, config.train.batch_size),
-            device=device,
-            cache="none" if images.pixels is None else "ram",
-            workers=0,
-            hflip=config.data.hflip,
-            start=state.step * state.draws_per_step,
-        )
+        feed = state.task.feed(images, cache="auto", workers=0, start=state.step * state.draws_per_step)
         try:
             batches = state.prepare(feed, state.step)[0]
         finally:

@@ -14,8 +14,9 @@ from .optim import Ema, Guard, Optimiser, lr_factor
 from .step import Terms, step
 from .tasks import Batch
 from .tasks.generate import Generate
+from .tasks.upscale import Upscale
 
-TASKS = {"generate": Generate}
+TASKS: dict[str, Any] = {"generate": Generate, "upscale": Upscale}
 
 
 class Window:

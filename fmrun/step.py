@@ -206,6 +206,12 @@ def generator_image_gradients(
     count = len(micro_batches)
     leaves = [image.detach().requires_grad_() for image in images]
     totals: list[Tensor] = [torch.zeros_like(leaf) for leaf in leaves]
+    if plan.image_losses:
+        for m, (batch, leaf) in enumerate(zip(micro_batches, leaves, strict=True)):
+            for name, loss in task.image_losses(batch, leaf, live.step).items():
+                _add(terms, f"loss/{name}", loss, 1 / count)
+                _add(terms, "loss/g", loss, 1 / count)
+                totals[m] += torch.autograd.grad(loss * (scale / count), leaf)[0]
 
     for i, (critic, critic_plan) in enumerate(zip(task.critics, plan.critics, strict=True)):
         if not critic_plan.adversarial and not critic_plan.taps:
@@ -245,10 +251,14 @@ def generator_image_gradients(
                 totals[m] += torch.autograd.grad(torch.stack(weighted).sum() * scale, leaf)[0]
         if critic_plan.measure:
             assert matching is not None
-            matching.measure(_norm(parts["adversarial"], world), _norm(parts["matching"], world), live.matching[i])
+            # before the adversarial term acts, the share is of the generator's other losses
+            reference = parts["adversarial"] or totals
+            matching.measure(_norm(reference, world), _norm(parts["matching"], world), live.matching[i])
             strength = matching.strength(live.matching[i])
-            for total, adversarial, distance in zip(totals, parts["adversarial"], parts["matching"], strict=True):
-                total += adversarial + strength * distance
+            for m, distance in enumerate(parts["matching"]):
+                totals[m] += strength * distance
+            for m, adversarial in enumerate(parts["adversarial"]):
+                totals[m] += adversarial
         if critic_plan.taps:
             assert matching is not None
             weight = matching.strength(live.matching[i])
@@ -256,11 +266,6 @@ def generator_image_gradients(
             terms["fm/loss" + critic.suffix] = terms["fm/distance" + critic.suffix] * weight
             _add(terms, "loss/g", terms["fm/loss" + critic.suffix])
 
-    for m, (batch, leaf) in enumerate(zip(micro_batches, leaves, strict=True)):
-        for name, loss in task.image_losses(batch, leaf).items():
-            _add(terms, f"loss/{name}", loss, 1 / count)
-            _add(terms, "loss/g", loss, 1 / count)
-            totals[m] += torch.autograd.grad(loss * (scale / count), leaf)[0]
     return totals, terms
 
 

@@ -13,10 +13,9 @@ import torch
 from . import checkpoint, runs
 from .checks import check_start
 from .config import Config
-from .data.images import Images, open_data
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
-from .loop import Session, Stop, feed_of
+from .loop import Session, Stop
 from .memory import within_memory
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
@@ -24,7 +23,7 @@ from .precision import choose_device, choose_precision, set_determinism
 from .presets import flatten, from_json, render
 from .report import Reporter, require_tensorboard
 from .runs import Run
-from .state import State
+from .state import TASKS, State
 
 FREE_ON_RESUME = ("log.", "eval.", "checkpoint.", "train.steps", "data.workers", "data.cache", "device")
 """What a resumed run may change: nothing here changes the experiment."""
@@ -44,7 +43,7 @@ def warnings(config: Config, state: State) -> list[str]:
     """What a user should know about this experiment before it starts."""
     fm, task = config.feature_matching, state.task
     found = []
-    if fm.weight and fm.match == "sample":
+    if fm.weight and fm.match == "sample" and config.task == "generate":
         found.append(
             "match 'sample' pairs each generated image with an unrelated real one, which rewards making every image the "
             "average of the data; use match=mean unless that is what you want to see"
@@ -70,13 +69,12 @@ def warnings(config: Config, state: State) -> list[str]:
     return found
 
 
-def plan_lines(config: Config, state: State, train: Images, valid: Images | None) -> list[str]:
+def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str]:
     """What is going to happen, for a human."""
     task, c = state.task, config
     precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
-    held = f" + {len(valid)} held out" if valid is not None else ""
     lines = [
-        f"data: {len(train)}{held} images, {train.channels} × {train.size} × {train.size}, from {c.data.path}",
+        f"data: {task.describe(train, valid)}, from {c.data.path}",
         f"nets: generator {parameter_count(task.generator):,} weights, "
         f"discriminator {parameter_count(task.critics[0].net):,}, on {state.device} in {precision[task.precision]}",
         f"training: steps {state.step} to {c.train.steps}, batch {c.train.batch_size}"
@@ -93,7 +91,7 @@ def plan_lines(config: Config, state: State, train: Images, valid: Images | None
     return lines
 
 
-def prepare(config: Config, world: World, report: Reporter) -> tuple[Config, Images, Images | None, State]:
+def prepare(config: Config, world: World, report: Reporter) -> tuple[Config, Any, Any, State]:
     """Device, data and nets of a config, all checked; UserError for whatever is wrong with them."""
     device = choose_device(config.device, world.local_rank)
     choose_precision(config.precision, device)
@@ -101,9 +99,7 @@ def prepare(config: Config, world: World, report: Reporter) -> tuple[Config, Ima
     check_batch(config, world)
     if config.log.tensorboard:
         require_tensorboard()
-    train, valid = open_data(config.data, config.seed)
-    data = config.data.model_copy(update={"channels": train.channels})
-    config = config.model_copy(update={"data": data})
+    config, train, valid = TASKS[config.task].open(config)
     state = State(config, device, world)
     best, known = config.checkpoint.best, state.metric_names(held_out=valid is not None)
     if best is not None and best not in known:
@@ -141,8 +137,9 @@ def dry_run(config: Config, report: Reporter, world: World) -> Config:
         report.note(line)
     for sentence in warnings(config, state):
         report.warn(sentence)
-    feed = feed_of(state, train, cache="none" if train.pixels is None else "ram", workers=0)
+    feed = state.task.feed(train, cache="auto", workers=0, start=0)
     strength = check_start(state, state.prepare(feed, 0))
+    feed.close()
     if strength is not None:
         report.note(f"feature matching: {strength}")
     return config
@@ -195,7 +192,7 @@ def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> Non
         )
 
 
-def _warn_inexact(found: checkpoint.Checkpoint, train: Images, state: State, report: Reporter) -> None:
+def _warn_inexact(found: checkpoint.Checkpoint, train: Any, state: State, report: Reporter) -> None:
     changes = checkpoint.differences(found.meta["machine"], checkpoint.machine(state.device, state.world.size))
     if found.meta["data"] != train.fingerprint:
         changes.append("the data has changed")
@@ -206,8 +203,8 @@ def _warn_inexact(found: checkpoint.Checkpoint, train: Images, state: State, rep
 def _work(
     run: Run,
     state: State,
-    train: Images,
-    valid: Images | None,
+    train: Any,
+    valid: Any,
     report: Reporter,
     *,
     resumed: bool = False,

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from .base import Section
-from .data import DataConfig
+from .data import ONLY_GENERATE, ONLY_UPSCALE, DataConfig
+from .degradation import DegradationConfig
 from .feature_matching import FeatureMatchingConfig
 from .losses import GanLossConfig, ImageLossConfig, LossesConfig
 from .models import DiscriminatorConfig, GeneratorConfig
@@ -16,8 +17,8 @@ from .run import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
 class Config(Section):
     """One experiment, whole. Two runs with equal configs on the same machine are equal to the bit."""
 
-    task: Literal["generate"] = "generate"
-    """What is learned: `generate` (images from noise)."""
+    task: Literal["generate", "upscale"] = "generate"
+    """What is learned: `generate` (images from noise) or `upscale` (super-resolution)."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Everything random is a pure function of this seed, the step and the image's place in the batch."""
@@ -72,6 +73,32 @@ class Config(Section):
     """Measurements on held-out images."""
 
     @model_validator(mode="after")
+    def _belongs_to_task(self) -> "Config":
+        """A setting of the other task would be accepted and ignored."""
+        makes = "dcgan" if self.task == "generate" else None
+        if (self.generator.type == "dcgan") != (makes == "dcgan"):
+            fits = "dcgan" if makes else "compact, span, realplksr or esrgan"
+            raise ValueError(f"generator.type '{self.generator.type}' is not for task '{self.task}'; choose {fits}")
+        if self.task == "generate" and self.discriminator.type in ("munet", "unet", "patchgan"):
+            raise ValueError(
+                f"discriminator.type '{self.discriminator.type}' is for task 'upscale'; choose dcgan, or a target"
+            )
+        if self.task == "generate" and self.data.channels == 4:
+            raise ValueError("data.channels 4 is for task 'upscale'; choose 1 or 3")
+        foreign = ONLY_UPSCALE if self.task == "generate" else ONLY_GENERATE
+        for name in foreign:
+            if getattr(self.data, name) != DataConfig.model_fields[name].default:
+                raise ValueError(f"data.{name} has no meaning for task '{self.task}'; leave it out")
+        d = self.discriminator
+        if d.norm == "instance" and d.type != "patchgan":
+            raise ValueError(f"discriminator.norm 'instance' is for patchgan, not {d.type}")
+        if d.type in ("munet", "unet") and d.norm not in ("batch", "spectral"):
+            raise ValueError(f"discriminator.norm '{d.norm}' is not for {d.type}, which has spectral norm")
+        if d.type != "munet" and (d.gradient_branch or d.ch_mult != (1, 2, 4, 8)):
+            raise ValueError(f"discriminator.ch_mult and gradient_branch are for munet, not {d.type}")
+        return self
+
+    @model_validator(mode="after")
     def _originals_exist(self) -> "Config":
         names = [f"losses.{name}" for name in self.losses.image]
         if names and self.task == "generate":
@@ -110,6 +137,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DegradationConfig",
     "DiscriminatorConfig",
     "EmaConfig",
     "EvalConfig",

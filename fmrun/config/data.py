@@ -5,12 +5,14 @@ from typing import Literal
 from pydantic import Field
 
 from .base import Section
+from .degradation import DegradationConfig
 
 
 class DataConfig(Section):
     path: str = Field(default="bundled:fashion-mnist", min_length=1)
-    """Images to learn from: a folder (any nesting), an `idx-ubyte` or `idx-ubyte.gz` file, an `.npz` file,
-    `torchvision:NAME` (already downloaded under `data.root`), or `bundled:fashion-mnist`."""
+    """Images to learn from. For images from noise: a folder (any nesting), an `idx-ubyte` or `idx-ubyte.gz` file, an
+    `.npz` file, `torchvision:NAME` (already downloaded under `data.root`), or `bundled:fashion-mnist`. For
+    super-resolution: a folder of high-resolution images, or `bundled:photographs`."""
 
     root: str = "data"
     """Folder in which `torchvision:NAME` looks for its files."""
@@ -18,8 +20,9 @@ class DataConfig(Section):
     image_size: Literal[28, 32, 64, 128] = 32
     """Height and width of the images in pixels."""
 
-    channels: Literal[1, 3] | None = None
-    """Channels of the images: 1 (grey) or 3 (colour). `none` takes what the data has."""
+    channels: Literal[1, 3, 4] | None = None
+    """Channels of the images: 1 (grey), 3 (colour) or, for super-resolution, 4 (with alpha). `none` takes what the data
+    has."""
 
     fit: Literal["exact", "crop", "pad"] = "exact"
     """Images of another size than `image_size`: `exact` refuses them (28 px data at size 32 is zero-padded),
@@ -42,3 +45,30 @@ class DataConfig(Section):
     valid_fraction: float = Field(default=0.0, ge=0.0, le=0.5)
     """Share of the data held out for validation when `valid_path` is `none` and the data is not bundled; which
     images depends on the seed."""
+
+    scale: Literal[1, 2, 3, 4] = 2
+    """Super-resolution: factor from the low to the high resolution."""
+
+    patch_size: int = Field(default=128, ge=32, le=2048)
+    """Super-resolution: side of the high-resolution patches trained on, in pixels, a multiple of `scale`."""
+
+    rotate: bool = False
+    """Super-resolution: turn each patch by 0, 90, 180 or 270 degrees."""
+
+    crops_per_image: int = Field(default=1, ge=1, le=1024)
+    """Super-resolution: neighbouring patches cut from one image; more than 1 saves decoding where images are
+    streamed."""
+
+    lr_path: str | None = None
+    """Super-resolution: folder of the low-resolution images, of the same names as those of `path`. `none` makes them
+    by `degradation`."""
+
+    valid_lr_path: str | None = None
+    """Super-resolution: folder of the low-resolution images of `valid_path`."""
+
+    degradation: DegradationConfig = DegradationConfig()
+    """Super-resolution: how low-resolution images are made where there are none."""
+
+
+ONLY_GENERATE = ("root", "image_size", "fit")
+ONLY_UPSCALE = ("scale", "patch_size", "rotate", "crops_per_image", "lr_path", "valid_lr_path", "degradation")

@@ -1,6 +1,6 @@
 """`generator` and `discriminator`: the two nets."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -8,28 +8,51 @@ from .base import Section
 
 
 class GeneratorConfig(Section):
-    type: Literal["dcgan"] = "dcgan"
-    """Architecture: `dcgan` (Radford et al. 2016)."""
+    type: Literal["dcgan", "compact", "span", "realplksr", "esrgan"] = "dcgan"
+    """Architecture: `dcgan` (Radford et al. 2016) for images from noise; `compact`, `span`, `realplksr` or `esrgan` for
+    super-resolution."""
 
     width: int = Field(default=32, ge=1, le=1024)
-    """Channels of the last hidden layer; each layer before it has twice as many."""
+    """`dcgan`: channels of the last hidden layer; each layer before it has twice as many."""
+
+    features: int | None = Field(default=None, ge=1, le=1024)
+    """Super-resolution: channels of the hidden layers. `none` is the architecture's own."""
+
+    blocks: int | None = Field(default=None, ge=1, le=256)
+    """`compact`, `realplksr`, `esrgan`: convolutions or blocks. `none` is the architecture's own."""
+
+    kernel: int | None = Field(default=None, ge=1, le=63)
+    """`realplksr`: side of its large kernels. `none` is 17."""
 
     latent_dim: int = Field(default=100, ge=1, le=4096)
-    """Length of the standard normal latent vector."""
+    """`dcgan`: length of the standard normal latent vector."""
 
     init: str | None = None
-    """Start from these weights: a `.safetensors` file or an fmrun checkpoint (its EMA weights)."""
+    """Start from these weights: a `.safetensors` file or an fmrun checkpoint (its EMA weights); for super-resolution also
+    a community model as `.safetensors` or `.pth`, of which nothing is executed."""
 
 
 class DiscriminatorConfig(Section):
-    type: Literal["dcgan"] = "dcgan"
-    """Architecture: `dcgan` (Radford et al. 2016)."""
+    type: Literal["dcgan", "munet", "patchgan", "unet"] = "dcgan"
+    """Architecture: `dcgan` (Radford et al. 2016), `munet` (multi-branch U-Net with spatial, frequency and patch branches),
+    `patchgan` (Isola et al. 2017) or `unet` (U-Net with spectral norm, Wang et al. 2021)."""
+
+    target: str | None = None
+    """A net of your own instead, as `package.module:Class`, made without arguments: any `nn.Module` from images to logits.
+    Its layers are found by walking it."""
 
     width: int = Field(default=32, ge=1, le=1024)
-    """Channels of the first layer; each layer after it has twice as many."""
+    """Channels of the first layer."""
 
-    norm: Literal["batch", "spectral", "group", "none"] = "batch"
-    """Normalisation: batch norm, spectral norm of the weights, group norm, or none."""
+    norm: Literal["batch", "spectral", "group", "instance", "none"] = "batch"
+    """`dcgan` and `patchgan`: batch norm, spectral norm of the weights, group norm, instance norm (`patchgan`), or none.
+    `munet` and `unet` have spectral norm."""
+
+    ch_mult: tuple[Annotated[int, Field(ge=1, le=64)], ...] = (1, 2, 4, 8)
+    """`munet`: one encoder stage for each entry, with this multiple of `width` channels."""
+
+    gradient_branch: bool = False
+    """`munet`: add the branch on the image's gradient, feature `gradient`."""
 
     init: str | None = None
     """Start from these weights: a `.safetensors` file or an fmrun checkpoint."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class Plan:
     critics: tuple[CriticPlan, ...]
     observe: bool = False
     """Whether the generated images are themselves looked at, for the log."""
+    image_losses: bool = True
+    """Whether losses that no discriminator judges act."""
 
 
 class Live:
@@ -127,19 +129,20 @@ class Critic:
         """lambda with its start and ramp."""
         return self.matching.config.weight * self.matching.ramp(step) if self.matching is not None else 0.0
 
-    def plan(self, step: int) -> CriticPlan:
+    def plan(self, step: int, others: bool = False) -> CriticPlan:
+        """What it does at `step`; `others`: whether the generator has losses besides, to compare the matching with."""
         matching = self.matching is not None and self.matching.active(step)
         adversarial = self.adversarial_weight(step) > 0
         penalised = (self.gan.r1 > 0 or self.gan.r2 > 0) and step % self.gan.penalty_every == 0
         return CriticPlan(
-            train=self.trained,
+            train=self.trained and (adversarial or matching),
             adversarial=adversarial,
             taps=self.matching.layers if matching and self.matching is not None else (),
             penalty=penalised,
             measure=matching
-            and adversarial
+            and (adversarial or others)
             and self.matching is not None
-            and self.matching.due(step, self.gan.start_step),
+            and self.matching.due(step, 0 if others else self.gan.start_step),
         )
 
 
@@ -151,7 +154,7 @@ class Task(Protocol):
 
     def plan(self, step: int) -> Plan: ...
 
-    def prepare(self, raw: Tensor, draw: int) -> list[Batch]:
+    def prepare(self, raw: Any, draw: int) -> list[Batch]:
         """Micro-batches of global draw number `draw` from this process's uint8 images (b, C, H, W)."""
         ...
 
@@ -159,6 +162,6 @@ class Task(Protocol):
         """Images (b, C, H, W) in [-1, 1], at least float32, with a graph where gradients are on."""
         ...
 
-    def image_losses(self, batch: Batch, image: Tensor) -> dict[str, Tensor]:
+    def image_losses(self, batch: Batch, image: Tensor, step: int) -> dict[str, Tensor]:
         """Weighted generator losses that read the image itself, by name."""
         ...

@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..augment import NUMBERS
-from ..config import Config, DiscriminatorConfig, GeneratorConfig
-from ..data.images import Images, to_float
+from ..config import Config
+from ..data.images import Feed, Images, open_data, to_float
 from ..dist import World
-from ..feature_matching import FeatureMatching, select_layers
-from ..models.base import Discriminator
-from ..models.dcgan import DcganDiscriminator, DcganGenerator
-from ..models.norm import calibrate, globalise, held_averages
+from ..grid import grid
+from ..models.dcgan import DcganGenerator
+from ..models.norm import calibrate, held_averages
 from ..models.weights import load_weights
-from ..precision import choose_precision, storage_dtype
 from ..rng import torch_generator
-from . import Batch, Critic, Live, Plan
+from . import Batch
+from .pair import PairTask
 
 CALIBRATION_IMAGES = 512
 
 
-def _dcgan_generator(c: GeneratorConfig, size: int, channels: int, rng: torch.Generator) -> nn.Module:
-    return DcganGenerator(size, channels, c.width, c.latent_dim, rng)
-
-
-def _dcgan_discriminator(c: DiscriminatorConfig, size: int, channels: int, rng: torch.Generator) -> nn.Module:
-    return DcganDiscriminator(size, channels, c.width, c.norm, rng)
-
-
-GENERATORS: dict[str, Callable[..., nn.Module]] = {"dcgan": _dcgan_generator}
-DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {"dcgan": _dcgan_discriminator}
-
-
 def build_generator(config: Config, channels: int) -> nn.Module:
     """The generator with its first weights, on the CPU, without touching global random state."""
+    c = config.generator
     with torch.random.fork_rng(devices=[]):
         rng = torch_generator(config.seed, "init", 0)
-        net = GENERATORS[config.generator.type](config.generator, config.data.image_size, channels, rng)
-    if config.generator.init is not None:
-        load_weights(net, config.generator.init, ("ema", "generator"), "generator.init")
-    return net
-
-
-def build_discriminator(config: Config, channels: int) -> nn.Module:
-    """The discriminator with its first weights, on the CPU, without touching global random state."""
-    with torch.random.fork_rng(devices=[]):
-        rng = torch_generator(config.seed, "init", 1)
-        net = DISCRIMINATORS[config.discriminator.type](config.discriminator, config.data.image_size, channels, rng)
-    if config.discriminator.init is not None:
-        load_weights(net, config.discriminator.init, ("discriminator",), "discriminator.init")
+        net = DcganGenerator(config.data.image_size, channels, c.width, c.latent_dim, rng)
+    if c.init is not None:
+        load_weights(net, c.init, ("ema", "generator"), "generator.init")
     return net
 
 
@@ -63,70 +39,45 @@ def latents(seed: int, stream: str, indices: Sequence[int], latent_dim: int) -> 
     return torch.stack(rows)
 
 
-@torch.no_grad()
-def feature_shapes(net: nn.Module, image: tuple[int, int, int], names: tuple[str, ...]) -> dict[str, torch.Size]:
-    """Shape (C, H, W) of each named feature for one image (C, H, W); leaves every buffer as it was."""
-    weight = next(net.parameters())
-    blank = torch.zeros(2, *image, device=weight.device, dtype=weight.dtype)
-    with held_averages(net):
-        features = net(blank, names, False).features
-    return {name: features[name].shape[1:] for name in names}
-
-
-class Generate:
-    """Generator and discriminator of a run, with everything they are trained by.
-
-    Args:
-        config: the experiment; `data.channels` resolved.
-        device: where to train.
-        world: the processes that share the global batch.
-    """
+class Generate(PairTask):
+    """Generator and discriminator of images from noise, with everything they are trained by."""
 
     def __init__(self, config: Config, device: torch.device, world: World):
-        assert config.data.channels is not None
-        self.config, self.device, self.world = config, device, world
         channels, size = config.data.channels, config.data.image_size
-        self.precision = choose_precision(config.precision, device)
-        self.dtype = storage_dtype(self.precision)
+        assert channels is not None
+        super().__init__(config, device, world, build_generator(config, channels), (channels, size, size))
 
-        def placed(net: nn.Module) -> nn.Module:
-            return net.to(device=device, dtype=self.dtype).to(memory_format=torch.channels_last)
+    @staticmethod
+    def open(config: Config) -> tuple[Config, Images, Images | None]:
+        """Training and held-out images, checked whole, and the config with what they settle."""
+        train, valid = open_data(config.data, config.seed)
+        data = config.data.model_copy(update={"channels": train.channels})
+        return config.model_copy(update={"data": data}), train, valid
 
-        self.generator = placed(build_generator(config, channels))
-        self.average = copy.deepcopy(self.generator)
-        net = placed(build_discriminator(config, channels))
-        matching = None
-        if config.feature_matching.weight > 0:
-            layers = select_layers(config.feature_matching.layers, cast(Discriminator, net))
-            shapes = feature_shapes(net, (channels, size, size), layers)
-            matching = FeatureMatching(config.feature_matching, shapes, config.seed)
-            matching = matching.to(device=device, dtype=self.dtype)
-        gan = config.losses.gan
-        globalise(self.generator, world, device, double_backward=False)
-        net = globalise(net, world, device, double_backward=gan.r1 > 0 or gan.r2 > 0)
-        critic = Critic(
-            "discriminator",
-            net,
-            gan=gan,
-            matching=matching,
-            policy=config.train.augment,
-            trained=config.discriminator.train,
-            precision=self.precision,
-        )
-        self.critics: tuple[Critic, ...] = (critic,)
-        self._forward: nn.Module = self.generator
-        if config.compile:
-            self._forward = torch.compile(self.generator)  # type: ignore[assignment]
-            critic.fast = torch.compile(net)  # type: ignore[assignment]
-
-    def plan(self, step: int) -> Plan:
-        return Plan(
-            tuple(critic.plan(step) for critic in self.critics),
-            observe=(step + 1) % self.config.log.every == 0,
+    def feed(self, images: Images, *, cache: str, workers: int, start: int) -> Feed:
+        """This process's share of the real images of each draw, from draw `start` on."""
+        config = self.config
+        return Feed(
+            images,
+            seed=config.seed,
+            global_batch=config.train.batch_size,
+            rank_slice=self.world.part(config.train.batch_size),
+            device=self.device,
+            cache=cache,
+            workers=workers,
+            hflip=config.data.hflip,
+            start=start,
         )
 
-    def live(self) -> Live:
-        return Live(len(self.critics), self.device, self.dtype)
+    def blank(self) -> Tensor:
+        """A batch in place of data, to see what fits in memory."""
+        part = self.world.part(self.config.train.batch_size)
+        return torch.zeros(part.stop - part.start, *self.image, dtype=torch.uint8, device=self.device)
+
+    @staticmethod
+    def describe(train: Images, valid: Images | None) -> str:
+        held = f" + {len(valid)} held out" if valid is not None else ""
+        return f"{len(train)}{held} images, {train.channels} × {train.size} × {train.size}"
 
     def prepare(self, raw: Tensor, draw: int) -> list[Batch]:
         """Latents and augmentation are drawn for the global batch and sliced."""
@@ -154,15 +105,9 @@ class Generate:
 
     def generate(self, batch: Batch) -> Tensor:
         assert batch.noise is not None
-        return self._run(self._forward, batch.noise)
+        return self.run(self.forward, batch.noise)
 
-    def _run(self, net: nn.Module, noise: Tensor) -> Tensor:
-        half = self.precision in (torch.bfloat16, torch.float16)
-        with torch.autocast(self.device.type, dtype=self.precision if half else None, enabled=half):
-            image = net(noise)
-        return image.to(self.dtype)
-
-    def image_losses(self, batch: Batch, image: Tensor) -> dict[str, Tensor]:
+    def image_losses(self, batch: Batch, image: Tensor, step: int) -> dict[str, Tensor]:
         return {}
 
     def fit_average(self) -> None:
@@ -173,17 +118,17 @@ class Generate:
         def forward(i: int) -> Callable[[], object]:
             rng = torch_generator(self.config.seed, "calibrate", i)
             noise = torch.randn(size, self.config.generator.latent_dim, generator=rng)
-            return lambda: self._run(self.average, noise.to(self.device, self.dtype))
+            return lambda: self.run(self.average, noise.to(self.device, self.dtype))
 
         calibrate(self.average, [forward(i) for i in range(batches)])
 
     @torch.no_grad()
-    def preview(self, count: int) -> Tensor:
-        """Images (count, C, H, W) of the averaged generator from latents that are the same every time."""
+    def preview(self, valid: Images | None, count: int) -> Tensor:
+        """A sheet, uint8 (C, H', W'), of the averaged generator's images of latents that are the same every time."""
         noise = latents(self.config.seed, "preview", range(count), self.config.generator.latent_dim)
         self.average.eval()
-        images = [self._run(self.average, part.to(self.device, self.dtype)) for part in noise.split(256)]
-        return torch.cat(images)
+        images = [self.run(self.average, part.to(self.device, self.dtype)) for part in noise.split(256)]
+        return grid(torch.cat(images))
 
     @torch.no_grad()
     def held_out(self, train: Images, valid: Images, count: int) -> dict[str, float]:
@@ -200,7 +145,7 @@ class Generate:
             for i in range(rounds):
                 part = range(i * size, (i + 1) * size)
                 real, held = (to_float(images.read(part).to(self.device), self.dtype) for images in (train, valid))
-                fake = self._run(self.generator, noise[part.start : part.stop].to(self.device, self.dtype))
+                fake = self.run(self.generator, noise[part.start : part.stop].to(self.device, self.dtype))
                 for k, images in enumerate((real, held, fake)):
                     images = images.contiguous(memory_format=torch.channels_last)
                     logits = critic(images, critic.mildest(images)).logits

@@ -1,0 +1,144 @@
+"""What every task of a generator against a discriminator shares."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from ..dist import World
+from ..errors import UserError
+from ..feature_matching import FeatureMatching, select_layers
+from ..models.base import Discriminator
+from ..models.custom import custom_discriminator
+from ..models.dcgan import KERNELS, DcganDiscriminator
+from ..models.munet import MUNet
+from ..models.norm import globalise, held_averages
+from ..models.patchgan import PatchGan
+from ..models.unet import UNet
+from ..models.weights import load_weights
+from ..precision import choose_precision, storage_dtype
+from ..rng import torch_generator
+from . import Critic, Live, Plan
+
+Shape = tuple[int, int, int]
+
+
+def _dcgan(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
+    if image[1] not in KERNELS:
+        raise UserError(
+            f"discriminator.type 'dcgan' judges images of {', '.join(map(str, KERNELS))} px, not {image[1]}"
+        )
+    return DcganDiscriminator(image[1], image[0], config.discriminator.width, config.discriminator.norm, rng)
+
+
+def _munet(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
+    d = config.discriminator
+    return MUNet(image[0], d.width, rng, ch_mult=d.ch_mult, gradient=d.gradient_branch)
+
+
+def _patchgan(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
+    return PatchGan(image[0], config.discriminator.width, config.discriminator.norm, rng)
+
+
+def _unet(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
+    return UNet(image[0], config.discriminator.width, rng)
+
+
+DISCRIMINATORS = {"dcgan": _dcgan, "munet": _munet, "patchgan": _patchgan, "unet": _unet}
+
+
+def build_discriminator(config: Config, image: Shape) -> nn.Module:
+    """The discriminator of images (C, H, W) with its first weights, on the CPU, without touching global random state."""
+    d = config.discriminator
+    rng = torch_generator(config.seed, "init", 1)
+    with torch.random.fork_rng(devices=[]):
+        if d.target is not None:
+            net = custom_discriminator(d.target, {}, rng, image)
+        else:
+            net = DISCRIMINATORS[d.type](config, image, rng)
+    if d.init is not None:
+        load_weights(net, d.init, ("discriminator",), "discriminator.init")
+    return net
+
+
+@torch.no_grad()
+def feature_shapes(net: nn.Module, image: Shape, names: tuple[str, ...]) -> dict[str, torch.Size]:
+    """Shape (C, H, W) of each named feature for one image (C, H, W); leaves every buffer as it was."""
+    weight = next(net.parameters())
+    blank = torch.zeros(2, *image, device=weight.device, dtype=weight.dtype)
+    with held_averages(net):
+        features = net(blank, names, False).features
+    return {name: features[name].shape[1:] for name in names}
+
+
+class PairTask:
+    """A generator, its moving average and one discriminator, placed, matched and compiled as the config says.
+
+    Args:
+        config: the experiment; `data.channels` resolved.
+        device: where to train.
+        world: the processes that share the global batch.
+        generator: with its first weights.
+        image: shape (C, H, W) of the images that the discriminator sees in training.
+    """
+
+    def __init__(self, config: Config, device: torch.device, world: World, generator: nn.Module, image: Shape):
+        self.config, self.device, self.world, self.image = config, device, world, image
+        self.precision = choose_precision(config.precision, device)
+        self.dtype = storage_dtype(self.precision)
+
+        def placed(net: nn.Module) -> nn.Module:
+            return net.to(device=device, dtype=self.dtype).to(memory_format=torch.channels_last)
+
+        self.generator = placed(generator)
+        self.average = copy.deepcopy(self.generator)
+        net = placed(build_discriminator(config, image))
+        matching = None
+        if config.feature_matching.weight > 0:
+            layers = select_layers(config.feature_matching.layers, cast(Discriminator, net))
+            matching = FeatureMatching(config.feature_matching, feature_shapes(net, image, layers), config.seed)
+            matching = matching.to(device=device, dtype=self.dtype)
+        gan = config.losses.gan
+        globalise(self.generator, world, device, double_backward=False)
+        net = globalise(net, world, device, double_backward=gan.r1 > 0 or gan.r2 > 0)
+        critic = Critic(
+            "discriminator",
+            net,
+            gan=gan,
+            matching=matching,
+            policy=config.train.augment,
+            trained=config.discriminator.train,
+            precision=self.precision,
+        )
+        self.critics: tuple[Critic, ...] = (critic,)
+        self.forward: nn.Module = self.generator
+        """Compiled, where the config asks for it; the same parameters as `generator`."""
+        if config.compile:
+            self.forward = torch.compile(self.generator)  # type: ignore[assignment]
+            critic.fast = torch.compile(net)  # type: ignore[assignment]
+
+    def plan(self, step: int) -> Plan:
+        """What happens in `step`; a function of the step alone."""
+        others = self.has_image_losses(step)
+        return Plan(
+            tuple(critic.plan(step, others) for critic in self.critics),
+            observe=(step + 1) % self.config.log.every == 0,
+        )
+
+    def has_image_losses(self, step: int) -> bool:
+        """Whether the generator has losses at `step` that no discriminator judges."""
+        return False
+
+    def live(self) -> Live:
+        return Live(len(self.critics), self.device, self.dtype)
+
+    def run(self, net: nn.Module, x: Tensor) -> Tensor:
+        """What a generator makes of `x`, in the precision of training, as at least float32."""
+        half = self.precision in (torch.bfloat16, torch.float16)
+        with torch.autocast(self.device.type, dtype=self.precision if half else None, enabled=half):
+            image = net(x)
+        return image.to(self.dtype)

@@ -1,0 +1,208 @@
+"""Super-resolution: an upscaling generator against a discriminator of the high resolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..augment import NUMBERS
+from ..config import Config
+from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs
+from ..dist import World
+from ..grid import to_uint8
+from ..losses.image import ImageLosses
+from ..metrics.paired import psnr_y, ssim_y
+from ..models.upscalers import build_upscaler, load_pretrained
+from ..models.weights import load_weights
+from ..rng import torch_generator
+from . import Batch
+from .pair import PairTask
+
+PREVIEW_SIDE = 128
+"""Side of the pieces of validation images shown, in high-resolution pixels."""
+
+
+def build_generator(config: Config, channels: int) -> nn.Module:
+    """The upscaler with its first weights, from scratch or from a file, on the CPU."""
+    c = config.generator
+    params: dict[str, Any] = {"features": c.features, "blocks": c.blocks, "kernel": c.kernel}
+    rng = torch_generator(config.seed, "init", 0)
+    if c.init is None:
+        return build_upscaler(c.type, config.data.scale, channels, rng, **params)
+    if c.init.endswith(".safetensors") and "fmrun" in _metadata(c.init):
+        net = build_upscaler(c.type, config.data.scale, channels, rng, **params)
+        load_weights(net, c.init, ("ema", "generator"), "generator.init")
+        return net
+    net, _ = load_pretrained(c.init, scale=config.data.scale, channels=channels, arch=c.type, params=params)
+    return net
+
+
+def _metadata(path: str) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}  # `load_pretrained` says what is wrong with it
+
+
+class Upscale(PairTask):
+    """Generator and discriminator of super-resolution, with everything they are trained by."""
+
+    def __init__(self, config: Config, device: torch.device, world: World):
+        channels, side = config.data.channels, config.data.patch_size
+        assert channels is not None
+        super().__init__(config, device, world, build_generator(config, channels), (channels, side, side))
+        self.losses = ImageLosses(
+            config.losses, device, world, batch_size=config.train.batch_size, precision=self.precision
+        )
+
+    @staticmethod
+    def open(config: Config) -> tuple[Config, Pairs, Pairs | None]:
+        """Training and validation pairs, checked whole, and the config with what they settle."""
+        d = config.data
+        train, valid = open_pairs(
+            d.path,
+            d.lr_path,
+            valid_path=d.valid_path,
+            valid_lr_path=d.valid_lr_path,
+            valid_fraction=d.valid_fraction,
+            scale=d.scale,
+            patch_size=d.patch_size,
+            channels=d.channels,
+            cache=d.cache,
+            degradation=d.degradation,
+            seed=config.seed,
+        )
+        data = d.model_copy(update={"channels": train.channels})
+        return config.model_copy(update={"data": data}), train, valid
+
+    def feed(self, pairs: Pairs, *, cache: str, workers: int, start: int) -> PairFeed:
+        """This process's share of the patches of each draw, from draw `start` on."""
+        config = self.config
+        return PairFeed(
+            pairs,
+            seed=config.seed,
+            global_batch=config.train.batch_size,
+            rank_slice=self.world.part(config.train.batch_size),
+            device=self.device,
+            cache=cache,
+            workers=workers,
+            patch_size=config.data.patch_size,
+            hflip=config.data.hflip,
+            rotate=config.data.rotate,
+            start=start,
+            crops_per_image=config.data.crops_per_image,
+        )
+
+    def blank(self) -> PairBatch:
+        """A batch in place of data, to see what fits in memory."""
+        part = self.world.part(self.config.train.batch_size)
+        high = torch.zeros(part.stop - part.start, *self.image, dtype=torch.uint8, device=self.device)
+        return PairBatch(high[..., :: self.config.data.scale, :: self.config.data.scale], high)
+
+    @staticmethod
+    def describe(train: Pairs, valid: Pairs | None) -> str:
+        held = f" + {len(valid)} held out" if valid is not None else ""
+        low = {"files": "from files", "bicubic": "by bicubic", "chain": "by random degradations"}[train.info.low]
+        return f"{len(train)}{held} photographs, ×{train.scale}, {train.channels} channels, low resolution {low}"
+
+    def prepare(self, raw: PairBatch, draw: int) -> list[Batch]:
+        """Patches in [-1, 1]; augmentation is drawn for the global batch and sliced."""
+        config, whole = self.config, self.config.train.batch_size
+        count = config.train.accumulate
+        numbers: list[Any] = [None] * count
+        if config.train.augment:
+            rng = torch_generator(config.seed, "augment", draw, device=self.device)
+            drawn = torch.rand(2, whole, NUMBERS, generator=rng, device=self.device)[:, self.world.part(whole)]
+            numbers = list(drawn.to(self.dtype).chunk(count, dim=1))
+        low, high = (self._float(x) for x in raw)
+        return [
+            Batch(real=h, condition=l, augment=a)
+            for h, l, a in zip(high.chunk(count), low.chunk(count), numbers, strict=True)
+        ]
+
+    def _float(self, images: Tensor) -> Tensor:
+        return (images.to(self.dtype) / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+    def _upscale(self, net: nn.Module, low: Tensor) -> Tensor:
+        """Upscalers take and give [0, 1]."""
+        return self.run(net, (low + 1) / 2) * 2 - 1
+
+    def generate(self, batch: Batch) -> Tensor:
+        assert batch.condition is not None
+        return self._upscale(self.forward, batch.condition)
+
+    def has_image_losses(self, step: int) -> bool:
+        return bool(self.losses.active(step))
+
+    def image_losses(self, batch: Batch, image: Tensor, step: int) -> dict[str, Tensor]:
+        average = None
+        if self.losses.reads_average(step):
+            assert batch.condition is not None
+            with torch.no_grad():
+                average = self._upscale(self.average, batch.condition)
+        return self.losses(image, batch.real, step, average)
+
+    def fit_average(self) -> None:
+        """Upscalers hold no running averages."""
+
+    @torch.no_grad()
+    def upscale(self, low: Tensor) -> Tensor:
+        """An image (C, h, w), uint8, by the averaged generator: (1, C, scale h, scale w) in [0, 1]."""
+        self.average.eval()
+        return ((self._upscale(self.average, self._float(low[None].to(self.device))) + 1) / 2).clamp(0, 1)
+
+    def bicubic(self, low: Tensor) -> Tensor:
+        """What has to be beaten: (1, C, scale h, scale w) in [0, 1]."""
+        x = low[None].to(self.device, self.dtype) / 255
+        return F.interpolate(x, scale_factor=self.config.data.scale, mode="bicubic").clamp(0, 1)
+
+    @torch.no_grad()
+    def preview(self, valid: Pairs | None, count: int) -> Tensor:
+        """A sheet, uint8 (C, H', W'): middles of validation images, low resolution | bicubic | generated | original."""
+        rows = []
+        scale, gap = self.config.data.scale, 4
+        for index in range(min(count, len(valid) if valid is not None else 0)):
+            assert valid is not None
+            low, high = valid.whole(index)
+            side = min(PREVIEW_SIDE // scale, *low.shape[1:])
+            top, left = ((n - side) // 2 for n in low.shape[1:])
+            low = low[:, top : top + side, left : left + side]
+            high = high[:, top * scale : (top + side) * scale, left * scale : (left + side) * scale]
+            nearest = low.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+            shown = [
+                nearest,
+                *(to_uint8(x[0].float().cpu() * 2 - 1) for x in (self.bicubic(low), self.upscale(low))),
+                high,
+            ]
+            size = PREVIEW_SIDE // scale * scale
+            row = torch.full((high.shape[0], size + gap, 4 * (size + gap) + gap), 255, dtype=torch.uint8)
+            for i, image in enumerate(shown):
+                at = gap + i * (size + gap)
+                row[:, : image.shape[1], at : at + image.shape[2]] = image
+            rows.append(row)
+        if not rows:
+            return torch.full((self.image[0], 8, 8), 255, dtype=torch.uint8)
+        top = torch.full((rows[0].shape[0], gap, rows[0].shape[2]), 255, dtype=torch.uint8)
+        return torch.cat([top, *rows], 1)
+
+    @torch.no_grad()
+    def held_out(self, train: Pairs, valid: Pairs, count: int) -> dict[str, float]:
+        """PSNR and SSIM of luma over whole validation images, of the averaged generator and of bicubic upscaling."""
+        scale = self.config.data.scale
+        sums = {"eval/psnr_y": 0.0, "eval/ssim_y": 0.0, "eval/psnr_y_bicubic": 0.0}
+        count = min(count, len(valid))
+        for index in range(count):
+            low, high = valid.whole(index)
+            original = high[None].to(self.device, self.dtype) / 255
+            for image, suffix in ((self.upscale(low), ""), (self.bicubic(low), "_bicubic")):
+                image = (image * 255).round() / 255
+                sums[f"eval/psnr_y{suffix}"] += float(psnr_y(image, original, scale)) / count
+                if not suffix:
+                    sums["eval/ssim_y"] += float(ssim_y(image, original, scale)) / count
+        return sums
