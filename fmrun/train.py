@@ -93,7 +93,7 @@ def plan_lines(config: Config, state: State, train: Images, valid: Images | None
     return lines
 
 
-def prepare(config: Config, world: World, report: Reporter) -> tuple[Config, Images, Images | None, State]:
+def prepare(config: Config, world: World, fresh: bool = True) -> tuple[Config, Images, Images | None, State]:
     """Device, data and nets of a config, all checked; UserError for whatever is wrong with them."""
     device = choose_device(config.device, world.local_rank)
     choose_precision(config.precision, device)
@@ -104,7 +104,7 @@ def prepare(config: Config, world: World, report: Reporter) -> tuple[Config, Ima
     train, valid = open_data(config.data, config.seed)
     data = config.data.model_copy(update={"channels": train.channels})
     config = config.model_copy(update={"data": data})
-    state = State(config, device, world)
+    state = State(config, device, world, fresh)
     best, known = config.checkpoint.best, state.metric_names(held_out=valid is not None)
     if best is not None and best not in known:
         raise UserError(
@@ -126,7 +126,7 @@ def start(
     """Train a new run; the exit code."""
 
     def work() -> int:
-        final, train, valid, state = prepare(config, world, report)
+        final, train, valid, state = prepare(config, world)
         run = world.together(lambda: runs.create(runs_dir, name, preset, final.model_dump(mode="json"), list(command)))
         report.note(f"run {run.name} in {run.path}")
         return _work(run, state, train, valid, report)
@@ -136,7 +136,7 @@ def start(
 
 def dry_run(config: Config, report: Reporter, world: World) -> Config:
     """Everything `start` checks and prints, on one batch, without training or a run folder; the resolved config."""
-    config, train, valid, state = prepare(config, world, report)
+    config, train, valid, state = prepare(config, world)
     for line in plan_lines(config, state, train, valid):
         report.note(line)
     for sentence in warnings(config, state):
@@ -173,7 +173,7 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         return OK
 
     def work() -> int:
-        _, train, valid, state = prepare(config, world, report)
+        _, train, valid, state = prepare(config, world, fresh=found is None)
         if found is None:
             report.warn(f"run {run.name} has no checkpoint yet; it starts again at step 0")
         else:

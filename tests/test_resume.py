@@ -324,3 +324,18 @@ def test_torn_metrics_are_mended() -> None:
         file.write('{"step": 8, "loss/d": 1.')
     good("resume", "torn", "--steps", "12")
     assert timeless(RUNS / "torn") == timeless(RUNS / "whole")
+
+
+def test_files_a_run_began_from_are_needed_no_more() -> None:
+    train("--steps", "2", "--name", "parent")
+    (parent,) = (RUNS / "parent" / "checkpoints").iterdir()
+    begin = Path("begin.safetensors")
+    begin.write_bytes(parent.read_bytes())
+    init = s("generator.init=begin.safetensors", "discriminator.init=begin.safetensors")
+    train(*init, "--steps", "4", "--name", "whole")
+    train(*init, "--steps", "2", "--name", "child")
+    begin.unlink()
+    good("resume", "child", "--steps", "4")
+    same_tensors(RUNS / "whole", RUNS / "child")
+    good("sample", "child", "--num", "4")
+    good("probe-layers", "child", "--json")
