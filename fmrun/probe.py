@@ -62,7 +62,7 @@ def probe(
         notes.append(f"the data was not looked at: taking its images to have data.channels={channels}")
         config = config.model_copy(update={"data": config.data.model_copy(update={"channels": channels})})
     config = config.model_copy(update={"compile": False})
-    state = State(config, device, World())
+    state = State(config, device, World(), fresh=run_checkpoint is None)
     if run_checkpoint is not None:
         own = {
             f"matching.{c.name}.{name}": value

@@ -16,6 +16,7 @@ from .grid import grid, save_png, to_uint8
 from .presets import from_json
 from .report import Reporter
 from .runs import Run
+from .state import without_init
 from .tasks.generate import build_generator, latents
 
 CHUNK = 16
@@ -47,8 +48,7 @@ def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: 
         folder = target.samples
     else:
         found, folder = checkpoint.read(target), Path(".")
-    config = from_json(found.meta["config"])
-    config = config.model_copy(update={"generator": config.generator.model_copy(update={"init": None})})
+    config = without_init(from_json(found.meta["config"]))
     assert config.data.channels is not None
     net = build_generator(config, config.data.channels)
     prefix = "generator." if raw else "ema."

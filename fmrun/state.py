@@ -47,12 +47,21 @@ class Window:
         return row
 
 
-class State:
-    """Nets, optimisers, averages and counters of a run; `step` updates have been made."""
+def without_init(config: Config) -> Config:
+    """The config with nets that start from no file."""
+    sections = {name: getattr(config, name) for name in ("generator", "discriminator")}
+    return config.model_copy(update={name: s.model_copy(update={"init": None}) for name, s in sections.items()})
 
-    def __init__(self, config: Config, device: torch.device, world: World):
+
+class State:
+    """Nets, optimisers, averages and counters of a run; `step` updates have been made.
+
+    Without `fresh`, a checkpoint is to be restored: the files of `generator.init` and `discriminator.init` are not read.
+    """
+
+    def __init__(self, config: Config, device: torch.device, world: World, fresh: bool = True):
         self.config, self.device, self.world = config, device, world
-        self.task = TASKS[config.task](config, device, world)
+        self.task = TASKS[config.task](config if fresh else without_init(config), device, world)
         self.step = 0
         self.guard = Guard(scaled=self.task.precision == torch.float16).to(device)
         self.ema = Ema(self.task.average, config.ema)

@@ -91,7 +91,7 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
     return lines
 
 
-def prepare(config: Config, world: World, report: Reporter) -> tuple[Config, Any, Any, State]:
+def prepare(config: Config, world: World, fresh: bool = True) -> tuple[Config, Any, Any, State]:
     """Device, data and nets of a config, all checked; UserError for whatever is wrong with them."""
     device = choose_device(config.device, world.local_rank)
     choose_precision(config.precision, device)
@@ -100,7 +100,7 @@ def prepare(config: Config, world: World, report: Reporter) -> tuple[Config, Any
     if config.log.tensorboard:
         require_tensorboard()
     config, train, valid = TASKS[config.task].open(config)
-    state = State(config, device, world)
+    state = State(config, device, world, fresh)
     best, known = config.checkpoint.best, state.metric_names(held_out=valid is not None)
     if best is not None and best not in known:
         raise UserError(
@@ -122,7 +122,7 @@ def start(
     """Train a new run; the exit code."""
 
     def work() -> int:
-        final, train, valid, state = prepare(config, world, report)
+        final, train, valid, state = prepare(config, world)
         run = world.together(lambda: runs.create(runs_dir, name, preset, final.model_dump(mode="json"), list(command)))
         report.note(f"run {run.name} in {run.path}")
         return _work(run, state, train, valid, report)
@@ -132,7 +132,7 @@ def start(
 
 def dry_run(config: Config, report: Reporter, world: World) -> Config:
     """Everything `start` checks and prints, on one batch, without training or a run folder; the resolved config."""
-    config, train, valid, state = prepare(config, world, report)
+    config, train, valid, state = prepare(config, world)
     for line in plan_lines(config, state, train, valid):
         report.note(line)
     for sentence in warnings(config, state):
@@ -170,7 +170,7 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         return OK
 
     def work() -> int:
-        _, train, valid, state = prepare(config, world, report)
+        _, train, valid, state = prepare(config, world, fresh=found is None)
         if found is None:
             report.warn(f"run {run.name} has no checkpoint yet; it starts again at step 0")
         else:

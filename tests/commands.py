@@ -103,8 +103,9 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["torch", "torch._dynamo", "fmrun.__main__", "fmrun.cli", "fmrun.train", "fmrun.sample"])
 
 
-def _child(argv: list[str], folder: str, out: str, err: str) -> None:
+def _child(argv: list[str], folder: str, out: str, err: str, env: dict[str, str]) -> None:
     os.chdir(folder)
+    os.environ.update(env)
     for number, path in ((1, out), (2, err)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
@@ -130,10 +131,10 @@ def end_all() -> None:
 class Background:
     """A command running in a process of its own, in the current folder."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, env: dict[str, str] | None = None) -> None:
         self._files = [Path(tempfile.mkstemp()[1]) for _ in range(2)]
         self._process = _SERVER.Process(
-            target=_child, args=([*map(str, arguments)], os.getcwd(), *map(str, self._files))
+            target=_child, args=([*map(str, arguments)], os.getcwd(), *map(str, self._files), env or {})
         )
         self._process.start()
         _started.append(self._process)

@@ -246,7 +246,8 @@ def test_another_experiment_is_refused_by_name(flags: tuple[str, ...], named: st
     assert done.code == 2
     assert done.out == ""
     (error,) = done.errors
-    assert error.startswith(f"error: {' '.join(flags)}: {named} would change the experiment")
+    assert error.startswith(f"error: {' '.join(flags)}: {named} would ")
+    assert "another experiment" in error
     assert "train.steps" in error
     assert before == {p: p.read_bytes() for p in (RUNS / "run").rglob("*") if p.is_file()}
 
@@ -323,3 +324,18 @@ def test_torn_metrics_are_mended() -> None:
         file.write('{"step": 8, "loss/d": 1.')
     good("resume", "torn", "--steps", "12")
     assert timeless(RUNS / "torn") == timeless(RUNS / "whole")
+
+
+def test_files_a_run_began_from_are_needed_no_more() -> None:
+    train("--steps", "2", "--name", "parent")
+    (parent,) = (RUNS / "parent" / "checkpoints").iterdir()
+    begin = Path("begin.safetensors")
+    begin.write_bytes(parent.read_bytes())
+    init = s("generator.init=begin.safetensors", "discriminator.init=begin.safetensors")
+    train(*init, "--steps", "4", "--name", "whole")
+    train(*init, "--steps", "2", "--name", "child")
+    begin.unlink()
+    good("resume", "child", "--steps", "4")
+    same_tensors(saved(RUNS / "whole", 4).tensors, saved(RUNS / "child", 4).tensors)
+    good("sample", "child", "--num", "4")
+    good("probe-layers", "child", "--json")

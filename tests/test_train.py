@@ -39,7 +39,10 @@ def finite(run: Path) -> None:
     [
         (("optim.discriminator.lr=1e30",), ("loss/d", "loss/g")),
         (("optim.generator.lr=1e30",), ("loss/", "gradient of")),
-        (("feature_matching.weight=1e38", "feature_matching.balance=none"), ("largest gradient being that of generator image",)),
+        (
+            ("feature_matching.weight=1e38", "feature_matching.balance=none"),
+            ("largest gradient being that of generator image",),
+        ),
     ],
 )
 def test_divergence_is_stopped_named_and_kept_out(settings: tuple[str, ...], loss: tuple[str, ...]) -> None:

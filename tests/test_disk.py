@@ -1,0 +1,151 @@
+"""A disk that refuses: what was saved stays, the message says so, and nothing crashes on top of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import TINY, Done, fmrun, good, saved, status, steps, train
+
+from fmrun import runs
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def mounted(place: Path, size: int) -> bool:
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        return False
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(place)]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def disk(workplace: Path) -> Iterator[Path]:
+    """A disk of its own of 600 kB: room for a few checkpoints of the tiny nets (110 kB each)."""
+    place = workplace / "disk"
+    if not mounted(place, 600):
+        pytest.skip("needs root and tmpfs, to mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def refused(done: Done) -> str:
+    """The one sentence of a command that met a bad disk."""
+    assert done.code not in (0, 3)
+    assert "Traceback" not in done.err
+    assert "bug" not in done.err
+    (error,) = done.errors
+    return error
+
+
+def fill(disk: Path, leaving: int) -> None:
+    space = os.statvfs(disk)
+    (disk / "ballast").write_bytes(bytes(max(space.f_bavail * space.f_bsize - leaving, 0)))
+
+
+MANY = ("-s", "checkpoint.every=2", "-s", "checkpoint.keep_last=100", "-s", "log.every=2")
+
+
+def test_a_full_disk_during_a_save(disk: Path) -> None:
+    done = fmrun("train", *TINY, "--runs-dir", "disk", "--name", "run", "--steps", "100", *MANY)
+    error = refused(done)
+    assert "cannot save the checkpoint of step" in error
+    assert "No space left on device" in error
+    run = disk / "run"
+    kept = steps(run)
+    assert kept
+    assert f"the newest good one is step {kept[-1]}" in error
+    assert "then `fmrun resume run`" in error
+    for step in kept:
+        saved(run, step)  # verifies every byte
+    assert not list(run.rglob("*.tmp"))
+    assert status(run)["state"] in ("running", "failed")
+    assert "run" in good("runs", "--runs-dir", "disk").out
+
+    # pictures go elsewhere; and with room it goes on
+    good("sample", "run", "--runs-dir", "disk", "--num", "1", "--out", "picture.png")
+    more = ("-s", "checkpoint.keep_last=1")
+    for step in kept[:-1]:
+        (run / "checkpoints" / f"step-{step:08d}.safetensors").unlink()
+    good("resume", "run", "--runs-dir", "disk", "--steps", str(kept[-1] + 4), *more)
+    assert steps(run) == [kept[-1] + 4]
+
+
+def test_a_disk_full_from_the_start(disk: Path) -> None:
+    fill(disk, 0)
+    error = refused(fmrun("train", *TINY, "--runs-dir", "disk", "--name", "run", "--steps", "2"))
+    assert "No space left on device" in error
+    assert "--runs-dir" in error or "free space" in error
+    assert not (disk / "run").exists()
+
+
+def test_a_full_disk_for_metrics_and_pictures(disk: Path) -> None:
+    """Everything but the checkpoint before is refused; the run can still be resumed."""
+    train("--runs-dir", "disk", "--name", "run", "--steps", "2", "-s", "log.tensorboard=true")
+    fill(disk, 0)
+    error = refused(fmrun("resume", "run", "--runs-dir", "disk", "--steps", "8", "-s", "log.every=1"))
+    assert "cannot write disk/run/" in error
+    assert "No space left on device" in error
+    assert "free space" in error
+    error = refused(fmrun("sample", "run", "--runs-dir", "disk"))
+    assert "cannot write disk/run/samples/" in error
+    (disk / "ballast").unlink()
+    good("resume", "run", "--runs-dir", "disk", "--steps", "8")
+
+
+@pytest.mark.parametrize("what", ["metrics.jsonl", "step-00000004.png", "status.json"])
+def test_any_other_file_that_cannot_be_written(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above without a disk to fill: each kind of file refuses in turn, in the middle of a run."""
+    train("--name", "run", "--steps", "2")
+    before = saved(Path("runs/run"), 2)
+    write = runs.write_atomic
+
+    def full(path: Path, *parts: bytes) -> None:
+        # the status is written at the start as well
+        if path.name == what != "metrics.jsonl" and (what != "status.json" or b'"step": 4' in bytes(parts[0])):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *parts)
+
+    def full_append(run: runs.Run, row: dict[str, object]) -> None:
+        with runs.saving(run.metrics_file):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    from fmrun import grid
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_atomic", full)
+        patch.setattr(grid, "write_atomic", full)
+        if what == "metrics.jsonl":
+            patch.setattr(runs.Run, "append_metrics", full_append)
+        error = refused(fmrun("resume", "run", "--steps", "8", "-s", "log.every=4", "-s", "log.sample_every=4"))
+    assert f"cannot write runs/run/{'samples/' * what.endswith('.png')}{what}: No space left on device" in error
+    if what != "status.json":
+        assert status(Path("runs/run"))["state"] == "failed"
+        assert status(Path("runs/run"))["exit_code"] == 1
+        assert status(Path("runs/run"))["message"] in error
+    assert saved(Path("runs/run"), 2).meta == before.meta
+    good("resume", "run", "--steps", "8")
+
+
+def test_a_read_only_disk(disk: Path) -> None:
+    train("--runs-dir", "disk", "--name", "run", "--steps", "2")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    error = refused(fmrun("train", *TINY, "--runs-dir", "disk", "--steps", "2"))
+    assert "cannot make a run in disk: Read-only file system" in error
+    assert "--runs-dir" in error
+    error = refused(fmrun("resume", "run", "--runs-dir", "disk", "--steps", "4"))
+    assert "cannot write to run folder disk/run: Read-only file system" in error
+    assert "make it writable" in error
+    error = refused(fmrun("sample", "run", "--runs-dir", "disk", "--num", "1"))
+    assert "cannot write disk/run/samples/" in error
+    good("sample", "run", "--runs-dir", "disk", "--num", "1", "--out", "here.png")
+    assert "finished" in good("runs", "--runs-dir", "disk").out

@@ -1,0 +1,168 @@
+"""Several processes under torchrun are one process on the same global batch."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import TINY, Background, Done, finish, fmrun, good, rows, saved, spawn, status, steps
+
+pytestmark = [
+    pytest.mark.usefixtures("workplace"),
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
+]
+
+RUNS = Path("runs")
+LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port")
+
+
+def s(*settings: str) -> tuple[str, ...]:
+    return tuple(part for setting in settings for part in ("-s", setting))
+
+
+def free_port() -> str:
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def launch(*arguments: str) -> subprocess.Popen[str]:
+    """The command by two processes of torchrun's."""
+    return spawn(*arguments, module=(*LAUNCH, free_port(), "-m", "fmrun"))
+
+
+def two(*arguments: str) -> tuple[Done, Done]:
+    """The command by two processes with the environment that torchrun gives them, and without its start-up time."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    ranks = [Background(*arguments, env={**common, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    first, second = (rank.end(120) for rank in ranks)
+    assert first.code == second.code, first.err + second.err
+    return first, second
+
+
+def closeness(one: Path, other: Path, step: int, rel: float) -> None:
+    """Losses of every read-out and all parameters equal within `rel`."""
+    compared = 0
+    for a, b in zip(rows(one), rows(other), strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            if key.startswith(("loss/", "fm/", "health/")):
+                assert math.isclose(a[key], b[key], rel_tol=rel, abs_tol=rel * 1e-3), (a["step"], key, a[key], b[key])
+                compared += 1
+    assert compared
+    left, right = saved(one, step).tensors, saved(other, step).tensors
+    assert left.keys() == right.keys()
+    for name in left:
+        if name.startswith("window"):
+            continue
+        x, y = left[name].double(), right[name].double()
+        scale = float(x.abs().max()) or 1.0
+        assert float((x - y).abs().max()) <= rel * scale, name
+
+
+def test_two_processes_are_one_in_float64() -> None:
+    """Batch norm over the global batch, batch means, balance: 20 steps; and rank 0 alone writes and speaks."""
+    flags = (*TINY, "--steps", "20", *s("precision=fp64", "log.every=4", "log.sample_every=10", "data.hflip=true"))
+    done = finish(launch("train", *flags, "--name", "two"))
+    assert done.code == 0, done.err
+    assert done.out == ""
+    good("train", *flags, "--name", "one")
+    closeness(RUNS / "one", RUNS / "two", 20, 1e-9)
+
+    assert sorted(p.name for p in RUNS.iterdir()) == ["one", "two"]
+    for said in ("run two in runs/two", "data: 40 images", "batch 8 over 2 processes", "finished 20 steps", "next: "):
+        assert done.err.count(said) == 1, said
+    assert status(RUNS / "two")["state"] == "finished"
+    assert status(RUNS / "two")["exit_code"] == 0
+    assert saved(RUNS / "two", 20).meta["machine"]["ranks"] == 2
+    samples = [sorted(p.name for p in (RUNS / run / "samples").iterdir()) for run in ("one", "two")]
+    assert samples[0] == samples[1]
+
+    # one process goes on where two stopped, and says that it is not the same to the bit
+    resumed = good("resume", "two", "--steps", "22")
+    (warning,) = resumed.warnings
+    assert "number of processes: 2 then, 1 now" in warning
+    good("resume", "one", "--steps", "22")
+    closeness(RUNS / "one", RUNS / "two", 22, 1e-9)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        s(
+            "feature_matching.match=moments",
+            "losses.gan.r1=1",
+            "losses.gan.penalty_every=2",
+            "train.augment=color,translation,cutout",
+        ),
+        s(
+            "feature_matching.match=mmd",
+            "discriminator.norm=spectral",
+            "losses.gan.type=r3gan",
+            "losses.gan.r1=1",
+            "losses.gan.r2=1",
+            "optim.clip_grad_norm=1",
+        ),
+    ],
+    ids=["moments", "mmd"],
+)
+def test_two_processes_are_one_with(settings: tuple[str, ...]) -> None:
+    flags = (*TINY, "--steps", "6", *s("precision=fp64", "log.every=3"), *settings)
+    first, second = two("train", *flags, "--name", "two")
+    assert first.code == 0, first.err
+    assert second.err == ""
+    good("train", *flags, "--name", "one")
+    closeness(RUNS / "one", RUNS / "two", 6, 1e-9)
+
+
+def test_the_first_step_in_float32_and_a_stop() -> None:
+    flags = (*TINY, *s("log.every=1", "checkpoint.every=1"))
+    first, _ = two("train", *flags, "--steps", "1", "--name", "two")
+    assert first.code == 0, first.err
+    good("train", *flags, "--steps", "1", "--name", "one")
+    one, other = rows(RUNS / "one")[0], rows(RUNS / "two")[0]
+    for key in one:
+        if key.startswith(("loss/", "fm/")):
+            assert math.isclose(one[key], other[key], rel_tol=1e-4), key
+
+    process = launch("resume", "two", "--steps", "1000000", *s("checkpoint.every=100000"))
+    end = time.monotonic() + 90
+    while len(rows(RUNS / "two")) < 5:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    stopped = finish(process)
+    assert stopped.code != 0  # torchrun's own
+    content = status(RUNS / "two")
+    assert (content["state"], content["exit_code"]) == ("stopped", 143)
+    assert steps(RUNS / "two")[-1] == content["step"]
+    assert stopped.err.count("stopped and saved at step") == 1
+    good("resume", "two", "--steps", str(content["step"] + 1))
+
+
+def test_a_batch_that_does_not_divide_is_one_sentence() -> None:
+    done, other = two("train", *TINY, "--batch-size", "9", "--name", "odd")
+    assert (done.code, other.err) == (2, "")
+    assert done.out == ""
+    (error,) = done.errors
+    assert "train.batch_size is 9; 2 processes" in error
+    assert "a multiple of 2, at least 4" in error
+    assert len(done.err.splitlines()) == 1
+    assert not RUNS.exists()
+
+
+def test_a_launcher_of_one_process_is_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert fmrun("train", *TINY, "--steps", "1", "--name", "single").code == 0
+    assert saved(RUNS / "single", 1).meta["machine"]["ranks"] == 1
