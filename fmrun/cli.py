@@ -260,6 +260,31 @@ def probe_layers(
     return 0
 
 
+@app.command("data-preview")
+def data_preview(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    data: Data = None,
+    seed: Seed = None,
+    set_: Set = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, max=64, help="Patches shown, or rows of images.")] = 4,
+    out: Annotated[Path, typer.Option("--out", help="PNG file.")] = Path("data-preview.png"),
+) -> int:
+    """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
+    from .presets import resolve
+    from .report import emit
+    from .state import TASKS
+
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
+    resolved = resolve(preset, config, _overrides(set_, data=data, seed=seed))
+    task = TASKS[resolved.task]
+    final, images, _ = task.open(resolved)
+    task.draw_data(final, images, out, rows)
+    emit(str(out))
+    return 0
+
+
 @app.command()
 def sample(
     run: Annotated[
@@ -280,20 +305,35 @@ def sample(
     ] = None,
     individual: Annotated[bool, typer.Option("--individual", help="One file an image instead of a grid.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
+    input_: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="PATH", help="Photograph or folder to upscale.", show_default=False),
+    ] = None,
+    tile: Annotated[int | None, typer.Option("--tile", min=16, help="Side of the tiles of --input, in pixels.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures of --input that are there.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="PNG file or folder.", show_default=False)] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     runs_dir: RunsDir = RUNS,
 ) -> int:
-    """Draw image grids from a trained generator. Needs no training data."""
+    """Draw image grids from a trained generator, or upscale photographs with one. Needs no training data."""
     from . import sample as sampling
     from .report import Reporter, emit
 
     target = _run_or_checkpoint(run, runs_dir)
     report = Reporter()
     source = sampling.open_source(target, raw=raw, device=_device(device), report=report)
-    paths = sampling.sample(
-        source, num=num, seed=seed, columns=grid, interpolate=interpolate, individual=individual, out=out
-    )
+    if input_ is not None:
+        if (num, seed, grid, interpolate, individual) != (64, 0, None, None, False):
+            raise UserError(
+                "--num, --seed, --grid, --interpolate and --individual are for images from noise, not --input"
+            )
+        paths = sampling.upscale_input(source, input_, out=out, overwrite=overwrite, tile=tile, report=report)
+    else:
+        if tile is not None or overwrite:
+            raise UserError("--tile and --overwrite go with --input")
+        paths = sampling.sample(
+            source, num=num, seed=seed, columns=grid, interpolate=interpolate, individual=individual, out=out
+        )
     for path in paths:
         emit(str(path))
     return 0

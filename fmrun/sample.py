@@ -11,16 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
+from .config import Config
 from .errors import UserError
 from .grid import grid, save_png, to_uint8
+from .models.upscalers import tiling
+from .photos import upscale_photos
 from .presets import from_json
 from .report import Reporter
 from .runs import Run
 from .state import without_init
-from .tasks.generate import build_generator, latents
+from .tasks import generate, upscale
+from .tasks.generate import latents
+from .tiling import layout
 
 CHUNK = 16
 """Images are always made in the same chunks, for a batch's size can change the last bits of an image."""
+
+
+BUILDERS = {"generate": generate.build_generator, "upscale": upscale.build_generator}
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Source:
     """A generator ready to sample from, and where its pictures go by default."""
 
     net: nn.Module
-    latent_dim: int
+    config: Config
     step: int
     folder: Path
 
@@ -50,11 +58,11 @@ def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: 
         found, folder = checkpoint.read(target), Path(".")
     config = without_init(from_json(found.meta["config"]))
     assert config.data.channels is not None
-    net = build_generator(config, config.data.channels)
+    net = BUILDERS[config.task](config, config.data.channels)
     prefix = "generator." if raw else "ema."
     net.load_state_dict({k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)})
     net = net.to(device=device, dtype=torch.float32).to(memory_format=torch.channels_last).eval()
-    return Source(net, config.generator.latent_dim, found.step, folder)
+    return Source(net, config, found.step, folder)
 
 
 @torch.no_grad()
@@ -97,10 +105,15 @@ def sample(
     out: Path | None,
 ) -> Sequence[Path]:
     """Write a grid, or single files; the paths written."""
+    if source.config.task != "generate":
+        raise UserError("this generator upscales images: give it some with --input FILE-OR-FOLDER")
     if interpolate is not None:
-        noise, columns = interpolation(seed, num, interpolate, source.latent_dim), columns or interpolate
+        noise, columns = (
+            interpolation(seed, num, interpolate, source.config.generator.latent_dim),
+            columns or interpolate,
+        )
     else:
-        noise = latents(seed, "sample", range(num), source.latent_dim)
+        noise = latents(seed, "sample", range(num), source.config.generator.latent_dim)
     images = draw(source, noise)
     kind = "interpolation-" if interpolate is not None else ""
     stem = f"{kind}seed-{seed}-of-step-{source.step}"
@@ -125,3 +138,25 @@ def sample(
         path = path / f"{stem}.png"
     save_png(grid(images, columns), path)
     return [path]
+
+
+def upscale_input(
+    source: Source, path: Path, *, out: Path | None, overwrite: bool, tile: int | None, report: Reporter
+) -> Sequence[Path]:
+    """Upscale a photograph, or all under a folder, in tiles; the paths written."""
+    config = source.config
+    if config.task != "upscale":
+        raise UserError(f"--input {path}: this generator makes images from noise; leave --input out")
+    assert config.data.channels is not None
+    field = tiling(upscale.described(config, config.data.channels))
+    cut = layout(field.radius, field.smallest, field.multiple, tile=tile)
+    return upscale_photos(
+        source.net,
+        path,
+        out or Path("."),
+        scale=config.data.scale,
+        channels=config.data.channels,
+        cut=cut,
+        report=report,
+        overwrite=overwrite,
+    )

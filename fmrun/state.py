@@ -97,10 +97,11 @@ class State:
             if matching is not None:
                 shares = ["share", "balance"] if gan.weight else []
                 found += [f"fm/{name}{end}" for name in ("distance", "weight", "loss", *matching.layers, *shares)]
+        found += [f"loss/{name}" for name in self.task.image_loss_names]
         if self.config.feature_matching.weight:
             found.append("fm/lambda")
         if held_out and self.config.eval.every:
-            found += ["eval/d_train", "eval/d_valid", "eval/d_fake", "eval/overfit"]
+            found += self.task.held_out_names
         return sorted(found)
 
     def prepare(self, feed: Any, step: int) -> list[list[Batch]]:

@@ -252,7 +252,8 @@ def _say_next(run: Run, state: State, finished: bool, report: Reporter) -> None:
     if finished:
         report.note(f"finished {state.step} steps; the picture: {picture}")
         report.note(
-            f"next: fmrun sample {run.name} · fmrun probe-layers {run.name} · fmrun resume {run.name} --steps N"
+            f"next: {state.task.next_step.format(run=run.name)} · fmrun probe-layers {run.name} · "
+            f"fmrun resume {run.name} --steps N"
         )
     else:
         report.note(f"stopped and saved at step {state.step}; to go on: fmrun resume {run.name}")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..augment import NUMBERS
 from ..config import Config
-from ..data.images import Feed, Images, open_data, to_float
+from ..data.images import Feed, Images, open_data, order, to_float
 from ..dist import World
-from ..grid import grid
+from ..grid import grid, save_png
 from ..models.dcgan import DcganGenerator
 from ..models.norm import calibrate, held_averages
 from ..models.weights import load_weights
@@ -42,6 +43,10 @@ def latents(seed: int, stream: str, indices: Sequence[int], latent_dim: int) -> 
 class Generate(PairTask):
     """Generator and discriminator of images from noise, with everything they are trained by."""
 
+    held_out_names = ("eval/d_train", "eval/d_valid", "eval/d_fake", "eval/overfit")
+    image_loss_names: tuple[str, ...] = ()
+    next_step = "fmrun sample {run}"
+
     def __init__(self, config: Config, device: torch.device, world: World):
         channels, size = config.data.channels, config.data.image_size
         assert channels is not None
@@ -68,6 +73,12 @@ class Generate(PairTask):
             hflip=config.data.hflip,
             start=start,
         )
+
+    @staticmethod
+    def draw_data(config: Config, images: Images, path: Path, rows: int) -> None:
+        """Write a sheet of the first images that training sees, in its order."""
+        shown = images.read(order(config.seed, len(images), 0, 8 * rows))
+        save_png(grid(to_float(shown), 8), path)
 
     def blank(self) -> Tensor:
         """A batch in place of data, to see what fits in memory."""

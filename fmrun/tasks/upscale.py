@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..augment import NUMBERS
+from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
 from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs
+from ..data.preview import write_preview
 from ..dist import World
 from ..grid import to_uint8
-from ..losses.image import ImageLosses
+from ..losses.image import NAMES, ImageLosses
 from ..metrics.paired import psnr_y, ssim_y
-from ..models.upscalers import build_upscaler, load_pretrained
+from ..models.upscalers import Upscaler, build_upscaler, describe, load_pretrained, read_pretrained
 from ..models.weights import load_weights
 from ..rng import torch_generator
 from . import Batch
@@ -25,14 +28,23 @@ PREVIEW_SIDE = 128
 """Side of the pieces of validation images shown, in high-resolution pixels."""
 
 
+def _params(config: Config) -> dict[str, Any]:
+    c = config.generator
+    return {"features": c.features, "blocks": c.blocks, "kernel": c.kernel}
+
+
+def described(config: Config, channels: int) -> Upscaler:
+    """The upscaler of a config; UserError, saying what there is, for one that cannot be."""
+    return describe(config.generator.type, config.data.scale, channels, **_params(config))
+
+
 def build_generator(config: Config, channels: int) -> nn.Module:
     """The upscaler with its first weights, from scratch or from a file, on the CPU."""
-    c = config.generator
-    params: dict[str, Any] = {"features": c.features, "blocks": c.blocks, "kernel": c.kernel}
+    c, params = config.generator, _params(config)
     rng = torch_generator(config.seed, "init", 0)
     if c.init is None:
         return build_upscaler(c.type, config.data.scale, channels, rng, **params)
-    if c.init.endswith(".safetensors") and "fmrun" in _metadata(c.init):
+    if _is_checkpoint(c.init):
         net = build_upscaler(c.type, config.data.scale, channels, rng, **params)
         load_weights(net, c.init, ("ema", "generator"), "generator.init")
         return net
@@ -40,18 +52,20 @@ def build_generator(config: Config, channels: int) -> nn.Module:
     return net
 
 
-def _metadata(path: str) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
+def _is_checkpoint(path: str) -> bool:
+    """Whether a file is a checkpoint of fmrun's; what else it is, `read_pretrained` says."""
     try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError):
-        return {}  # `load_pretrained` says what is wrong with it
+        read_meta(Path(path))
+        return True
+    except (CorruptCheckpoint, KeyError):
+        return False
 
 
 class Upscale(PairTask):
     """Generator and discriminator of super-resolution, with everything they are trained by."""
+
+    next_step = "fmrun sample {run} --input PHOTO"
+    held_out_names = ("eval/psnr_y", "eval/ssim_y", "eval/psnr_y_bicubic")
 
     def __init__(self, config: Config, device: torch.device, world: World):
         channels, side = config.data.channels, config.data.patch_size
@@ -79,7 +93,12 @@ class Upscale(PairTask):
             seed=config.seed,
         )
         data = d.model_copy(update={"channels": train.channels})
-        return config.model_copy(update={"data": data}), train, valid
+        generator = config.generator
+        if generator.init is not None and not _is_checkpoint(generator.init):
+            own = read_pretrained(generator.init).upscaler.params  # the file decides what the config leaves open
+            open_ = {key: own[key] for key, value in _params(config).items() if value is None and key in own}
+            generator = generator.model_copy(update=open_)
+        return config.model_copy(update={"data": data, "generator": generator}), train, valid
 
     def feed(self, pairs: Pairs, *, cache: str, workers: int, start: int) -> PairFeed:
         """This process's share of the patches of each draw, from draw `start` on."""
@@ -98,6 +117,11 @@ class Upscale(PairTask):
             start=start,
             crops_per_image=config.data.crops_per_image,
         )
+
+    @staticmethod
+    def draw_data(config: Config, pairs: Pairs, path: Path, rows: int) -> None:
+        """Write a sheet of the first patches that training sees, beside what they are made from."""
+        write_preview(pairs, path, seed=config.seed, patch_size=config.data.patch_size, rows=rows)
 
     def blank(self) -> PairBatch:
         """A batch in place of data, to see what fits in memory."""
@@ -136,6 +160,10 @@ class Upscale(PairTask):
     def generate(self, batch: Batch) -> Tensor:
         assert batch.condition is not None
         return self._upscale(self.forward, batch.condition)
+
+    @property
+    def image_loss_names(self) -> tuple[str, ...]:
+        return tuple(NAMES.get(name, name) for name in self.losses.configs)
 
     def has_image_losses(self, step: int) -> bool:
         return bool(self.losses.active(step))
