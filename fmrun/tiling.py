@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
@@ -102,7 +104,7 @@ def bands(
         device: where the net lies and runs (default: where its weights are).
         progress: told (tiles done, tiles in all).
     """
-    assert image.ndim == 4 and len(image) == 1, image.shape
+    assert image.shape[:-3] == (1,), image.shape
     weights = next(net.parameters(), None)
     device = device or (weights.device if weights is not None else image.device)
     dtype = weights.dtype if weights is not None else torch.float32
@@ -172,15 +174,15 @@ class Seam:
 
     max: float
     mean: float
-    step: float
-    """The largest change of that difference from one output pixel to the next: an even shift shows in `max`, an edge
-    that the eye finds shows here."""
+    edge: float
+    """The largest change of that difference from one input pixel to the next across a border, in the mean along a
+    tile's side: an even shift shows in `max`, a line that the eye finds shows here."""
     elsewhere: float
     """The largest difference everywhere else."""
 
     def __str__(self) -> str:
-        in_255 = ", ".join(f"{name} {255 * getattr(self, name):.2g}" for name in ("max", "mean", "step", "elsewhere"))
-        return f"{in_255} (of 255)"
+        named = (f"{name} {255 * getattr(self, name):.2g}" for name in ("max", "mean", "edge", "elsewhere"))
+        return f"{', '.join(named)} (of 255)"
 
 
 def seam(net: nn.Module, image: Tensor, *, scale: int, **settings: Any) -> Seam:
@@ -188,20 +190,31 @@ def seam(net: nn.Module, image: Tensor, *, scale: int, **settings: Any) -> Seam:
     with _evaluating(net), torch.no_grad():
         weights = next(net.parameters(), image)
         whole = net(image.to(weights.device, weights.dtype)).to("cpu", torch.float32)
-    difference = upscale(net, image, scale=scale, **settings) - whole
-    shape = {name: settings.get(name) for name in ("radius", "tile", "overlap")}
-    cut = layout(smallest=settings.get("smallest", 1), multiple=settings.get("multiple", 1), **shape)
-    near = torch.zeros(whole.shape[-2:], dtype=torch.bool)
-    reach = max(1, cut.overlap) * scale
-    for edge in cut.edges(image.shape[-2])[1:-1]:
-        near[max(0, edge * scale - reach) : edge * scale + reach] = True
-    for edge in cut.edges(image.shape[-1])[1:-1]:
-        near[:, max(0, edge * scale - reach) : edge * scale + reach] = True
-    at, off = difference.abs()[..., near], difference.abs()[..., ~near]
+    tiled = upscale(net, image, scale=scale, **settings)
+    settings.pop("device", None)
+    settings.pop("progress", None)
+    return compare(tiled, whole, layout(**settings), scale)
+
+
+def compare(tiled: Tensor, whole: Tensor, cut: Layout, scale: int) -> Seam:
+    """The seams of `tiled` (1, C, H · scale, W · scale), which was cut so, against `whole`."""
+    difference = (tiled - whole)[0]
+    coarse = F.avg_pool2d(difference, scale)
+    near = torch.zeros(difference.shape[-2:], dtype=torch.bool)
+    edge, reach = 0.0, max(1, cut.overlap)
+    for along, across in ((1, 2), (2, 1)):
+        length = coarse.shape[across]
+        for border in cut.edges(length)[1:-1]:
+            begin = max(0, border - reach)
+            width = min(border + reach, length) - begin
+            near.narrow(across - 1, begin * scale, width * scale).fill_(True)
+            for start, stop in pairwise(cut.edges(coarse.shape[along])):
+                side = coarse.narrow(along, start, stop - start).narrow(across, begin, width)
+                edge = max(edge, float(side.mean(dim=along).diff(dim=-1).abs().max()))
+    at, off = difference.abs()[:, near], difference.abs()[:, ~near]
     if not at.numel():
         raise UserError("the image fits in one tile: there is no seam to measure")
-    steps = [difference.diff(dim=-2).abs().max(), difference.diff(dim=-1).abs().max()]
-    return Seam(float(at.max()), float(at.mean()), float(max(steps)), float(off.max()) if off.numel() else 0.0)
+    return Seam(float(at.max()), float(at.mean()), edge, float(off.max()) if off.numel() else 0.0)
 
 
 def _run(net: nn.Module, piece: Tensor, scale: int, cut: Layout) -> Tensor:

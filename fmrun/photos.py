@@ -1,0 +1,442 @@
+"""Photographs through an upscaler: read as they are meant to be seen, written as PNG with the depth and alpha they had.
+
+Grey stays grey, 16 bits stay 16 bits, palettes become colours, CMYK becomes sRGB; EXIF orientation is applied, the ICC
+profile kept. Colours go through the net, alpha by bicubic interpolation (through the net too if it has 4 channels).
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFile
+from torch import Tensor, nn
+
+from .data.folder import _each, _names, _some, _threads
+from .data.pixels import ALPHA, BAD, GREY_16, BadImage, _opened, _orientation, _unreadable, quiet
+from .errors import UserError
+from .report import Reporter
+from .runs import saving, write_atomic
+from .tiling import Layout, bands
+
+DECODERS = 4
+"""Photographs decoded at the same time while they are checked."""
+PNG_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
+"""PNG's colour type by the number of channels."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image upright, in its own depth."""
+
+    colour: np.ndarray
+    """(H, W, 1 or 3), uint8 or uint16."""
+    alpha: np.ndarray | None
+    """(H, W), of the same type; colours are not multiplied by it."""
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    """What says how the numbers are meant to look, as PNG has it: iCCP, or sRGB, gAMA, cHRM."""
+    frames: int = 1
+    """How many the file holds; this is the first."""
+
+
+def read(path: Path) -> Photo:
+    """The photograph in a file. Raises BadImage for whatever is wrong with it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(error) from error
+    if not data:
+        raise BadImage("empty")
+    with _open(data) as image:
+        try:
+            frames = int(getattr(image, "n_frames", 1))
+            deep = _rawmode(image)
+            image.load()
+            if ";16" in deep and image.mode in ("LA", "RGB", "RGBA", "RGBa", "RGBX"):
+                colour, alpha = _deep(data, image, deep)
+            else:
+                colour, alpha = _split(image)
+            turn = _orientation(image)
+            chunks = _meaning(image, colour.shape[-1])
+        except (BadImage, MemoryError):
+            raise
+        except Exception as error:  # decoders raise whatever they stumble over
+            raise BadImage("damaged") from error
+    return Photo(_turned(colour, turn), None if alpha is None else _turned(alpha, turn), chunks, frames)
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    image = _opened(BytesIO(data))
+    assert isinstance(image, ImageFile.ImageFile)
+    return image
+
+
+def _split(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colours and alpha of an image of 8 bits, or of 16 bits of grey."""
+    key = image.info.get("transparency")
+    if image.mode in GREY_16:
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise BadImage("deep")
+        grey = wide.astype(np.uint16)[..., None]
+        return grey, _keyed(grey, key)
+    if image.mode in ("CMYK", "LAB"):
+        image = _srgb(image)
+    if image.mode in ALPHA or (image.mode == "P" and key is not None):
+        both = np.asarray(image.convert("LA" if image.mode in ("LA", "La") else "RGBA"))
+        return both[..., :-1], both[..., -1]
+    if image.mode in ("1", "L"):
+        grey = np.asarray(image.convert("L"))[..., None]
+        return grey, _keyed(grey, 255 * bool(key) if image.mode == "1" and key is not None else key)
+    colour = np.asarray(image.convert("RGB"))
+    return colour, _keyed(colour, key)
+
+
+def _keyed(colour: np.ndarray, key: Any) -> np.ndarray | None:
+    """Alpha of an image in which one colour means transparent."""
+    if not isinstance(key, int | tuple):
+        return None
+    opaque = (colour != np.asarray(key)).any(axis=-1)
+    return opaque.astype(colour.dtype) * np.iinfo(colour.dtype).max
+
+
+def _rawmode(image: ImageFile.ImageFile) -> str:
+    """What a pixel is in the file, in Pillow's words; `;16` is in it if it has 16 bits a channel."""
+    for *_, args in image.tile:
+        mode = args[0] if isinstance(args, tuple) else args
+        return mode if isinstance(mode, str) else ""
+    return ""
+
+
+def _deep(data: bytes, high: ImageFile.ImageFile, rawmode: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colours and alpha of 16 bits. Pillow keeps the high byte of every sample, so the low bytes are read by telling it
+    that the file has the other byte order."""
+    if rawmode == "LA;16B":  # has no other order, but is read like RGBA of 8 bits
+        header = data[16:24] + bytes([8, 6]) + data[26:29]
+        checked = b"IHDR" + header
+        data = data[:12] + checked + struct.pack(">I", zlib.crc32(checked)) + data[33:]
+        with _open(data) as image:
+            pairs = np.asarray(image).astype(np.uint16)
+        grey, alpha = (pairs[..., i] << 8 | pairs[..., i + 1] for i in (0, 2))
+        return grey[..., None], alpha
+    order = rawmode[-1]
+    if order == "N":
+        order = "L" if sys.byteorder == "little" else "B"
+    other = rawmode[:-1] + ("B" if order == "L" else "L")
+    with _open(data) as low:
+        tiles: list[Any] = []
+        for tile in low.tile:
+            args: Any = (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other
+            tiles.append(tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args))
+        low.tile = tiles
+        both = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
+    if high.mode not in ("RGBA", "RGBa"):
+        colour = both[..., :3]
+        return colour, _keyed(colour, high.info.get("transparency"))
+    colour, alpha = both[..., :3], both[..., 3]
+    if high.mode == "RGBa":
+        plain = colour * (65535 / np.maximum(alpha, 1))[..., None]
+        colour = plain.round().clip(0, 65535).astype(np.uint16)
+    return colour, alpha
+
+
+def _srgb(image: Image.Image) -> Image.Image:
+    """CMYK or LAB as RGB, by its profile if it has one."""
+    from PIL import ImageCms
+
+    try:
+        icc = image.info.get("icc_profile")
+        if image.mode == "CMYK" and not icc:
+            return image.convert("RGB")
+        source = ImageCms.createProfile("LAB") if image.mode == "LAB" else BytesIO(icc or b"")
+        made = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")  # type: ignore[arg-type]
+        assert made is not None
+        return made
+    except (ImageCms.PyCMSError, ImportError):
+        return image.convert("RGB")
+
+
+def _meaning(image: Image.Image, channels: int) -> tuple[tuple[bytes, bytes], ...]:
+    info = image.info
+    icc = info.get("icc_profile")
+    space = b"GRAY" if channels == 1 else b"RGB "
+    if isinstance(icc, bytes) and icc[36:40] == b"acsp" and icc[16:20] == space:
+        return ((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)),)
+    if image.format != "PNG":
+        return ()
+    chunks: list[tuple[bytes, bytes]] = []
+    if "srgb" in info:
+        chunks.append((b"sRGB", bytes([info["srgb"]])))
+    if "gamma" in info:
+        chunks.append((b"gAMA", struct.pack(">I", round(info["gamma"] * 100000))))
+    if len(info.get("chromaticity", ())) == 8:
+        chunks.append((b"cHRM", struct.pack(">8I", *(round(x * 100000) for x in info["chromaticity"]))))
+    return tuple(chunks)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, …) stored under this EXIF orientation as they are to be seen."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else None)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else None)
+    return np.ascontiguousarray(pixels[rows, columns])
+
+
+def enlarge(
+    net: nn.Module,
+    photo: Photo,
+    *,
+    scale: int,
+    channels: int,
+    cut: Layout,
+    device: torch.device | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[np.ndarray]:
+    """The photograph upscaled, from the top down: bands (rows, W · scale, planes) of its own type.
+
+    Args:
+        net, scale, cut, device, progress: see `tiling.bands`; images in [0, 1].
+        channels: the net's. With 1, the colours go through one after the other; with 3, grey goes through as colour
+            and the mean of what comes out is kept; with 4, alpha goes through with the colours.
+    """
+    top_value = float(np.iinfo(photo.colour.dtype).max)
+    planes = photo.colour.shape[-1]
+    image = _tensor(photo.colour, top_value)
+    alpha = None if photo.alpha is None else _tensor(photo.alpha[..., None], top_value)
+    if alpha is not None:
+        image = bleed(image, alpha)
+    if channels > 1:
+        image = image.expand(-1, 3, -1, -1)
+    if channels == 4:
+        image = torch.cat([image, torch.ones_like(image[:, :1]) if alpha is None else alpha], dim=1)
+
+    def through(part: Tensor, told: Callable[[int, int], None] | None) -> Iterator[Tensor]:
+        return bands(net, part, scale=scale, cut=cut, device=device, progress=told)
+
+    parts = [through(part, _share(progress, i, planes)) for i, part in enumerate(image.split(1, dim=1))]
+    made = map(torch.cat, zip(*parts, strict=True)) if channels == 1 else through(image, progress)
+    row = 0
+    for band in made:
+        if not bool(band.isfinite().all()):
+            raise UserError("the generator gives not-a-number for this image; sample from another checkpoint")
+        rows = band.shape[-2]
+        colour = band.transpose(0, 1) if channels == 1 else band[:, :3]
+        if planes == 1 and channels > 1:
+            colour = colour.mean(dim=1, keepdim=True)
+        pieces = [colour]
+        if alpha is not None:
+            pieces.append(band[:, 3:] if channels == 4 else _bicubic(alpha, scale, row, rows))
+        whole = torch.cat(pieces, dim=1)[0] if len(pieces) > 1 else colour[0]
+        numbers = whole.clamp(0, 1).mul_(top_value).round_().movedim(0, -1).numpy()
+        yield numbers.astype(photo.colour.dtype)
+        row += rows
+
+
+def _tensor(pixels: np.ndarray, top_value: float) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32)).movedim(-1, 0)[None].div_(top_value)
+
+
+def _share(progress: Callable[[int, int], None] | None, part: int, parts: int) -> Callable[[int, int], None] | None:
+    """Tells `progress` of one of several passes that take turns."""
+    if progress is None or part + 1 == parts == 1:
+        return progress
+    return lambda done, total: progress((done - 1) * parts + part + 1, total * parts)
+
+
+def bleed(colour: Tensor, alpha: Tensor) -> Tensor:
+    """`colour` (1, C, H, W) with the colours of what is not transparent (alpha > 0) spread smoothly over what is.
+
+    What lies under full transparency is often black, and an upscaler would draw it into the edges. Averages weighted
+    by alpha are taken over ever larger squares until one has colour, then smoothed on the way back.
+    """
+    holes = alpha == 0
+    if not holes.any() or holes.all():
+        return colour
+    return torch.where(holes, _spread(colour * alpha, alpha), colour)
+
+
+def _spread(weighted: Tensor, alpha: Tensor) -> Tensor:
+    known = weighted / alpha.clamp(min=1e-6)
+    if min(alpha.shape[-2:]) == 1 or bool((alpha > 0).all()):
+        total = alpha.sum(dim=(-2, -1), keepdim=True).clamp(min=1e-6)
+        mean = weighted.sum(dim=(-2, -1), keepdim=True) / total
+        return torch.where(alpha > 0, known, mean)
+    half = [F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in (weighted, alpha)]
+    wider = F.interpolate(_spread(*half), size=alpha.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(alpha > 0, known, wider)
+
+
+def _bicubic(plane: Tensor, scale: int, row: int, rows: int) -> Tensor:
+    """Rows `row` … `row + rows` of `plane` (1, 1, H, W) upscaled by bicubic interpolation, clamped to [0, 1]."""
+    begin, end = max(0, row // scale - 3), min(plane.shape[-2], (row + rows) // scale + 3)
+    made = F.interpolate(plane[..., begin:end, :], scale_factor=scale, mode="bicubic", align_corners=False)
+    return made[..., row - begin * scale :, :][..., :rows, :].clamp(0, 1)
+
+
+def png(
+    width: int, height: int, made: Iterator[np.ndarray], chunks: tuple[tuple[bytes, bytes], ...] = ()
+) -> Iterator[bytes]:
+    """A PNG file part by part, of bands (rows, width, channels), uint8 or uint16. Pillow writes no colours of 16 bits.
+
+    Every row has the filter whose result is smallest in sum, as libpng chooses (PNG specification, 12.7).
+    """
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    pack = zlib.compressobj(6)
+    above: np.ndarray | None = None
+    for band in made:
+        channels, size = band.shape[-1], band.dtype.itemsize
+        lines = band.astype(band.dtype.newbyteorder(">")).reshape(len(band), -1).view(np.uint8)
+        if above is None:
+            above = np.zeros_like(lines[0])
+            head = struct.pack(">IIBBBBB", width, height, 8 * size, PNG_TYPE[channels], 0, 0, 0)
+            yield b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head)
+            yield b"".join(chunk(kind, content) for kind, content in chunks)
+        for i in range(0, len(lines), 64):
+            if data := pack.compress(_filtered(lines[i : i + 64], above, channels * size)):
+                yield chunk(b"IDAT", data)
+            above = lines[min(i + 64, len(lines)) - 1]
+    yield chunk(b"IDAT", pack.flush()) + chunk(b"IEND", b"")
+
+
+def _filtered(lines: np.ndarray, above: np.ndarray, step: int) -> bytes:
+    up = np.concatenate([above[None], lines[:-1]])
+    left, corner = (np.pad(x, ((0, 0), (step, 0)))[:, : x.shape[1]] for x in (lines, up))
+    a, b, c = (x.astype(np.int16) for x in (left, up, corner))
+    to_a, to_b, to_c = np.abs(b - c), np.abs(a - c), np.abs(a + b - 2 * c)
+    paeth = np.where((to_a <= to_b) & (to_a <= to_c), left, np.where(to_b <= to_c, up, corner))
+    ways = [lines, lines - left, lines - up, lines - ((a + b) >> 1).astype(np.uint8), lines - paeth]
+    costs = np.stack([np.minimum(way, np.negative(way)).sum(axis=1, dtype=np.int64) for way in ways])
+    best = costs.argmin(axis=0)
+    out = np.empty((len(lines), lines.shape[1] + 1), dtype=np.uint8)
+    out[:, 0] = best
+    for kind, way in enumerate(ways):
+        out[best == kind, 1:] = way[best == kind]
+    return out.tobytes()
+
+
+@dataclass(frozen=True)
+class Job:
+    source: Path
+    target: Path
+
+
+def plan(source: Path, out: Path, scale: int, *, overwrite: bool = False, field: str = "--input") -> list[Job]:
+    """What is to be made of a file, or of all images under a folder: `STEM_xN.png` in `out`, folders inside kept; of one
+    file, `out` itself where it ends in .png.
+
+    Raises UserError if there is nothing, if two would get the same name, or, unless `overwrite`, if a file of that name
+    is there already: nothing is replaced unasked.
+    """
+    if not source.exists():
+        raise UserError(f"{field}: there is no file or folder '{source}'")
+    ending = f"_x{scale}.png"
+    if not source.is_dir():
+        alone = out.suffix.lower() == ".png" and not out.is_dir()
+        jobs = [Job(source, out if alone else out / (source.stem + ending))]
+    else:
+        if out.is_file() or (out.suffix.lower() == ".png" and not out.is_dir()):
+            raise UserError(f"--out {out}: a folder of images needs a folder")
+        names = [Path(name) for name in _names(field, source)]
+        if _inside(out, source) and out.resolve() != source.resolve():
+            names = [name for name in names if not _inside(source / name, out)]
+        jobs = [Job(source / name, out / name.parent / (name.stem + ending)) for name in names]
+        targets = {job.target.resolve() for job in jobs}
+        jobs = [job for job in jobs if job.source.resolve() not in targets]  # made of others by an earlier call
+        if not jobs:
+            raise UserError(f"{field}: '{source}' holds no images but those made of others")
+    by_target = defaultdict(list)
+    for job in jobs:
+        by_target[str(job.target).casefold()].append(job)
+    for same in by_target.values():
+        if len(same) > 1:
+            both = " and ".join(f"'{job.source}'" for job in same)
+            raise UserError(f"{field}: {both} would all become '{same[0].target}': rename all but one")
+    for job in jobs:
+        if job.target.resolve() == job.source.resolve():
+            raise UserError(f"--out {out}: that is the image itself; give another name")
+    there = [str(job.target) for job in jobs if job.target.exists()]
+    if there and not overwrite:
+        raise UserError(f"--out {out}: already there: {_some(there)}; give another --out, or --overwrite to replace")
+    return jobs
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def check(jobs: list[Job], field: str = "--input") -> None:
+    """Decode every photograph once. Raises UserError that names all that cannot be."""
+
+    def trouble(i: int) -> BadImage | None:
+        try:
+            read(jobs[i].source)
+        except BadImage as problem:
+            return problem
+        return None
+
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for job, problem in zip(jobs, _each(trouble, len(jobs), min(DECODERS, _threads())), strict=True):
+        if problem:
+            by_kind[problem.kind].append(str(job.source))
+    if not by_kind:
+        return
+    parts = []
+    for kind in (kind for kind in BAD if kind in by_kind):
+        what, fix = BAD[kind]
+        parts.append(f"{what} ({_some(by_kind[kind])}), {fix}")
+    count = sum(map(len, by_kind.values()))
+    raise UserError(f"{field}: {count} of {len(jobs)} images cannot be used: " + "; ".join(parts))
+
+
+def upscale_photos(
+    net: nn.Module,
+    source: Path,
+    out: Path,
+    *,
+    scale: int,
+    channels: int,
+    cut: Layout,
+    report: Reporter,
+    overwrite: bool = False,
+    device: torch.device | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    field: str = "--input",
+) -> list[Path]:
+    """Upscale a photograph, or all under a folder; the paths written, in order. See `plan`, `check` and `enlarge`.
+
+    `progress` is told (tiles done, tiles in all) of the photograph in hand. Raises UserError before anything is made if
+    anything cannot be, SaveError when the disk refuses.
+    """
+    jobs = plan(source, out, scale, overwrite=overwrite, field=field)
+    check(jobs, field)
+    with quiet():
+        for job in jobs:
+            try:
+                photo = read(job.source)
+            except BadImage as problem:
+                raise UserError(
+                    f"{field}: '{job.source}' was fine and has changed since: {BAD[problem.kind][0]}"
+                ) from None
+            if photo.frames > 1:
+                report.warn(f"'{job.source}' holds {photo.frames} images; the first is upscaled")
+            height, width = photo.colour.shape[:2]
+            made = enlarge(net, photo, scale=scale, channels=channels, cut=cut, device=device, progress=progress)
+            parts = list(png(width * scale, height * scale, made, photo.chunks))
+            with saving(job.target):
+                job.target.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(job.target, *parts)
+    return [job.target for job in jobs]
