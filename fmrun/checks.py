@@ -39,12 +39,14 @@ class Strength:
     share: float
     blind: tuple[str, ...] = ()
     """Matched layers on which the statistic cannot see a difference."""
+    compared: str = "the adversarial one"
+    """What the share is of."""
 
     def __str__(self) -> str:
         effective = f"λ {self.weight:.4g} × balance {self.balance:.4g} = {self.weight * self.balance:.4g}"
         if math.isnan(self.share):
             return f"{effective} (no other generator loss to compare with)"
-        return f"{effective}: its gradient is {100 * self.share:.3g} % of the adversarial one"
+        return f"{effective}: its gradient is {100 * self.share:.3g} % of {self.compared}"
 
 
 @contextmanager
@@ -58,13 +60,18 @@ def unchanged(module: nn.Module | None) -> Iterator[None]:
             module.get_buffer(name).copy_(value)  # type: ignore[union-attr]
 
 
-def full_plan(critic: Critic) -> CriticPlan:
-    """A plan in which everything that will ever act acts now."""
+def full_plan(critic: Critic, others: bool = False) -> CriticPlan:
+    """A plan in which everything of the critic's that will ever act acts now; `others`: whether there are generator losses
+    besides, to compare the matching with where no adversarial term ever acts."""
     layers = critic.matching.layers if critic.matching is not None else ()
     adversarial = critic.gan.weight > 0
-    return CriticPlan(
-        train=False, adversarial=adversarial, taps=layers, penalty=False, measure=bool(layers) and adversarial
-    )
+    measure = bool(layers) and (adversarial or others)
+    return CriticPlan(train=False, adversarial=adversarial, taps=layers, penalty=False, measure=measure)
+
+
+def compared(critic: Critic) -> str:
+    """What the gradient share under `full_plan` is of."""
+    return "the adversarial one" if critic.gan.weight > 0 else "that of the generator's other losses"
 
 
 def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
@@ -77,8 +84,9 @@ def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
     strength = None
     with held_averages(task.generator), torch.no_grad():
         images = [task.generate(batch) for batch in batches]
+    _check_image_losses(state, batches[0], images[0])
     for critic in task.critics:
-        plan = full_plan(critic)
+        plan = full_plan(critic, others=task.plan(state.step).image_losses)
         state.live.set(state.step, [critic.gan.weight], [_weight(critic.matching)])
         with unchanged(critic.matching), frozen([critic]):
             for layer in plan.taps:
@@ -90,7 +98,8 @@ def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
             _check_losses(state, critic, plan, batches, images)
             if critic.matching is not None:
                 if plan.measure:
-                    plans = Plan(tuple(plan if c is critic else _idle(c) for c in task.critics))
+                    parts = tuple(plan if c is critic else _idle(c) for c in task.critics)
+                    plans = Plan(parts, image_losses=task.plan(state.step).image_losses)
                     generator_image_gradients(task, plans, batches, images, state.live, state.world)
                 share = float(critic.matching.share)
                 real = features_of(critic, batches, [batch.real for batch in batches], plan.taps)
@@ -100,6 +109,7 @@ def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
                     float(critic.matching.balance),
                     share if plan.measure else math.nan,
                     tuple(name for name in plan.taps if blind(state, name, real[name], fake[name])),
+                    compared(critic),
                 )
     return strength
 
@@ -148,6 +158,14 @@ def _check_losses(state: State, critic: Critic, plan: CriticPlan, batches: list[
         raise UserError("the generator's images carry no gradient; check that its parameters are trainable")
 
 
+def _check_image_losses(state: State, batch: Batch, image: Tensor) -> None:
+    leaf = image.detach().requires_grad_()
+    for name, loss in state.task.image_losses(batch, leaf, state.step).items():
+        gradient = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
+        if gradient is None or not bool(gradient.abs().sum() > 0):
+            raise UserError(f"losses.{name} gives the generator no gradient, so it can learn nothing from it")
+
+
 @torch.no_grad()
 def features_of(
     critic: Critic, batches: Sequence[Batch], images: Sequence[Tensor], names: tuple[str, ...]
@@ -180,6 +198,7 @@ def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
     So it is where real against generated comes out far below what sampling noise alone would give: below 1/20 of the
     least that the same images give when shuffled into two other groups. Shuffling undoes what blinds, a norm that
     gives every batch the same mean. (MMD compares whole distributions: blind only if the features are constant.)
+    Where images come with their originals, which they resemble, half of the pairs are swapped instead.
     """
     fm = state.config.feature_matching
     match = "sample" if fm.match == "mmd" else fm.match
@@ -189,11 +208,17 @@ def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
     def distance(a: Tensor, b: Tensor) -> float:
         return float(statistic.distance(layer, a, b, world=state.world, step=state.step))
 
-    pool, rng = torch.cat([real, fake]), torch_generator(state.config.seed, "probe", 2)
+    pool, rng, count = torch.cat([real, fake]), torch_generator(state.config.seed, "probe", 2), len(real)
     noise = []
     for _ in range(SHUFFLES):
-        order = torch.randperm(len(pool), generator=rng).to(pool.device)
-        noise.append(distance(pool[order[: len(real)]], pool[order[len(real) :]]))
+        if state.task.paired:
+            swapped = torch.randperm(count, generator=rng) < count // 2
+            first = torch.arange(count) + count * swapped
+            order = torch.cat([first, (first + count) % (2 * count)])
+        else:
+            order = torch.randperm(len(pool), generator=rng)
+        order = order.to(pool.device)
+        noise.append(distance(pool[order[:count]], pool[order[count:]]))
     return distance(real, fake) <= BLIND * min(noise)
 
 

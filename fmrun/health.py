@@ -20,19 +20,19 @@ def _recent(rows: Sequence[Row], key: str, count: int) -> list[float]:
     return [v for v in values if math.isfinite(v)]
 
 
-def share_sentence(share: float, weight: float) -> str | None:
+def share_sentence(share: float, weight: float, compared: str = "the adversarial one") -> str | None:
     """What a gradient share means, where it means that lambda is off by orders of magnitude."""
     if math.isnan(share) or share <= 0:
         return None
     if share < NO_EFFECT:
         return (
-            f"feature matching has no effect: its gradient is {100 * share:.2g} % of the adversarial one, so a run with "
+            f"feature matching has no effect: its gradient is {100 * share:.2g} % of {compared}, so a run with "
             f"it is a run without it; --lambda-feature {_round(weight * 0.1 / share)} would give 10 %, or use "
             "--balance gradient"
         )
     if share > TOO_STRONG:
         return (
-            f"feature matching drowns the adversarial loss: its gradient is {share:.2g} times as large; "
+            f"feature matching drowns the other losses: its gradient is {share:.2g} times {compared}; "
             f"--lambda-feature {_round(weight * 0.1 / share)} would give 10 %, or use --balance gradient"
         )
     return None
@@ -44,7 +44,10 @@ def _round(value: float) -> str:
 
 def _share(rows: Sequence[Row]) -> str | None:
     shares, weights = _recent(rows, "fm/share", 3), _recent(rows, "fm/lambda", 1)
-    return share_sentence(fmean(shares), weights[0]) if len(shares) == 3 and weights else None
+    if len(shares) < 3 or not weights:
+        return None
+    compared = "the adversarial one" if "loss/g_adv" in rows[-1] else "that of the generator's other losses"
+    return share_sentence(fmean(shares), weights[0], compared)
 
 
 def _collapse(rows: Sequence[Row]) -> str | None:

@@ -104,7 +104,7 @@ class Session:
             names = self.state.task.critics[0].net.feature_names
             self.report.warn(blind_sentence(self.config.feature_matching.match, strength.blind, names))
         if strength.share == strength.share and self.config.feature_matching.balance == "none":
-            sentence = share_sentence(strength.share, strength.weight)
+            sentence = share_sentence(strength.share, strength.weight, strength.compared)
             if sentence:
                 self.report.warn(sentence)
 
@@ -154,7 +154,8 @@ class Session:
         self.refuse_divergence()
         state = self.state
         state.task.fit_average()
-        sheet = state.task.preview(self.valid, self.config.log.sample_count)
+        shown = self.valid if self.valid is not None else self.train
+        sheet = state.task.preview(shown, self.config.log.sample_count)
         if self.world.first:
             save_png(sheet, self.run.samples / f"step-{state.step:08d}.png")
             if self.board:

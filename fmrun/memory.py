@@ -35,8 +35,9 @@ def within_memory(config: Config, world: World, work: Callable[[], T]) -> T:
     size = config.train.batch_size
     fits = largest_batch(config, world) if world.size == 1 else None
     if fits is None:
+        smaller = "generator.width" if config.task == "generate" else "data.patch_size, generator.features"
         raise UserError(
-            f"out of memory at batch size {size}; give a smaller --batch-size, or smaller generator.width and "
+            f"out of memory at batch size {size}; give a smaller --batch-size, or smaller {smaller} and "
             "discriminator.width"
         )
     ways = -(-size // fits) * config.train.accumulate
@@ -61,11 +62,20 @@ def largest_batch(config: Config, world: World) -> int | None:
     return None
 
 
+def _full_step(config: Config) -> int:
+    """The first step at which everything acts."""
+    gan = config.losses.gan
+    terms = [gan, config.feature_matching, *config.losses.image.values()]
+    last = max(term.start_step + (1 if term.ramp else 0) for term in terms if term.weight > 0)
+    return -(-last // gan.penalty_every) * gan.penalty_every
+
+
 def _fits(config: Config, world: World) -> bool:
     """Whether a whole step of a fresh state fits."""
     try:
         device = choose_device(config.device, world.local_rank)
         state = State(config, device, world)
+        state.step = _full_step(config)
         state.advance([state.task.prepare(state.task.blank(), d) for d in range(state.draws_per_step)])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

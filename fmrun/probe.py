@@ -19,6 +19,7 @@ from .checks import (
     LOOK,
     blind,
     blind_sentence,
+    compared,
     enumerate_names,
     features_of,
     full_plan,
@@ -108,7 +109,8 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
       images if this layer alone were matched, unbalanced. None without `batches`.
 
     `share` and `balance_factor` are those of the configured layers together. `lambda` is the configured weight, at
-    its full strength, or 1 where that is 0. The shares are None where no adversarial term acts.
+    its full strength, or 1 where that is 0. Where no adversarial term ever acts, the shares are of the other generator
+    losses, or None if there are none.
     """
     config, task, device = state.config, state.task, state.device
     critic = task.critics[0]
@@ -117,8 +119,7 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
     fm = config.feature_matching
     selected = select_layers(fm.layers, net)
     weight = fm.weight or 1.0
-    assert config.data.channels is not None
-    image_shape = (config.data.channels, config.data.image_size, config.data.image_size)
+    image_shape = task.image
     cuda = [device.index] if device.type == "cuda" else []
 
     with torch.random.fork_rng(devices=cuda), unchanged(net), unchanged(task.generator):
@@ -155,7 +156,7 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
                 for layer in layers:
                     name = layer["name"]
                     alone = matching_on(state, fm, (name,), shapes, weight, layer_weights="uniform", balance="none")
-                    layer["gap"] = _finite(gap(real[name], fake[name]))
+                    layer["gap"] = _finite(gap(real[name], fake[name], task.paired))
                     layer["blind"] = blind(state, name, real[name], fake[name])
                     layer["gradient_share"] = _share(state, alone, layer["gradient"], batches, images)
                 together = matching_on(state, fm, selected, shapes, weight)
@@ -167,13 +168,14 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
 
     result = {
         "task": config.task,
-        "discriminator": config.discriminator.model_dump(include={"type", "width", "norm"}),
+        "discriminator": config.discriminator.model_dump(include={"type", "target", "width", "norm"}),
         "weights": parameter_count(net),
         "image": list(image_shape),
         "batch_size": config.train.batch_size,
         **fm.model_dump(include={"match", "criterion", "elements", "balance"}),
         "lambda": weight,
         "share": share,
+        "share_of": compared(critic),
         "balance_factor": balance if share is not None else None,
         "flops": whole,
         "groups": {name: list(members) for name, members in net.groups.items()},
@@ -186,16 +188,20 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
     return result
 
 
-def gap(real: Tensor, fake: Tensor) -> float:
+def gap(real: Tensor, fake: Tensor, paired: bool = False) -> float:
     """How far apart the features (B, …) of real and generated images are, in units of how far each spreads:
 
         (||mu_r - mu_g||^2 - (tr S_r + tr S_g) / B) / ((tr S_r + tr S_g) / 2)
 
     means mu and variances S per position. The numerator is unbiased: 0 on average where the means are equal (so a
-    little below as often as above), and comparable between layers of any scale and width.
+    little below as often as above), and comparable between layers of any scale and width. Of `paired` images, an image
+    and its original at the same place, it is the mean of ||f_r - f_g||^2 over the same denominator: 0 where they are
+    equal, 2 where they have nothing in common.
     """
     real, fake = real.cpu().double(), fake.cpu().double()
     spread = (real.var(0) + fake.var(0)).sum()
+    if paired:
+        return float((real - fake).square().sum() / len(real) / (spread / 2))
     distance = (real.mean(0) - fake.mean(0)).square().sum()
     return float((distance - spread / len(real)) / (spread / 2))
 
@@ -209,14 +215,15 @@ def _share(
     critic = copy.copy(task.critics[0])
     critic.matching = matching
     task.critics = (critic,)
-    plan = full_plan(critic)
+    others = task.plan(state.step).image_losses
+    plan = full_plan(critic, others)
     if not plan.measure:
         return None
     if not reached:
         return 0.0
     live = task.live()
     live.set(state.step, [critic.gan.weight], [matching.config.weight])
-    generator_image_gradients(task, Plan((plan,)), batches, images, live, state.world)
+    generator_image_gradients(task, Plan((plan,), image_losses=others), batches, images, live, state.world)
     return _finite(float(matching.share))
 
 
@@ -229,7 +236,7 @@ def _notes(result: Mapping[str, Any], fm: FeatureMatchingConfig) -> list[str]:
         return []
     effective = f"λ {result['lambda']:.4g} × balance {result['balance_factor']:.4g}"
     off = "" if fm.weight else " (off in this config: looked at with λ = 1)"
-    share = f"its gradient is {100 * result['share']:.3g} % of the adversarial one"
+    share = f"its gradient is {100 * result['share']:.3g} % of {result['share_of']}"
     return [f"feature matching of the selected layers{off}: {effective}: {share}"]
 
 
@@ -246,7 +253,7 @@ def _warnings(result: Mapping[str, Any], fm: FeatureMatchingConfig) -> list[str]
     if hidden:
         sentences.append(blind_sentence(fm.match, hidden, [layer["name"] for layer in layers]))
     if result["share"] is not None and fm.weight and fm.balance == "none":
-        sentence = share_sentence(result["share"], fm.weight)
+        sentence = share_sentence(result["share"], fm.weight, result["share_of"])
         if sentence:
             sentences.append(sentence)
     return sentences

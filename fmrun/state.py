@@ -95,7 +95,7 @@ class State:
             if gan.weight:
                 found.append("loss/g_adv" + end)
             if matching is not None:
-                shares = ["share", "balance"] if gan.weight else []
+                shares = ["share", "balance"] if gan.weight or self.task.image_loss_names else []
                 found += [f"fm/{name}{end}" for name in ("distance", "weight", "loss", *matching.layers, *shares)]
         found += [f"loss/{name}" for name in self.task.image_loss_names]
         if self.config.feature_matching.weight:

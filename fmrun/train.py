@@ -60,6 +60,12 @@ def warnings(config: Config, state: State) -> list[str]:
                 f"{config.train.batch_size // config.train.accumulate}, not the batch of {config.train.batch_size}; "
                 "this is not the same experiment as accumulate=1"
             )
+        if whole := task.batch_losses:
+            found.append(
+                f"{', '.join(f'losses.{name}' for name in whole)} compares batches, and sees micro-batches of "
+                f"{config.train.batch_size // config.train.accumulate}, not the batch of {config.train.batch_size}; "
+                "this is not the same experiment as accumulate=1"
+            )
     if config.losses.gan.type == "wgan" and config.discriminator.norm != "spectral" and not config.losses.gan.r1:
         found.append(
             "a Wasserstein critic has to be kept Lipschitz: add -s discriminator.norm=spectral or -s losses.gan.r1=10"

@@ -14,7 +14,8 @@ from fmrun.models.base import Discriminator, init_normal
 from fmrun.models.dcgan import KERNELS, DcganDiscriminator, DcganGenerator
 from fmrun.models.norm import SpectralNorm
 from fmrun.models.weights import load_weights
-from fmrun.tasks.generate import build_discriminator, build_generator, feature_shapes
+from fmrun.tasks.generate import build_generator
+from fmrun.tasks.pair import build_discriminator, feature_shapes
 
 NORMS = ("batch", "spectral", "group", "none")
 
@@ -131,12 +132,12 @@ def test_normal_initialisation_leaves_buffers_and_other_layers_alone():
     assert net.conv.weight.abs().max() < 0.2
 
 
-@pytest.mark.parametrize("build", [build_generator, build_discriminator])
-def test_first_weights_follow_from_the_seed_alone(build):
+@pytest.mark.parametrize(("build", "of"), [(build_generator, 1), (build_discriminator, (1, 28, 28))])
+def test_first_weights_follow_from_the_seed_alone(build, of):
     def weights(seed: int, noise: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(noise)
         before = torch.get_rng_state()
-        state = build(tiny_config(seed=seed, discriminator__norm="spectral"), 1).state_dict()
+        state = build(tiny_config(seed=seed, discriminator__norm="spectral"), of).state_dict()
         assert torch.equal(torch.get_rng_state(), before)
         return state
 
@@ -257,6 +258,7 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
 
 def test_a_config_starts_nets_from_files(tmp_path):
     config = tiny_config(seed=3)
-    path = saved(tmp_path, build_discriminator(config, 1))
-    net = build_discriminator(tiny_config(seed=4, discriminator__init=path), 1)
-    assert torch.equal(net.head.weight, build_discriminator(config, 1).head.weight)
+    image = (1, 28, 28)
+    path = saved(tmp_path, build_discriminator(config, image))
+    net = build_discriminator(tiny_config(seed=4, discriminator__init=path), image)
+    assert torch.equal(net.head.weight, build_discriminator(config, image).head.weight)

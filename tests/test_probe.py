@@ -22,7 +22,7 @@ from fmrun.report import Reporter
 from fmrun.rng import torch_generator
 from fmrun.state import State
 from fmrun.step import frozen
-from fmrun.tasks import generate
+from fmrun.tasks import pair
 
 NORMS = ["batch", "spectral", "group", "none"]
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ class Stages(nn.Module):
 
 @pytest.fixture
 def stages(monkeypatch):
-    monkeypatch.setitem(generate.DISCRIMINATORS, "dcgan", lambda c, size, channels, rng: Stages(size, channels))
+    monkeypatch.setitem(pair.DISCRIMINATORS, "dcgan", lambda c, image, rng: Stages(image[1], image[0]))
 
 
 @pytest.mark.parametrize("norm", NORMS)

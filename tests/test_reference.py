@@ -40,7 +40,7 @@ def test_types_read_well():
     def said(key: str) -> str:
         return reference.allowed(FIELDS[key].kind)
 
-    assert said("discriminator.norm") == "`batch` | `spectral` | `group` | `none`"
+    assert said("discriminator.norm") == "`batch` | `spectral` | `group` | `instance` | `none`"
     assert said("feature_matching.weight") == "number ≥ 0"
     assert said("feature_matching.layers") == "list of one or more names or indices"
     assert said("optim.clip_grad_norm") == "number > 0 | `none`"

@@ -23,7 +23,8 @@ class GanLossConfig(Section):
     """Scales the generator's adversarial term only."""
 
     start_step: int = Field(default=0, ge=0)
-    """The generator's adversarial term acts from this step on; the discriminator trains from the start."""
+    """The generator's adversarial term acts from this step on; the discriminator trains from when that or feature
+    matching first reads it."""
 
     ramp: int = Field(default=0, ge=0)
     """Steps over which the generator's adversarial term grows linearly to its weight."""

@@ -24,6 +24,20 @@ class GeneratorConfig(Section):
     kernel: int | None = Field(default=None, ge=1, le=63)
     """`realplksr`: side of its large kernels. `none` is 17."""
 
+    norm: bool | None = None
+    """`span`: shift and scale images by the mean and range of its training data. `none` is the file's of `init`, else
+    false."""
+
+    layer_norm: bool | None = None
+    """`realplksr`: layer norm in place of group norm. `none` is the file's of `init`, else false."""
+
+    dysample: bool | None = None
+    """`realplksr`: upsample by DySample. `none` is the file's of `init`, else false."""
+
+    unshuffle: bool | None = None
+    """`esrgan`, up to x2: compute at a quarter of the high resolution, as Real-ESRGAN does. `none` is the file's of `init`,
+    else false."""
+
     latent_dim: int = Field(default=100, ge=1, le=4096)
     """`dcgan`: length of the standard normal latent vector."""
 

@@ -7,6 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+WINDOW = 11
+"""Side of the window of `ssim_y` in pixels."""
+
+
 def luma_bt601(image: Tensor) -> Tensor:
     """Luma (B, 1, H, W) in [16, 235] of images (B, C, H, W) in [0, 1], by ITU-R BT.601 as Matlab's `rgb2ycbcr` has it; of
     grey images that of three equal channels. Alpha is left out."""
@@ -35,12 +39,12 @@ def ssim_y(image: Tensor, original: Tensor, border: int) -> Tensor:
     Both (B, C, H, W) in [0, 1], at least 11 px a side inside the border.
     """
     a, b = (_inside(luma_bt601(x.double()), border) for x in (image, original))
-    offsets = torch.arange(11, dtype=a.dtype, device=a.device) - 5
+    offsets = torch.arange(WINDOW, dtype=a.dtype, device=a.device) - WINDOW // 2
     window = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = window / window.sum()
 
     def blur(x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x, window.view(1, 1, 1, 11)), window.view(1, 1, 11, 1))
+        return F.conv2d(F.conv2d(x, window.view(1, 1, 1, WINDOW)), window.view(1, 1, WINDOW, 1))
 
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2

@@ -323,14 +323,19 @@ def load_pretrained(
     return net, u
 
 
+def settle(net: nn.Module) -> None:
+    """Compute SPAN's convolutions of inference from those it is trained with; they are part of its state."""
+    for module in net.modules():
+        if callable(update := getattr(module, "update_params", None)):
+            update()
+
+
 def export_weights(net: nn.Module) -> dict[str, Tensor]:
     """Weights of `net`, one of `ARCHITECTURES`, under exactly the names of its class, as float32 on the CPU.
 
     SPAN's convolutions of inference are computed from those it was trained with.
     """
-    for module in net.modules():
-        if callable(update := getattr(module, "update_params", None)):
-            update()
+    settle(net)
     return {
         name: value.detach().to("cpu", torch.float32).contiguous().clone() for name, value in net.state_dict().items()
     }

@@ -142,7 +142,7 @@ class Critic:
             measure=matching
             and (adversarial or others)
             and self.matching is not None
-            and self.matching.due(step, 0 if others else self.gan.start_step),
+            and self.matching.due(step, self.gan.start_step if adversarial else 0),
         )
 
 

@@ -45,6 +45,9 @@ class Generate(PairTask):
 
     held_out_names = ("eval/d_train", "eval/d_valid", "eval/d_fake", "eval/overfit")
     image_loss_names: tuple[str, ...] = ()
+    paired = False
+    """Whether every generated image has an original."""
+    batch_losses: tuple[str, ...] = ()
     next_step = "fmrun sample {run}"
 
     def __init__(self, config: Config, device: torch.device, world: World):
@@ -134,12 +137,12 @@ class Generate(PairTask):
         calibrate(self.average, [forward(i) for i in range(batches)])
 
     @torch.no_grad()
-    def preview(self, valid: Images | None, count: int) -> Tensor:
+    def preview(self, images: Images, count: int) -> Tensor:
         """A sheet, uint8 (C, H', W'), of the averaged generator's images of latents that are the same every time."""
         noise = latents(self.config.seed, "preview", range(count), self.config.generator.latent_dim)
         self.average.eval()
-        images = [self.run(self.average, part.to(self.device, self.dtype)) for part in noise.split(256)]
-        return grid(torch.cat(images))
+        made = [self.run(self.average, part.to(self.device, self.dtype)) for part in noise.split(256)]
+        return grid(torch.cat(made))
 
     @torch.no_grad()
     def held_out(self, train: Images, valid: Images, count: int) -> dict[str, float]:

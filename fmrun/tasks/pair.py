@@ -127,6 +127,7 @@ class PairTask:
         return Plan(
             tuple(critic.plan(step, others) for critic in self.critics),
             observe=(step + 1) % self.config.log.every == 0,
+            image_losses=others,
         )
 
     def has_image_losses(self, step: int) -> bool:

@@ -15,22 +15,39 @@ from ..config import Config
 from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs
 from ..data.preview import write_preview
 from ..dist import World
+from ..errors import UserError
 from ..grid import to_uint8
 from ..losses.image import NAMES, ImageLosses
-from ..metrics.paired import psnr_y, ssim_y
-from ..models.upscalers import Upscaler, build_upscaler, describe, load_pretrained, read_pretrained
+from ..metrics.paired import WINDOW, psnr_y, ssim_y
+from ..models.upscalers import (
+    ARCHITECTURES,
+    Upscaler,
+    build_upscaler,
+    describe,
+    load_pretrained,
+    read_pretrained,
+    settle,
+    tiling,
+)
 from ..models.weights import load_weights
 from ..rng import torch_generator
+from ..tiling import upscale as upscale_in_tiles
 from . import Batch
 from .pair import PairTask
+
+PARAMS = {name: architecture.params for name, architecture in ARCHITECTURES.items()}
 
 PREVIEW_SIDE = 128
 """Side of the pieces of validation images shown, in high-resolution pixels."""
 
 
+VARIANTS = ("norm", "layer_norm", "dysample", "unshuffle")
+"""Settings of `generator` that a net from a file needs to be built again without the file."""
+
+
 def _params(config: Config) -> dict[str, Any]:
     c = config.generator
-    return {"features": c.features, "blocks": c.blocks, "kernel": c.kernel}
+    return {name: getattr(c, name) for name in ("features", "blocks", "kernel", *VARIANTS)}
 
 
 def described(config: Config, channels: int) -> Upscaler:
@@ -61,16 +78,30 @@ def _is_checkpoint(path: str) -> bool:
         return False
 
 
+def _refuse_tiny(valid: Pairs) -> None:
+    """UserError if an image is too small to be measured."""
+    least = WINDOW + 2 * valid.scale
+    tiny = [name for name, size in zip(valid.names, valid.high.sizes, strict=True) if min(size) < least]
+    if tiny:
+        raise UserError(
+            f"validation images need at least {least} px a side to be measured, and {len(tiny)} of {len(valid)} have "
+            f"less, among them {tiny[0]}: remove them"
+        )
+
+
 class Upscale(PairTask):
     """Generator and discriminator of super-resolution, with everything they are trained by."""
 
     next_step = "fmrun sample {run} --input PHOTO"
+    paired = True
     held_out_names = ("eval/psnr_y", "eval/ssim_y", "eval/psnr_y_bicubic")
 
     def __init__(self, config: Config, device: torch.device, world: World):
         channels, side = config.data.channels, config.data.patch_size
         assert channels is not None
         super().__init__(config, device, world, build_generator(config, channels), (channels, side, side))
+        self.average.eval()
+        self.tiling = tiling(described(config, channels))
         self.losses = ImageLosses(
             config.losses, device, world, batch_size=config.train.batch_size, precision=self.precision
         )
@@ -92,12 +123,15 @@ class Upscale(PairTask):
             degradation=d.degradation,
             seed=config.seed,
         )
+        if valid is not None:
+            _refuse_tiny(valid)
         data = d.model_copy(update={"channels": train.channels})
         generator = config.generator
-        if generator.init is not None and not _is_checkpoint(generator.init):
+        left = [key for key, value in _params(config).items() if value is None and key in PARAMS[generator.type]]
+        # once settled they are in the run's config, and the file is needed no more
+        if left and generator.init is not None and not _is_checkpoint(generator.init):
             own = read_pretrained(generator.init).upscaler.params  # the file decides what the config leaves open
-            open_ = {key: own[key] for key, value in _params(config).items() if value is None and key in own}
-            generator = generator.model_copy(update=open_)
+            generator = generator.model_copy(update={key: own[key] for key in left if key in own})
         return config.model_copy(update={"data": data, "generator": generator}), train, valid
 
     def feed(self, pairs: Pairs, *, cache: str, workers: int, start: int) -> PairFeed:
@@ -165,6 +199,10 @@ class Upscale(PairTask):
     def image_loss_names(self) -> tuple[str, ...]:
         return tuple(NAMES.get(name, name) for name in self.losses.configs)
 
+    @property
+    def batch_losses(self) -> tuple[str, ...]:
+        return self.losses.whole_batch
+
     def has_image_losses(self, step: int) -> bool:
         return bool(self.losses.active(step))
 
@@ -177,13 +215,23 @@ class Upscale(PairTask):
         return self.losses(image, batch.real, step, average)
 
     def fit_average(self) -> None:
-        """Upscalers hold no running averages."""
+        """Upscalers hold no running averages, but SPAN a copy of its weights in another form."""
+        settle(self.average)
 
     @torch.no_grad()
     def upscale(self, low: Tensor) -> Tensor:
-        """An image (C, h, w), uint8, by the averaged generator: (1, C, scale h, scale w) in [0, 1]."""
-        self.average.eval()
-        return ((self._upscale(self.average, self._float(low[None].to(self.device))) + 1) / 2).clamp(0, 1)
+        """An image (C, h, w), uint8, by the averaged generator, in tiles: (1, C, scale h, scale w) in [0, 1]."""
+        field, scale = self.tiling, self.config.data.scale
+        image = upscale_in_tiles(
+            self.average,
+            low[None].to(self.dtype) / 255,
+            scale=scale,
+            radius=field.radius,
+            smallest=field.smallest,
+            multiple=field.multiple,
+            device=self.device,
+        )
+        return image.to(self.device, self.dtype).clamp(0, 1)
 
     def bicubic(self, low: Tensor) -> Tensor:
         """What has to be beaten: (1, C, scale h, scale w) in [0, 1]."""
@@ -191,13 +239,12 @@ class Upscale(PairTask):
         return F.interpolate(x, scale_factor=self.config.data.scale, mode="bicubic").clamp(0, 1)
 
     @torch.no_grad()
-    def preview(self, valid: Pairs | None, count: int) -> Tensor:
-        """A sheet, uint8 (C, H', W'): middles of validation images, low resolution | bicubic | generated | original."""
+    def preview(self, pairs: Pairs, count: int) -> Tensor:
+        """A sheet, uint8 (C, H', W'): middles of the first images, low resolution | bicubic | generated | original."""
         rows = []
         scale, gap = self.config.data.scale, 4
-        for index in range(min(count, len(valid) if valid is not None else 0)):
-            assert valid is not None
-            low, high = valid.whole(index)
+        for index in range(min(count, len(pairs))):
+            low, high = pairs.whole(index)
             side = min(PREVIEW_SIDE // scale, *low.shape[1:])
             top, left = ((n - side) // 2 for n in low.shape[1:])
             low = low[:, top : top + side, left : left + side]
@@ -214,8 +261,6 @@ class Upscale(PairTask):
                 at = gap + i * (size + gap)
                 row[:, : image.shape[1], at : at + image.shape[2]] = image
             rows.append(row)
-        if not rows:
-            return torch.full((self.image[0], 8, 8), 255, dtype=torch.uint8)
         top = torch.full((rows[0].shape[0], gap, rows[0].shape[2]), 255, dtype=torch.uint8)
         return torch.cat([top, *rows], 1)
 
