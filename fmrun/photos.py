@@ -62,7 +62,7 @@ def read(path: Path) -> Photo:
             frames = int(getattr(image, "n_frames", 1))
             deep = _rawmode(image)
             image.load()
-            if ";16" in deep and image.mode in ("LA", "RGB", "RGBA", "RGBa", "RGBX"):
+            if ";16" in deep and image.mode in ("LA", "RGB", "RGBA", "RGBX"):
                 colour, alpha = _deep(data, image, deep)
             else:
                 colour, alpha = _split(image)
@@ -132,22 +132,29 @@ def _deep(data: bytes, high: ImageFile.ImageFile, rawmode: str) -> tuple[np.ndar
     order = rawmode[-1]
     if order == "N":
         order = "L" if sys.byteorder == "little" else "B"
-    other = rawmode[:-1] + ("B" if order == "L" else "L")
-    with _open(data) as low:
-        tiles: list[Any] = []
-        for tile in low.tile:
-            args: Any = (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other
-            tiles.append(tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args))
-        low.tile = tiles
-        both = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
-    if high.mode not in ("RGBA", "RGBa"):
+    premultiplied = rawmode.startswith("RGBa")
+    kind = rawmode[:-1].replace("RGBa", "RGBA")  # or Pillow divides each byte by itself
+    top = _decoded(data, kind + order) if premultiplied else np.asarray(high)
+    both = top.astype(np.uint16) << 8 | _decoded(data, kind + ("B" if order == "L" else "L"))
+    if not kind.startswith("RGBA"):
         colour = both[..., :3]
         return colour, _keyed(colour, high.info.get("transparency"))
     colour, alpha = both[..., :3], both[..., 3]
-    if high.mode == "RGBa":
+    if premultiplied:
         plain = colour * (65535 / np.maximum(alpha, 1))[..., None]
         colour = plain.round().clip(0, 65535).astype(np.uint16)
     return colour, alpha
+
+
+def _decoded(data: bytes, rawmode: str) -> np.ndarray:
+    """The image as if its pixels were stored in this way."""
+    with _open(data) as image:
+        tiles: list[Any] = []
+        for tile in image.tile:
+            args: Any = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
+            tiles.append(tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args))
+        image.tile = tiles
+        return np.asarray(image)
 
 
 def _srgb(image: Image.Image) -> Image.Image:
