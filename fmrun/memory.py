@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -65,7 +65,7 @@ def largest_batch(config: Config, world: World) -> int | None:
 def _full_step(config: Config) -> int:
     """The first step at which everything acts."""
     gan = config.losses.gan
-    terms = [gan, config.feature_matching, *config.losses.image.values()]
+    terms: list[Any] = [gan, config.feature_matching, *config.losses.image.values()]
     last = max(term.start_step + (1 if term.ramp else 0) for term in terms if term.weight > 0)
     return -(-last // gan.penalty_every) * gan.penalty_every
 

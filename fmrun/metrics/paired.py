@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 WINDOW = 11
 """Side of the window of `ssim_y` in pixels."""
 
