@@ -12,6 +12,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
     os.environ.pop(variable, None)
 
+# whatever folder they are started in, they run the fmrun that lies beside these tests
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+
 import torch  # noqa: E402
 
 torch.set_num_threads(1)

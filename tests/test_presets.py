@@ -199,7 +199,7 @@ def test_later_wins():
         ("compile=yes", "compile is 'yes'; it must be true or false"),
         ("compile=1", "compile is '1'; it must be true or false"),
         ("data.image_size=33", "data.image_size is 33; allowed: 28, 32, 64, 128"),
-        ("data.channels=2", "data.channels is 2; allowed: 1, 3, none"),
+        ("data.channels=2", "data.channels is 2; allowed: 1, 3, 4, none"),
         ("data.path=", "data.path is ''; it must not be empty"),
         (
             "precision=fp31",
@@ -484,7 +484,7 @@ def test_an_absent_section_survives_a_runs_config():
     data = json.loads(sets("seed=3").model_dump_json())
     assert data["losses"]["l1"] is None
     assert presets.revise(data, [], []) == from_json(data)
-    with pytest.raises(UserError, match=r"losses\.l1\.weight would change the experiment"):
+    with pytest.raises(UserError, match=r"losses\.l1\.weight would make it another experiment"):
         presets.revise(data, [parse_set("losses.l1.weight=1")], ["train.steps"])
 
 

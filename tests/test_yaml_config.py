@@ -1,11 +1,9 @@
 """Config files, and the `losses:` list of super-resolution configs."""
 
-from typing import get_args
-
 import pytest
 import yaml
 
-from fmrun.config import Config, FeatureMatchingConfig, LossesConfig
+from fmrun.config import FeatureMatchingConfig, LossesConfig
 from fmrun.config.fields import FIELDS
 from fmrun.errors import UserError
 from fmrun.presets import Override, parse_set, resolve
@@ -69,7 +67,7 @@ def test_none_clears_in_files(tmp_path):
         (
             "exp.toml",
             'discriminator.norm = "btach"',
-            "exp.toml: discriminator.norm is 'btach'; allowed: batch, spectral, group, none; did you mean 'batch'?",
+            "exp.toml: discriminator.norm is 'btach'; allowed: batch, spectral, group, instance, none; did you mean 'batch'?",
         ),
         ("exp.toml", "seed = 1\nseed = 2", "exp.toml, line 2: it is not valid TOML (a setting is given twice)"),
         ("exp.toml", "seed == 1", "exp.toml, line 1: it is not valid TOML (Invalid value)"),
@@ -92,7 +90,7 @@ def test_none_clears_in_files(tmp_path):
             "exp.yml",
             "discriminator: {norm: no}",
             "exp.yml: discriminator.norm is false; put it in quotes (a bare yes, no, on or off is a truth value in "
-            "YAML); allowed: batch, spectral, group, none",
+            "YAML); allowed: batch, spectral, group, instance, none",
         ),
         (
             "exp.toml",
@@ -416,12 +414,9 @@ def test_mistakes_in_paired_entries(entry, expected):
     assert str(caught.value) == expected
 
 
-@pytest.mark.skipif(
-    "upscale" not in get_args(Config.model_fields["task"].annotation), reason="there is no task upscale yet"
-)
 @pytest.mark.parametrize("text", [BASIC, COMBINED, SELECTED])
 def test_whole_configs_resolve_for_super_resolution(tmp_path, text):
-    path = write(tmp_path, "task: upscale\n" + text)
+    path = write(tmp_path, "task: upscale\ngenerator: {type: compact}\n" + text)
     got = resolve(None, path, [], need_data=False)
     losses, fm, replaces = sections(text)
     assert got.feature_matching == fm

@@ -110,6 +110,7 @@ class Upscale(PairTask):
     def open(config: Config) -> tuple[Config, Pairs, Pairs | None]:
         """Training and validation pairs, checked whole, and the config with what they settle."""
         d = config.data
+        described(config, d.channels or 3)  # what no data could mend is said before they are read
         train, valid = open_pairs(
             d.path,
             d.lr_path,
