@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import SMALL, fmrun, good, tiles, train, write_folder
 from PIL import Image
 
