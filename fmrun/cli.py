@@ -247,7 +247,7 @@ def probe_layers(
         for sentence in skipped:
             report.warn(sentence)
         if found is None:
-            raise UserError(f"run {folder.name} has no checkpoint yet; fmrun resume {folder.name} trains it on")
+            raise UserError(f"run {folder.name} has no checkpoint yet; {folder.command('resume')} trains it on")
     else:
         resolved = resolve(preset, config, overrides, need_data=not no_data)
     from . import probe

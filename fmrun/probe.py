@@ -55,7 +55,7 @@ def probe(
     device = choose_device(config.device)
     choose_precision(config.precision, device)
     set_determinism(config.deterministic, device)
-    images = open_data(config.data, config.seed)[0] if data else None
+    images = open_data(config.data, config.seed, report.counting("checking images"))[0] if data else None
     channels = images.channels if images is not None else config.data.channels
     if channels is None:
         channels = 1 if config.data.path.startswith("bundled:") else 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from .config import Config
 from .data.images import Images, open_data
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
-from .loop import Session, Stop, feed_of
-from .memory import within_memory
+from .loop import Session, Stop, explain, feed_of
+from .memory import is_out_of_memory, within_memory
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
 from .precision import choose_device, choose_precision, set_determinism
@@ -93,15 +93,17 @@ def plan_lines(config: Config, state: State, train: Images, valid: Images | None
     return lines
 
 
-def prepare(config: Config, world: World, fresh: bool = True) -> tuple[Config, Images, Images | None, State]:
+def prepare(
+    config: Config, world: World, report: Reporter, fresh: bool = True
+) -> tuple[Config, Images, Images | None, State]:
     """Device, data and nets of a config, all checked; UserError for whatever is wrong with them."""
-    device = choose_device(config.device, world.local_rank)
+    device = choose_device(config.device, world.local_rank, world.size == 1)
     choose_precision(config.precision, device)
     set_determinism(config.deterministic, device)
     check_batch(config, world)
     if config.log.tensorboard:
         require_tensorboard()
-    train, valid = open_data(config.data, config.seed)
+    train, valid = open_data(config.data, config.seed, report.counting("checking images"))
     data = config.data.model_copy(update={"channels": train.channels})
     config = config.model_copy(update={"data": data})
     state = State(config, device, world, fresh)
@@ -126,7 +128,7 @@ def start(
     """Train a new run; the exit code."""
 
     def work() -> int:
-        final, train, valid, state = prepare(config, world)
+        final, train, valid, state = prepare(config, world, report)
         run = world.together(lambda: runs.create(runs_dir, name, preset, final.model_dump(mode="json"), list(command)))
         report.note(f"run {run.name} in {run.path}")
         return _work(run, state, train, valid, report)
@@ -136,15 +138,14 @@ def start(
 
 def dry_run(config: Config, report: Reporter, world: World) -> Config:
     """Everything `start` checks and prints, on one batch, without training or a run folder; the resolved config."""
-    config, train, valid, state = prepare(config, world)
+    config, train, valid, state = prepare(config, world, report)
     for line in plan_lines(config, state, train, valid):
         report.note(line)
     for sentence in warnings(config, state):
         report.warn(sentence)
     feed = feed_of(state, train, cache="none" if train.pixels is None else "ram", workers=0)
     strength = check_start(state, state.prepare(feed, 0))
-    if strength is not None:
-        report.note(f"feature matching: {strength}")
+    explain(strength, state, report)
     return config
 
 
@@ -167,13 +168,13 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         if world.first and run.state == "interrupted":  # killed between the last checkpoint and the last word
             run.write_status(state="finished", step=step, exit_code=OK)
         report.note(
-            f"run {run.name} is finished: {step} steps. To train on: fmrun resume {run.name} --steps {2 * step}; "
-            f"for pictures: fmrun sample {run.name}"
+            f"run {run.name} is finished: {step} steps. To train on: {run.command('resume')} --steps {2 * step}; "
+            f"for pictures: {run.command('sample')}"
         )
         return OK
 
     def work() -> int:
-        _, train, valid, state = prepare(config, world, fresh=found is None)
+        _, train, valid, state = prepare(config, world, report, fresh=found is None)
         if found is None:
             report.warn(f"run {run.name} has no checkpoint yet; it starts again at step 0")
         else:
@@ -215,8 +216,10 @@ def _work(
 ) -> int:
     """Train under the run's lock, and leave its status true however it ends."""
     world, config = state.world, state.config
-    with run.lock() if world.first else nullcontext(), Stop().watching() as stop:
-        if world.first:
+    with ExitStack() as held, Stop().watching() as stop:
+
+        def begin() -> None:
+            held.enter_context(run.lock())
             checkpoint.clean(run.checkpoints)
             checkpoint.clean(run.path)
             if resumed:
@@ -224,6 +227,8 @@ def _work(
                 with runs.saving(run.config_file):
                     runs.write_atomic(run.config_file, runs.to_json(config.model_dump(mode="json")))
             run.write_status(state="running", step=state.step, steps=config.train.steps, exit_code=None, message=None)
+
+        world.together(begin)
         for line in plan_lines(config, state, train, valid):
             report.note(line)
         for sentence in warnings(config, state):
@@ -236,7 +241,8 @@ def _work(
             code = getattr(error, "exit_code", 1)
             kind = "diverged" if isinstance(error, Diverged) else "failed"
             message = str(error) if isinstance(error, FmrunError) else f"{type(error).__name__}: {error}"
-            if world.first:
+            alone = isinstance(error, FmrunError) and not error.everywhere
+            if alone or (world.first and run.status().get("state") == "running" and not is_out_of_memory(error)):
                 run.try_status(state=kind, step=state.step, exit_code=code, message=message)
             raise
         finally:
@@ -255,7 +261,7 @@ def _say_next(run: Run, state: State, finished: bool, report: Reporter) -> None:
     if finished:
         report.note(f"finished {state.step} steps; the picture: {picture}")
         report.note(
-            f"next: fmrun sample {run.name} · fmrun probe-layers {run.name} · fmrun resume {run.name} --steps N"
+            f"next: {run.command('sample')} · {run.command('probe-layers')} · {run.command('resume')} --steps N"
         )
     else:
-        report.note(f"stopped and saved at step {state.step}; to go on: fmrun resume {run.name}")
+        report.note(f"stopped and saved at step {state.step}; to go on: {run.command('resume')}")

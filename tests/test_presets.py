@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Presets, flags and files become one config, or one sentence."""
 
 import json
@@ -67,8 +66,7 @@ def test_the_presets_are_what_they_are_called():
 
 def test_large_preset_wants_images_of_ones_own():
     assert message(preset="dcgan-64") == (
-        "preset dcgan-64: data.image_size is 64, but the bundled images are 28 px; "
-        "give larger ones with --data FOLDER"
+        "preset dcgan-64: data.image_size is 64, but the bundled images are 28 px; give larger ones with --data FOLDER"
     )
     config = resolve("dcgan-64", None, [Override("--data", "data.path", "pictures")])
     assert (config.data.image_size, config.data.fit, config.generator.width) == (64, "crop", 64)
@@ -210,8 +208,7 @@ def test_later_wins():
         ("device=gpu", "device is 'gpu'; allowed: auto, cpu, cuda, cuda:0, mps; did you mean 'cpu'?"),
         (
             "optim.generator.betas=0.5",
-            "optim.generator.betas is '0.5'; "
-            "it must be a list of 2 finite numbers, each 0 or greater and less than 1",
+            "optim.generator.betas is '0.5'; it must be a list of 2 finite numbers, each 0 or greater and less than 1",
         ),
         (
             "feature_matching.layer_weights=unifrom",
@@ -236,9 +233,7 @@ def test_mistakes_in_set(text, expected):
 def test_a_shorthand_is_named_as_typed(value, shown):
     with pytest.raises(UserError) as caught:
         resolve(None, None, [Override("--lambda-feature", "feature_matching.weight", value)])
-    assert (
-        str(caught.value) == f"--lambda-feature: feature_matching.weight is {shown}; it must be 0 or greater"
-    )
+    assert str(caught.value) == f"--lambda-feature: feature_matching.weight is {shown}; it must be 0 or greater"
 
 
 def test_shorthands_name_fields():
@@ -261,9 +256,7 @@ def test_a_conflict_names_the_last_flag_that_made_it():
     text = message("feature_matching.match=mmd", preset="dcgan-fm-mse")
     assert text.startswith("-s feature_matching.match=mmd: criterion 'l2' does not apply to match 'mmd'")
     with pytest.raises(UserError, match=r"^--batch-size: train: accumulate 2 does not divide batch_size 3$"):
-        resolve(
-            None, None, [parse_set("train.accumulate=2"), Override("--batch-size", "train.batch_size", "3")]
-        )
+        resolve(None, None, [parse_set("train.accumulate=2"), Override("--batch-size", "train.batch_size", "3")])
 
 
 def test_several_mistakes_are_all_told_in_one_line():

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Config files, and the `losses:` list of super-resolution configs."""
 
 import pytest
@@ -55,9 +54,7 @@ def test_yaml_numbers_and_words(tmp_path):
 
 
 def test_none_clears_in_files(tmp_path):
-    assert (
-        config(tmp_path, 'feature_matching.criterion = "none"', "exp.toml").feature_matching.criterion is None
-    )
+    assert config(tmp_path, 'feature_matching.criterion = "none"', "exp.toml").feature_matching.criterion is None
     assert config(tmp_path, "optim: {clip_grad_norm: null}").optim.clip_grad_norm is None
 
 
@@ -118,9 +115,7 @@ def test_yaml_syntax_names_the_line(tmp_path):
 
 def test_a_missing_file_names_its_neighbour(tmp_path):
     write(tmp_path, "", "exp.toml")
-    with pytest.raises(
-        UserError, match=r"^--config: there is no file '.*exp.tml'; did you mean 'exp.toml'\?$"
-    ):
+    with pytest.raises(UserError, match=r"^--config: there is no file '.*exp.tml'; did you mean 'exp.toml'\?$"):
         resolve(None, tmp_path / "exp.tml", [])
     with pytest.raises(UserError, match="is a folder, not a config file"):
         resolve(None, tmp_path, [])
@@ -209,9 +204,7 @@ def test_a_section_beside_the_list_adds_to_it(tmp_path):
 
 def test_flags_lie_on_top_of_the_list(tmp_path):
     over = [parse_set("feature_matching.weight=3")]
-    assert (
-        config(tmp_path, "losses: [{type: featurematchingloss}]", overrides=over).feature_matching.weight == 3
-    )
+    assert config(tmp_path, "losses: [{type: featurematchingloss}]", overrides=over).feature_matching.weight == 3
 
 
 @pytest.mark.parametrize(

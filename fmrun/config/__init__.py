@@ -72,6 +72,16 @@ class Config(Section):
     """Measurements on held-out images."""
 
     @model_validator(mode="after")
+    def _balance_has_a_reference(self) -> "Config":
+        fm = self.feature_matching
+        if self.task == "generate" and fm.weight > 0 and fm.balance == "gradient" and self.losses.gan.weight == 0:
+            raise ValueError(
+                "feature_matching.balance 'gradient' weighs against the adversarial loss, and losses.gan.weight is 0; "
+                "set balance to none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _generator_learns(self) -> "Config":
         gan, fm = self.losses.gan, self.feature_matching
         if gan.weight == 0 and fm.weight == 0:

@@ -192,9 +192,9 @@ class Generate:
         heart (Karras et al. 2020, StyleGAN2-ADA, eq. 1)."""
         critic = self.critics[0]
         count = min(count, len(train), len(valid))
-        size = min(self.config.train.batch_size, count)
+        rounds = -(-count // self.config.train.batch_size)
+        size = count // rounds
         sums = torch.zeros(3, device=self.device, dtype=self.dtype)
-        rounds = count // size
         noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
         with held_averages(self.generator, critic.net):
             for i in range(rounds):
