@@ -9,14 +9,14 @@ import sys
 
 def main() -> None:
     from .cli import app
-    from .errors import BAD_INPUT, INTERNAL, FmrunError
+    from .errors import INTERNAL, FmrunError
 
     code = 0
     try:
         result = app(prog_name="fmrun", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except FmrunError as error:
-        _tell(str(error))
+        _tell(str(error), alone=not error.everywhere)
         code = error.exit_code
     except KeyboardInterrupt:
         _tell("interrupted")
@@ -34,13 +34,15 @@ def main() -> None:
             where = f" ({error.filename})" if error.filename else ""
             _tell(f"{error.strerror}{where}")
             code = INTERNAL
+        elif "RANK" in os.environ and _lost_another(error):
+            _tell("another process has ended; what it said itself, and status.json, tell why")
+            code = INTERNAL
         else:
             import traceback
 
             traceback.print_exc()
-            _tell("this is a bug in fmrun, not in what you did; please report it with the lines above")
+            _tell("this is a bug in fmrun, not in what you did; please report it with the lines above", alone=True)
             code = INTERNAL
-    assert BAD_INPUT == 2
     _leave(code)
 
 
@@ -55,11 +57,19 @@ def _usage(error: Exception) -> int:
     return 2
 
 
-def _tell(message: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+def _lost_another(error: Exception) -> bool:
+    """Whether torch.distributed found another process gone."""
+    words = ("DistBackendError", "DistNetworkError", "gloo", "Connection")
+    return isinstance(error, RuntimeError) and any(word in f"{type(error).__name__} {error}" for word in words)
+
+
+def _tell(message: str, alone: bool = False) -> None:
+    """Say it once, not once a process; `alone`: no other process will."""
+    rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+    if rank == "0" or alone:
         from .report import Reporter
 
-        Reporter().error(message)
+        Reporter().error(message if rank == "0" else f"process {rank}: {message}")
 
 
 def _leave(code: int) -> None:

@@ -140,55 +140,6 @@ def clean(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def flatten(tree: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
-    """Take nested state apart into named tensors and a JSON skeleton; `unflatten` puts it together again.
-
-    `tree`: dicts (keys str, int, float, bool, None), lists, tuples, numbers, strings, None, tensors; anything
-    else raises TypeError. The tensor at `tree["ema"]["conv.weight"]` is named `ema.conv.weight`.
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def visit(value: Any, name: str) -> Any:
-        if isinstance(value, Tensor):
-            while name in tensors or name == "__metadata__":
-                name += "'"
-            tensors[name] = value.detach()
-            return {"tensor": name, "channels_last": True} if _is_channels_last(value) else {"tensor": name}
-        if isinstance(value, Mapping):
-            return {"dict": [[visit_key(k, name), visit(v, join(name, k))] for k, v in value.items()]}
-        if isinstance(value, list | tuple):
-            items = [visit(v, join(name, i)) for i, v in enumerate(value)]
-            return {"tuple": items} if isinstance(value, tuple) else items
-        return visit_key(value, name)
-
-    def visit_key(value: Any, name: str) -> Any:
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        raise TypeError(f"{name or 'the state'}: a {type(value).__name__} cannot go into a checkpoint")
-
-    def join(name: str, key: Any) -> str:
-        return f"{name}.{key}" if name else str(key)
-
-    skeleton = visit(tree, prefix)
-    return tensors, skeleton
-
-
-def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
-    """The inverse of `flatten`, also after the skeleton went through JSON and the tensors through a file."""
-    if isinstance(skeleton, list):
-        return [unflatten(tensors, v) for v in skeleton]
-    if not isinstance(skeleton, dict):
-        return skeleton
-    if "dict" in skeleton:
-        return {k: unflatten(tensors, v) for k, v in skeleton["dict"]}
-    if "tuple" in skeleton:
-        return tuple(unflatten(tensors, v) for v in skeleton["tuple"])
-    tensor = tensors[skeleton["tensor"]]
-    if skeleton.get("channels_last"):
-        tensor = tensor.contiguous(memory_format=torch.channels_last)
-    return tensor
-
-
 def machine(device: torch.device | str = "cpu", ranks: int = 1) -> dict[str, Any]:
     """What it takes for a resumed run to equal an uninterrupted one to the bit; goes into `meta`."""
     device = torch.device(device)
@@ -212,11 +163,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in FACTS
         if before.get(key) != now.get(key)
     ]
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return channels_last and not tensor.is_contiguous()
 
 
 def _encode(step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[memoryview, int, bytes]:

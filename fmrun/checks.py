@@ -29,6 +29,8 @@ BLIND = 1 / 20
 
 SHUFFLES = 8
 
+FINITE = "the replayed step is finite"
+
 
 @dataclass(frozen=True)
 class Strength:
@@ -285,7 +287,7 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return "the replayed step is finite in this arithmetic; the overflow was in a value that replaying does not repeat"
+    return f"{FINITE} in this arithmetic; the overflow was in a value that replaying does not repeat"
 
 
 def _breadth(term: str) -> int:

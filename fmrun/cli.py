@@ -247,7 +247,7 @@ def probe_layers(
         for sentence in skipped:
             report.warn(sentence)
         if found is None:
-            raise UserError(f"run {folder.name} has no checkpoint yet; fmrun resume {folder.name} trains it on")
+            raise UserError(f"run {folder.name} has no checkpoint yet; {folder.command('resume')} trains it on")
     else:
         resolved = resolve(preset, config, overrides, need_data=not no_data)
     from . import probe
@@ -356,6 +356,34 @@ def _run_or_checkpoint(name: str | None, runs_dir: Path) -> Run | Path:
             raise UserError(f"there is no checkpoint file '{name}'")
         return path
     return find(runs_dir, name)
+
+
+@app.command()
+def export(
+    run: RunName = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A .safetensors or .onnx file (default: RUN.safetensors).", show_default=False),
+    ] = None,
+    precision: Annotated[str, typer.Option("--precision", help="Of .safetensors: fp32, fp16 or bf16.")] = "fp32",
+    raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
+    runs_dir: RunsDir = RUNS,
+) -> int:
+    """Write the generator alone, for other programs: safetensors, which spandrel (chaiNNer, ComfyUI) detects, or ONNX."""
+    from . import sample as sampling
+    from .export import DTYPES, export_source
+    from .report import Reporter, emit
+
+    if precision not in DTYPES:
+        raise UserError(f"--precision is '{precision}'; allowed: {', '.join(DTYPES)}")
+    target = _run_or_checkpoint(run, runs_dir)
+    report = Reporter()
+    source = sampling.open_source(target, raw=raw, device=_device("cpu"), report=report)
+    name = target.stem if isinstance(target, Path) else target.name
+    made = export_source(source, out or Path(f"{name}.safetensors"), precision)
+    report.note(f"{made.what}, {made.size:,} bytes; read back, its images differ by at most {made.difference:.2g}")
+    emit(str(made.path))
+    return 0
 
 
 @app.command()

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import FmrunError
+from .errors import FmrunError, UserError
 
 T = TypeVar("T")
 
@@ -48,6 +48,20 @@ class _Gather(torch.autograd.Function):
         return _Mean.apply(grad, ctx.size)[own] * ctx.size, None, None
 
 
+def _check_devices(device: str, here: int) -> bool:
+    """Whether `here` processes on this machine each take a GPU; UserError where they cannot have what was asked for."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "mps" or ":" in device:
+        raise UserError(
+            f"--device {device}: several processes cannot share one device; give cpu, or cuda for a GPU each"
+        )
+    if device == "cuda" and count == 0:
+        raise UserError("--device: 'cuda' needs NVIDIA GPUs and torch sees none; use --device cpu")
+    if device in ("auto", "cuda") and 0 < count < here:
+        raise UserError(f"{here} processes on a machine with {count} GPUs: start at most {count}, or give --device cpu")
+    return device != "cpu" and count > 0
+
+
 class World:
     """The processes that share a global batch. With `size` 1, every operation is the identity."""
 
@@ -63,10 +77,13 @@ class World:
         size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
         world = cls(rank, size, int(os.environ.get("LOCAL_RANK", 0)))
         if size > 1:
-            cuda = (device == "auto" and torch.cuda.is_available()) or device.startswith("cuda")
+            cuda = _check_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
             if cuda:
-                torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
+                torch.cuda.set_device(world.local_rank)
+            try:
+                dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
+            except ValueError as error:
+                raise UserError(f"the processes cannot find each other ({error}); start them with torchrun") from None
             world._host_group = dist.new_group(backend="gloo") if cuda else None
         return world
 
@@ -122,5 +139,14 @@ class World:
                 box[1] = error
         dist.broadcast_object_list(box, src=0, group=self._host_group)
         if box[1] is not None:
+            box[1].everywhere = True
             raise box[1]
         return box[0]
+
+    def collect(self, value: T) -> list[T]:
+        """Every process's `value`, in order, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._host_group)
+        return values

@@ -15,14 +15,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from .errors import FmrunError, UserError
+from .models.upscalers import ARCHITECTURES
 from .runs import saving, write_atomic
+from .sample import Source
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -124,6 +126,27 @@ def export_latents_onnx(net: nn.Module, path: Path, *, latent_dim: int) -> Expor
     with torch.no_grad():
         shape: list[int | str] = ["batch", *plain(examples[0]).shape[1:]]
     return _onnx(plain, path, examples, ("latent", "image"), {0: "batch"}, shape)
+
+
+def export_source(source: Source, path: Path, precision: str) -> Exported:
+    """Write the generator of a run or checkpoint in the format that the ending of `path` names."""
+    config, ending = source.config, path.suffix.lower()
+    channels, scale = config.data.channels, config.data.scale
+    assert channels is not None
+    if ending not in (".safetensors", ".onnx"):
+        raise UserError(f"--out {path}: give a name that ends in .safetensors or .onnx")
+    if ending == ".onnx" and precision != "fp32":
+        raise UserError("--precision is for .safetensors; ONNX is written in fp32")
+    if config.task == "upscale":
+        if ending == ".onnx":
+            return export_onnx(source.net, path, scale=scale, channels=channels)
+        title = ARCHITECTURES[config.generator.type].title
+        return export_upscaler(
+            source.net, path, architecture=title, scale=scale, channels=channels, precision=cast(Precision, precision)
+        )
+    if ending == ".onnx":
+        return export_latents_onnx(source.net, path, latent_dim=config.generator.latent_dim)
+    return export_weights(source.net, path, precision=cast(Precision, precision))
 
 
 def unwrapped(net: nn.Module) -> nn.Module:

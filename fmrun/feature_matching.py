@@ -73,16 +73,18 @@ class FeatureMatching(nn.Module):
     def __init__(self, config: FeatureMatchingConfig, shapes: Mapping[str, torch.Size], seed: int):
         super().__init__()
         self.config, self.seed = config, seed
-        self.layers = tuple(shapes)
+        named = tuple(shapes)
         if config.layer_weights == "uniform":
-            self.weights = dict.fromkeys(self.layers, 1.0)
-        elif len(config.layer_weights) != len(self.layers):
+            self.weights = dict.fromkeys(named, 1.0)
+        elif len(config.layer_weights) != len(named):
             raise UserError(
-                f"feature_matching.layer_weights has {len(config.layer_weights)} weights for {len(self.layers)} layers "
-                f"({', '.join(self.layers)}); give one for each, in this order"
+                f"feature_matching.layer_weights has {len(config.layer_weights)} weights for {len(named)} layers "
+                f"({', '.join(named)}); give one for each, in this order"
             )
         else:
-            self.weights = dict(zip(self.layers, config.layer_weights, strict=True))
+            self.weights = dict(zip(named, config.layer_weights, strict=True))
+        self.layers = tuple(name for name in named if self.weights[name])  # a layer of weight 0 costs nothing
+        shapes = {name: shapes[name] for name in self.layers}
         self.register_buffer("balance", torch.ones(()))
         self.register_buffer("share", torch.full((), math.nan))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
@@ -150,7 +152,7 @@ class FeatureMatching(nn.Module):
             weighted.append(self.weights[layer] * terms[layer])
         total = torch.stack(weighted).sum()
         if self.config.reduction == "mean":
-            total = total / len(weighted)
+            total = total / len(self.weights)
         return Loss(total, {layer: term.detach() for layer, term in terms.items()})
 
     @torch.no_grad()

@@ -14,13 +14,13 @@ from .runs import saving, write_atomic
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
-    """Tile images (N, C, H, W) in [-1, 1] row by row into one uint8 image (C, H', W') on white; nearly square unless
+    """Tile images (N, C, H, W), uint8 or in [-1, 1], row by row into one uint8 image (C, H', W') on white; nearly square unless
     `columns` is given."""
     n, c, h, w = images.shape
     columns = min(n, columns or math.ceil(math.sqrt(n)))
     rows = math.ceil(n / columns)
     sheet = torch.full((c, rows * (h + gap) + gap, columns * (w + gap) + gap), 255, dtype=torch.uint8)
-    for i, image in enumerate(to_uint8(images.cpu())):
+    for i, image in enumerate(images.cpu() if images.dtype == torch.uint8 else to_uint8(images.cpu())):
         top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
         sheet[:, top : top + h, left : left + w] = image
     return sheet

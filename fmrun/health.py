@@ -43,8 +43,9 @@ def _round(value: float) -> str:
 
 
 def _share(rows: Sequence[Row]) -> str | None:
-    shares, weights = _recent(rows, "fm/share", 3), _recent(rows, "fm/lambda", 1)
-    if len(shares) < 3 or not weights:
+    shares, weights = _recent(rows, "fm/share", 3), _recent(rows, "fm/lambda", 3)
+    balances = _recent(rows, "fm/balance", 3)
+    if len(shares) < 3 or len(set(weights)) != 1 or set(balances) != {1.0}:  # still ramping, or balanced as asked
         return None
     compared = "the adversarial one" if "loss/g_adv" in rows[-1] else "that of the generator's other losses"
     return share_sentence(fmean(shares), weights[0], compared)
@@ -55,7 +56,7 @@ def _collapse(rows: Sequence[Row]) -> str | None:
     if len(rows) >= 8 and len(values) == 3 and fmean(values) < 0.35:
         return (
             f"samples are losing diversity: they vary {100 * fmean(values):.0f} % as much as real images; try a smaller "
-            "learning rate for the generator, --layers early, or a larger --batch-size"
+            "learning rate for the generator (-s optim.generator.lr=1e-4) or a larger --batch-size"
         )
     return None
 
@@ -73,7 +74,7 @@ def _spike(rows: Sequence[Row]) -> str | None:
 def _too_strong(rows: Sequence[Row]) -> str | None:
     losses = _recent(rows, "loss/d", 5)
     real, fake = _recent(rows, "health/d_real", 5), _recent(rows, "health/d_fake", 5)
-    if len(losses) == 5 and fmean(losses) < 0.05 and fmean(real) - fmean(fake) > 8:
+    if len(losses) == 5 and 0 <= fmean(losses) < 0.05 and fmean(real) - fmean(fake) > 8:
         return (
             "the discriminator tells every generated image from a real one, so its gradient says little; try "
             "-s losses.gan.r1=1, -s train.augment=translation,cutout or a smaller -s optim.discriminator.lr"

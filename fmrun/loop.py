@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +13,12 @@ from types import FrameType
 from typing import Any
 
 from . import checkpoint
-from .checks import Strength, blind_sentence, check_start, diagnose
-from .errors import Diverged
+from .checks import FINITE, Strength, blind_sentence, check_start, diagnose
+from .errors import Diverged, FmrunError
 from .grid import save_png
 from .health import Health, share_sentence
 from .report import Reporter, TensorBoard
-from .runs import Run
+from .runs import Run, saving
 from .state import State
 
 
@@ -30,6 +32,8 @@ class Stop:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the progress bar hides the cursor
             os._exit(128 + number)
         self.signal = number
 
@@ -41,6 +45,23 @@ class Stop:
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
+
+
+def explain(strength: Strength | None, state: State, report: Reporter) -> None:
+    """Say how strongly features will be matched, and what is odd about it."""
+    if strength is None:
+        return
+    config, matching = state.config, state.config.feature_matching
+    begins = max(config.losses.gan.start_step, matching.start_step)
+    report.note(
+        f"feature matching: {strength}" + (f", as measured now; it acts so from step {begins} on" if begins else "")
+    )
+    if strength.blind:
+        report.warn(blind_sentence(matching.match, strength.blind, state.task.critics[0].net.feature_names))
+    if strength.share == strength.share and matching.balance == "none":
+        sentence = share_sentence(strength.share, strength.weight, strength.compared)
+        if sentence:
+            report.warn(sentence)
 
 
 class Session:
@@ -70,68 +91,84 @@ class Session:
         self.health = Health(run.metrics())
         self.best = best
         self._mark = (time.monotonic(), state.step)
-        self._last: dict[str, Any] = {}
 
     def loop(self) -> None:
         """Train to the last step, or until a signal."""
         state, world, c = self.state, self.world, self.config
         draws = state.prepare(self.feed, state.step)
-        self._explain(check_start(state, draws))
+        with state.task.eager():
+            strength = check_start(state, draws)
+        explain(strength, state, self.report)
         self._mark = (time.monotonic(), state.step)
         with self.report.progress(c.train.steps, state.step, c.train.batch_size) as progress:
             while state.step < c.train.steps:
-                state.advance(draws)
+                with self._own_errors():
+                    state.advance(draws)
                 done, last = state.step, state.step == c.train.steps
                 stopped = world.any(bool(self.stop.signal))
-                row = None
-                if done % c.log.every == 0 or last:
-                    row = self._read_out()
+                row = self._row(log=last or done % c.log.every == 0, evaluate=last or self._due(c.eval.every))
                 progress.advance(done, row)
-                if last or (c.log.sample_every and done % c.log.sample_every == 0):
+                if last or self._due(c.log.sample_every):
                     self._preview()
-                if last or stopped or done % c.checkpoint.every == 0:
+                if self._is_best(row) or last or stopped or self._due(c.checkpoint.every):
                     self.save()
                 if stopped:
                     return
                 if not last:
-                    draws = state.prepare(self.feed, done)
+                    with self._own_errors():
+                        draws = state.prepare(self.feed, done)
 
-    def _explain(self, strength: Strength | None) -> None:
-        if strength is None:
-            return
-        self.report.note(f"feature matching: {strength}")
-        if strength.blind:
-            names = self.state.task.critics[0].net.feature_names
-            self.report.warn(blind_sentence(self.config.feature_matching.match, strength.blind, names))
-        if strength.share == strength.share and self.config.feature_matching.balance == "none":
-            sentence = share_sentence(strength.share, strength.weight, strength.compared)
-            if sentence:
-                self.report.warn(sentence)
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """What goes wrong inside may go wrong on this process alone, which then has to say so itself."""
+        try:
+            yield
+        except FmrunError as error:
+            error.everywhere = self.world.size == 1
+            raise
 
-    def _read_out(self) -> dict[str, Any]:
-        """One row of metrics: the only place where training waits for the device."""
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.state.step % every == 0
+
+    def _row(self, log: bool, evaluate: bool) -> dict[str, Any] | None:
+        """A row of metrics, if it is time for one: a read-out, a measurement on held-out images, or both. The only place
+        where training waits for the device."""
         state, c = self.state, self.config
-        # A last step between read-outs leaves the window as a longer run would find it.
-        means = state.window.read(self.world, empty=state.step % c.log.every == 0)
+        valid = self.valid if evaluate and c.eval.every else None
+        if not log and valid is None:
+            return None
+        row: dict[str, Any] = {"step": state.step}
+        if log:
+            row |= self._read_out()
         self.refuse_divergence()
-        now = time.monotonic()
-        since, step = self._mark
-        row: dict[str, Any] = {"step": state.step, **means}
-        if c.feature_matching.weight:
-            row["fm/lambda"] = state.task.critics[0].matching_weight(state.step - 1)
-        row["optim/lr_generator"] = float(state.optimisers["generator"].lr)
-        row["time/images_per_second"] = (state.step - step) * c.train.batch_size / max(now - since, 1e-9)
-        if c.eval.every and self.valid is not None and (state.step % c.eval.every == 0 or state.step == c.train.steps):
-            row |= state.task.held_out(self.train, self.valid, c.eval.num)
-        if self.world.first:
+        if valid is not None:
+            with state.task.eager():
+                row |= state.task.held_out(self.train, valid, c.eval.num)
+
+        def write() -> None:
             self.run.append_metrics(row)
             self.run.write_status(state="running", step=state.step)
             if self.board:
-                self.board.row(row)
-            if sentence := self.health.read(row):
-                self.report.warn(f"step {state.step}: {sentence}")
-        self._last = row
+                with saving(self.run.tensorboard):
+                    self.board.row(row)
+
+        self.world.together(write)
+        if self.world.first and (sentence := self.health.read(row)):
+            self.report.warn(f"step {state.step}: {sentence}")
         self._mark = (time.monotonic(), state.step)
+        return row
+
+    def _read_out(self) -> dict[str, Any]:
+        """Means since the last read-out."""
+        state, c = self.state, self.config
+        # A last step between read-outs leaves the window as a longer run would find it.
+        row: dict[str, Any] = state.window.read(self.world, empty=state.step % c.log.every == 0)
+        since, step = self._mark
+        if c.feature_matching.weight:
+            row["fm/lambda"] = state.task.critics[0].matching_weight(state.step - 1)
+        row["optim/lr_generator"] = float(state.optimisers["generator"].lr)
+        seconds = time.monotonic() - since
+        row["time/images_per_second"] = (state.step - step) * c.train.batch_size / max(seconds, 1e-9)
         return row
 
     def refuse_divergence(self) -> None:
@@ -141,7 +178,9 @@ class Session:
             return
         step, net = bad
         self.state.step = step
-        cause = diagnose(self.state, self.state.prepare(self.feed, step), net)
+        with self.state.task.eager():
+            causes = self.world.collect(diagnose(self.state, self.state.prepare(self.feed, step), net))
+        cause = next((c for c in causes if not c.startswith(FINITE)), causes[0])
         kept = checkpoint.steps(self.run.checkpoints)
         back = f"the last checkpoint is of step {kept[-1]}" if kept else "no checkpoint had been written"
         raise Diverged(
@@ -156,17 +195,20 @@ class Session:
         state.task.fit_average()
         shown = self.valid if self.valid is not None else self.train
         sheet = state.task.preview(shown, self.config.log.sample_count)
-        if self.world.first:
+
+        def write() -> None:
             save_png(sheet, self.run.samples / f"step-{state.step:08d}.png")
             if self.board:
-                self.board.image("samples", sheet, state.step)
+                with saving(self.run.tensorboard):
+                    self.board.image("samples", sheet, state.step)
+
+        self.world.together(write)
 
     def save(self) -> None:
         """Write a checkpoint, then drop the ones no longer wanted. Never saves a state that diverged."""
         self.refuse_divergence()
         state, c = self.state, self.config
         tensors = state.tensors()
-        self._note_best()
         meta = {
             "config": c.model_dump(mode="json"),
             "data": self.train.fingerprint,
@@ -187,16 +229,17 @@ class Session:
 
         self.world.together(write)
 
-    def _note_best(self) -> None:
-        """Note whether this step is the best by the chosen metric."""
+    def _is_best(self, row: dict[str, Any] | None) -> bool:
+        """Whether this step is the best so far by the chosen metric; takes note of it."""
         c = self.config.checkpoint
-        if c.best is None:
-            return
-        value = self._last.get(c.best)
-        if value is not None and self._last["step"] == self.state.step:
-            sign = 1 if c.best_mode == "min" else -1
-            if self.best is None or self.best["metric"] != c.best or sign * value < sign * self.best["value"]:
-                self.best = {"metric": c.best, "value": value, "step": self.state.step}
+        value = row.get(c.best) if row is not None and c.best is not None else None
+        if value is None or not math.isfinite(value):
+            return False
+        sign = 1 if c.best_mode == "min" else -1
+        if self.best is not None and self.best["metric"] == c.best and sign * value >= sign * self.best["value"]:
+            return False
+        self.best = {"metric": c.best, "value": value, "step": self.state.step}
+        return True
 
     def close(self) -> None:
         self.feed.close()

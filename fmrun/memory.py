@@ -40,7 +40,8 @@ def within_memory(config: Config, world: World, work: Callable[[], T]) -> T:
             f"out of memory at batch size {size}; give a smaller --batch-size, or smaller {smaller} and "
             "discriminator.width"
         )
-    ways = -(-size // fits) * config.train.accumulate
+    parts = config.train.accumulate
+    ways = next(n * parts for n in range(-(-size // fits), size + 1) if size % (n * parts) == 0)
     raise UserError(
         f"out of memory at batch size {size}; {fits} fits: --batch-size {fits}, or the same batch in parts: "
         f"-s train.accumulate={ways}"

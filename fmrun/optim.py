@@ -54,7 +54,8 @@ class Guard(nn.Module):
             self.good_steps.mul_(~grown)
             fatal = fatal & (self.scale < SMALLEST_SCALE)
         first = fatal & (self.bad[0] < 0)
-        self.bad.copy_(torch.where(first, self.bad.new_tensor([step, net]), self.bad))
+        for place, value in enumerate((step, net)):
+            self.bad[place].copy_(torch.where(first, value, self.bad[place]))
         return (~finite | (self.bad[0] >= 0)).to(torch.float32)
 
     def read(self) -> tuple[int, int] | None:

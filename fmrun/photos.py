@@ -31,6 +31,8 @@ from .tiling import Layout, bands
 
 DECODERS = 4
 """Photographs decoded at the same time while they are checked."""
+SLICE = 32
+"""Rows of the small image that are turned into numbers at a time: copies of a whole band would double the memory."""
 PNG_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
 """PNG's colour type by the number of channels."""
 
@@ -234,7 +236,7 @@ def enlarge(
     parts = [through(part, _share(progress, i, planes)) for i, part in enumerate(image.split(1, dim=1))]
     made = map(torch.cat, zip(*parts, strict=True)) if channels == 1 else through(image, progress)
     row = 0
-    for band in made:
+    for band in (part for whole in made for part in whole.split(SLICE * scale, dim=-2)):
         if not bool(band.isfinite().all()):
             raise UserError("the generator gives not-a-number for this image; sample from another checkpoint")
         rows = band.shape[-2]
@@ -244,8 +246,7 @@ def enlarge(
         pieces = [colour]
         if alpha is not None:
             pieces.append(band[:, 3:] if channels == 4 else _bicubic(alpha, scale, row, rows))
-        whole = torch.cat(pieces, dim=1)[0] if len(pieces) > 1 else colour[0]
-        numbers = whole.clamp(0, 1).mul_(top_value).round_().movedim(0, -1).numpy()
+        numbers = torch.cat(pieces, dim=1)[0].clamp(0, 1).mul_(top_value).round_().movedim(0, -1).numpy()
         yield numbers.astype(photo.colour.dtype)
         row += rows
 

@@ -9,12 +9,15 @@ import torch
 from .errors import UserError
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The torch device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; UserError where it is not there."""
+def choose_device(name: str, local_rank: int = 0, alone: bool = True) -> torch.device:
+    """The torch device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; UserError where it is not there.
+
+    `alone`: whether no other process shares the training; several cannot meet on an `mps` device.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"
-        elif torch.backends.mps.is_available():
+        elif torch.backends.mps.is_available() and alone:
             name = "mps"
         else:
             name = "cpu"
@@ -53,9 +56,11 @@ def storage_dtype(precision: torch.dtype) -> torch.dtype:
 
 
 def set_determinism(deterministic: bool, device: torch.device) -> None:
-    """Bit-exact GPU kernels, or the fastest. `CUBLAS_WORKSPACE_CONFIG` has to be set before CUDA starts."""
+    """Bit-exact GPU kernels, or the fastest; and fp32 that is fp32, not TF32. `CUBLAS_WORKSPACE_CONFIG` has to be set
+    before CUDA starts."""
     if device.type != "cuda":
         return
+    torch.backends.cudnn.allow_tf32 = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)

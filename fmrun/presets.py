@@ -451,7 +451,7 @@ def _unknown(key: str) -> str:
         near = difflib.get_close_matches(short, [k.rpartition(".")[2] for k in FIELDS], n=1, cutoff=0.6)
         hits = [k for k in FIELDS if k.rpartition(".")[2] in near]
     if not hits:
-        return f"there is no field '{key}'; fields are listed in docs/config.md"
+        return f"there is no field '{key}'; `fmrun presets dcgan` lists them"
     hits = sorted(hits, key=is_optional)
     return f"there is no field '{key}'; did you mean {' or '.join(repr(k) for k in hits[:4])}?"
 

@@ -57,7 +57,7 @@ def probe(
     set_determinism(config.deterministic, device)
     images = None
     if data:
-        config, images, _ = TASKS[config.task].open(config)
+        config, images, _ = TASKS[config.task].open(config, report.counting("checking images"))
     elif config.data.channels is None:
         channels = 1 if config.data.path == "bundled:fashion-mnist" else 3
         notes.append(f"the data was not looked at: taking its images to have data.channels={channels}")

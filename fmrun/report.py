@@ -121,8 +121,17 @@ class Reporter:
     def error(self, text: str) -> None:
         self._say("error: ", "bold red", text)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        self.note(format_table(columns, rows))
+    def counting(self, what: str) -> Callable[[int, int], None]:
+        """A callback for (done, in all) that says how far it is, every few seconds of a long wait."""
+        said = self._clock()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said
+            if self._clock() - said >= PLAIN_INTERVAL and done < total:
+                said = self._clock()
+                self.note(f"{what}: {done} of {total}")
+
+        return tell
 
     @contextmanager
     def progress(self, total: int, step: int = 0, images_per_step: int = 0) -> Iterator["Progress"]:

@@ -70,6 +70,11 @@ class Run:
     def name(self) -> str:
         return self.path.resolve().name
 
+    def command(self, name: str) -> str:
+        """`fmrun NAME RUN`, as it has to be typed to find this run again."""
+        folder = self.path.parent
+        return f"fmrun {name} {self.name}" + (f" --runs-dir {folder}" if folder != Path("runs") else "")
+
     @property
     def config_file(self) -> Path:
         return self.path / "config.json"

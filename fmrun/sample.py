@@ -16,6 +16,7 @@ from .errors import UserError
 from .grid import grid, save_png, to_uint8
 from .models.upscalers import tiling
 from .photos import upscale_photos
+from .precision import set_determinism
 from .presets import from_json
 from .report import Reporter
 from .runs import Run
@@ -51,11 +52,12 @@ def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: 
             report.warn(f"{sentence}; sampling from the checkpoint before")
         if found is None:
             raise UserError(
-                f"run {target.name} has no checkpoint to sample from yet; fmrun resume {target.name} trains it on"
+                f"run {target.name} has no checkpoint to sample from yet; {target.command('resume')} trains it on"
             )
         folder = target.samples
     else:
         found, folder = checkpoint.read(target), Path(".")
+    set_determinism(True, device)
     config = without_init(from_json(found.meta["config"]))
     assert config.data.channels is not None
     net = BUILDERS[config.task](config, config.data.channels)
@@ -67,11 +69,11 @@ def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: 
 
 @torch.no_grad()
 def draw(source: Source, noise: Tensor) -> Tensor:
-    """Images (n, C, H, W) in [-1, 1] from latents (n, latent_dim), made in full chunks."""
+    """Images, uint8 (n, C, H, W), from latents (n, latent_dim), made in full chunks."""
     device = next(source.net.parameters()).device
     count = len(noise)
     filled = torch.cat([noise, noise.new_zeros(-count % CHUNK, noise.shape[1])])
-    return torch.cat([source.net(part.to(device)).cpu() for part in filled.split(CHUNK)])[:count]
+    return torch.cat([to_uint8(source.net(part.to(device))).cpu() for part in filled.split(CHUNK)])[:count]
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ def sample(
         if folder.is_file() or folder.suffix.lower() == ".png":
             raise UserError(f"--out {folder}: --individual writes many files and needs a folder")
         paths = [folder / f"{stem}-{i:05d}.png" for i in range(num)]
-        for path, image in zip(paths, to_uint8(images), strict=True):
+        for path, image in zip(paths, images, strict=True):
             save_png(image, path)
         return paths
     path = out or source.folder / f"{stem}.png"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from .checks import check_start
 from .config import Config
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
-from .loop import Session, Stop
-from .memory import within_memory
+from .loop import Session, Stop, explain
+from .memory import is_out_of_memory, within_memory
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
 from .precision import choose_device, choose_precision, set_determinism
@@ -97,15 +98,19 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
     return lines
 
 
-def prepare(config: Config, world: World, fresh: bool = True) -> tuple[Config, Any, Any, State]:
+def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) -> tuple[Config, Any, Any, State]:
     """Device, data and nets of a config, all checked; UserError for whatever is wrong with them."""
-    device = choose_device(config.device, world.local_rank)
+    device = choose_device(config.device, world.local_rank, world.size == 1)
     choose_precision(config.precision, device)
     set_determinism(config.deterministic, device)
+    if config.compile and device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))):
+        raise UserError(
+            "compile=true on the CPU needs a C++ compiler, and there is none; install g++, or leave compile out"
+        )
     check_batch(config, world)
     if config.log.tensorboard:
         require_tensorboard()
-    config, train, valid = TASKS[config.task].open(config)
+    config, train, valid = TASKS[config.task].open(config, report.counting("checking images"))
     state = State(config, device, world, fresh)
     best, known = config.checkpoint.best, state.metric_names(held_out=valid is not None)
     if best is not None and best not in known:
@@ -128,7 +133,7 @@ def start(
     """Train a new run; the exit code."""
 
     def work() -> int:
-        final, train, valid, state = prepare(config, world)
+        final, train, valid, state = prepare(config, world, report)
         run = world.together(lambda: runs.create(runs_dir, name, preset, final.model_dump(mode="json"), list(command)))
         report.note(f"run {run.name} in {run.path}")
         return _work(run, state, train, valid, report)
@@ -138,16 +143,16 @@ def start(
 
 def dry_run(config: Config, report: Reporter, world: World) -> Config:
     """Everything `start` checks and prints, on one batch, without training or a run folder; the resolved config."""
-    config, train, valid, state = prepare(config, world)
+    config, train, valid, state = prepare(config, world, report)
     for line in plan_lines(config, state, train, valid):
         report.note(line)
     for sentence in warnings(config, state):
         report.warn(sentence)
     feed = state.task.feed(train, cache="auto", workers=0, start=0)
-    strength = check_start(state, state.prepare(feed, 0))
+    with state.task.eager():
+        strength = check_start(state, state.prepare(feed, 0))
     feed.close()
-    if strength is not None:
-        report.note(f"feature matching: {strength}")
+    explain(strength, state, report)
     return config
 
 
@@ -170,13 +175,13 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         if world.first and run.state == "interrupted":  # killed between the last checkpoint and the last word
             run.write_status(state="finished", step=step, exit_code=OK)
         report.note(
-            f"run {run.name} is finished: {step} steps. To train on: fmrun resume {run.name} --steps {2 * step}; "
-            f"for pictures: fmrun sample {run.name}"
+            f"run {run.name} is finished: {step} steps. To train on: {run.command('resume')} --steps {2 * step}; "
+            f"for pictures: {run.command('sample')}"
         )
         return OK
 
     def work() -> int:
-        _, train, valid, state = prepare(config, world, fresh=found is None)
+        _, train, valid, state = prepare(config, world, report, fresh=found is None)
         if found is None:
             report.warn(f"run {run.name} has no checkpoint yet; it starts again at step 0")
         else:
@@ -218,8 +223,10 @@ def _work(
 ) -> int:
     """Train under the run's lock, and leave its status true however it ends."""
     world, config = state.world, state.config
-    with run.lock() if world.first else nullcontext(), Stop().watching() as stop:
-        if world.first:
+    with ExitStack() as held, Stop().watching() as stop:
+
+        def begin() -> None:
+            held.enter_context(run.lock())
             checkpoint.clean(run.checkpoints)
             checkpoint.clean(run.path)
             if resumed:
@@ -227,6 +234,8 @@ def _work(
                 with runs.saving(run.config_file):
                     runs.write_atomic(run.config_file, runs.to_json(config.model_dump(mode="json")))
             run.write_status(state="running", step=state.step, steps=config.train.steps, exit_code=None, message=None)
+
+        world.together(begin)
         for line in plan_lines(config, state, train, valid):
             report.note(line)
         for sentence in warnings(config, state):
@@ -239,7 +248,8 @@ def _work(
             code = getattr(error, "exit_code", 1)
             kind = "diverged" if isinstance(error, Diverged) else "failed"
             message = str(error) if isinstance(error, FmrunError) else f"{type(error).__name__}: {error}"
-            if world.first:
+            alone = isinstance(error, FmrunError) and not error.everywhere
+            if alone or (world.first and run.status().get("state") == "running" and not is_out_of_memory(error)):
                 run.try_status(state=kind, step=state.step, exit_code=code, message=message)
             raise
         finally:
@@ -258,8 +268,8 @@ def _say_next(run: Run, state: State, finished: bool, report: Reporter) -> None:
     if finished:
         report.note(f"finished {state.step} steps; the picture: {picture}")
         report.note(
-            f"next: {state.task.next_step.format(run=run.name)} · fmrun probe-layers {run.name} · "
-            f"fmrun resume {run.name} --steps N"
+            f"next: {run.command('sample')}{state.task.sample_hint} · {run.command('probe-layers')} · "
+            f"{run.command('resume')} --steps N"
         )
     else:
-        report.note(f"stopped and saved at step {state.step}; to go on: fmrun resume {run.name}")
+        report.note(f"stopped and saved at step {state.step}; to go on: {run.command('resume')}")

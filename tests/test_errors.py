@@ -51,7 +51,7 @@ TYPED = {
     "preset that is a file": (("train", "--preset", "my.toml"), ("'my.toml'", "--config")),
     "misspelt key": (s("train.stpes=3"), ("-s train.stpes=3", "did you mean 'train.steps'?")),
     "misspelt section": (s("trian.steps=3"), ("-s trian.steps=3", "did you mean 'train.steps'?")),
-    "unknown key": (s("qwertz=3"), ("'qwertz'", "docs/config.md")),
+    "unknown key": (s("qwertz=3"), ("'qwertz'", "fmrun presets dcgan")),
     "no equals": (s("train.steps"), ("-s train.steps", "KEY=VALUE")),
     "no key": (s("=3"), ("-s =3", "KEY=VALUE")),
     "section as value": (s("train=3"), ("-s train=3", "train is a section")),

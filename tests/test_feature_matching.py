@@ -371,3 +371,14 @@ def test_the_strength_acts_where_it_is_configured():
 
 def test_config_default_balance_is_none():
     assert tiny_config().feature_matching.balance == "none"
+
+
+def test_a_layer_of_weight_zero_is_not_computed_and_counts_in_the_mean():
+    config = FeatureMatchingConfig(weight=1.0, layer_weights=(1.0, 0.0))
+    shapes = {"a": torch.Size((2, 3, 3)), "b": torch.Size((4, 1, 1))}
+    matching = FeatureMatching(config, shapes, 0)
+    assert matching.layers == ("a",)
+    real, fake = {"a": torch.randn(4, 2, 3, 3)}, {"a": torch.randn(4, 2, 3, 3)}
+    both = matching(real, fake, step=0, world=WORLD).total
+    alone = FeatureMatching(FeatureMatchingConfig(weight=1.0), {"a": shapes["a"]}, 0)
+    torch.testing.assert_close(both, alone(real, fake, step=0, world=WORLD).total / 2)

@@ -14,6 +14,7 @@ HEALTHY = {
     "health/diversity": 0.9,
     "fm/share": 0.1,
     "fm/lambda": 0.1,
+    "fm/balance": 1.0,
     "fm/distance": 0.5,
     "eval/overfit": 0.1,
 }
@@ -94,3 +95,14 @@ def test_one_sentence_at_a_time_but_the_next_is_not_lost():
     first, second = health.read(dict(ill)), health.read(dict(ill))
     assert "diversity" in first
     assert "by heart" in second
+
+
+def test_a_small_share_that_was_asked_for_needs_no_sentence():
+    """Balanced to the share asked for, or on its way up a ramp."""
+    assert all(rule(rows(fm__share=[0.005] * 40, fm__balance=[200.0] * 40)) is None for rule in RULES.values())
+    assert all(rule(rows(fm__share=[0.005] * 3, fm__lambda=[0.01, 0.02, 0.03])) is None for rule in RULES.values())
+
+
+def test_a_wasserstein_critic_is_not_taken_for_one_that_knows_everything():
+    ill = rows(loss__d=[-12.0] * 5, health__d_real=[6.0] * 5, health__d_fake=[-6.0] * 5)
+    assert all(rule(ill) is None for rule in RULES.values())

@@ -55,7 +55,20 @@ def test_a_training_run_that_runs_out_of_memory_exits_2(room_for_16, tmp_path: P
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "sys.argv",
-        "fmrun train --batch-size 32 --steps 2 -s generator.width=4 -s discriminator.width=4 --name big".split(),
+        [
+            "fmrun",
+            "train",
+            "--batch-size",
+            "32",
+            "--steps",
+            "2",
+            "-s",
+            "generator.width=4",
+            "-s",
+            "discriminator.width=4",
+            "--name",
+            "big",
+        ],
     )
     with pytest.raises(SystemExit) as stopped:
         main()

@@ -14,6 +14,7 @@ from fmrun.models.base import Discriminator, init_normal
 from fmrun.models.dcgan import KERNELS, DcganDiscriminator, DcganGenerator
 from fmrun.models.norm import SpectralNorm
 from fmrun.models.weights import load_weights
+from fmrun.rng import torch_generator
 from fmrun.tasks.generate import build_generator
 from fmrun.tasks.pair import build_discriminator, feature_shapes
 
@@ -262,3 +263,13 @@ def test_a_config_starts_nets_from_files(tmp_path):
     path = saved(tmp_path, build_discriminator(config, image))
     net = build_discriminator(tiny_config(seed=4, discriminator__init=path), image)
     assert torch.equal(net.head.weight, build_discriminator(config, image).head.weight)
+
+
+@pytest.mark.parametrize("norm", ["batch", "spectral"])
+def test_logits_keep_full_precision_under_autocast(norm):
+    net = DcganDiscriminator(32, 1, 8, norm, torch_generator(0, "init", 0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = net(torch.randn(16, 1, 32, 32), ("block1",))
+    assert out.features["block1"].dtype == torch.bfloat16
+    assert out.logits.dtype == torch.float32
+    assert not torch.equal(out.logits, out.logits.bfloat16().float())

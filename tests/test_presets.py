@@ -179,7 +179,7 @@ def test_later_wins():
             "there is no field 'lr'; did you mean 'optim.generator.lr' or 'optim.discriminator.lr'?",
         ),
         ("lambda_feature=1", "there is no field 'lambda_feature'; did you mean 'feature_matching.weight'?"),
-        ("xyzzy=3", "there is no field 'xyzzy'; fields are listed in docs/config.md"),
+        ("xyzzy=3", "there is no field 'xyzzy'; `fmrun presets dcgan` lists them"),
         (
             "ema=5",
             "ema is a section, not a value; its fields: decay, warmup",

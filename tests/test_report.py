@@ -80,9 +80,7 @@ def test_terminal_shows_one_line_with_bar_speed_eta_and_losses() -> None:
     out, shown = on_terminal(TRAIN, width=120)
     assert out == "data\n"
     text = visible(shown)
-    drawn = re.findall(
-        r"━+ +(\d+)/20 .*? img/s  ETA \d:\d\d  d 0\.6931  g 1\.25  fm 0\.031  share 0\.1", text
-    )
+    drawn = re.findall(r"━+ +(\d+)/20 .*? img/s  ETA \d:\d\d  d 0\.6931  g 1\.25  fm 0\.031  share 0\.1", text)
     assert len(drawn) >= 2
     assert "20/20" in text
     assert LONG in text
@@ -117,9 +115,7 @@ def test_dumb_terminal_gets_plain_lines() -> None:
 
 @pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "20"}, {"FORCE_COLOR": "1"}])
 def test_pipe_gets_whole_plain_lines(variables: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN], capture_output=True, text=True, env=os.environ | variables
-    )
+    done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, env=os.environ | variables)
     assert done.stdout == "data\n"
     assert "\x1b" not in done.stderr
     lines = done.stderr.splitlines()
@@ -204,9 +200,7 @@ def test_data_that_cannot_be_written_is_an_error() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", "from fmrun.report import *; emit('x')"], stdout=full, stderr=-1
-        )
+        done = subprocess.run([sys.executable, "-c", "from fmrun.report import *; emit('x')"], stdout=full, stderr=-1)
     assert done.returncode
 
 

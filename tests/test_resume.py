@@ -109,7 +109,7 @@ VARIATIONS = {
         "ema.decay=0.9",
         "ema.warmup=2",
     ),
-    "frozen": ("discriminator.train=false", "losses.gan.weight=0"),
+    "frozen": ("discriminator.train=false", "losses.gan.weight=0", "feature_matching.balance=none"),
     "measurements": ("data.valid_fraction=0.3", "eval.every=5", "checkpoint.best=eval/d_valid"),
 }
 

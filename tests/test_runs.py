@@ -162,9 +162,7 @@ def test_lock_dies_with_its_process_even_if_a_worker_outlives_it(tmp_path: Path)
         "    if worker: print(worker, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(run.path)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(run.path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     worker = int(process.stdout.readline())
     try:
@@ -185,9 +183,7 @@ def test_lock_dies_with_its_process_even_if_a_worker_outlives_it(tmp_path: Path)
 def test_metrics_are_valid_json(tmp_path: Path) -> None:
     run = new(tmp_path)
     assert run.metrics() == []
-    run.append_metrics(
-        {"step": 1, "loss/d": torch.tensor(0.5), "loss/g": math.nan, "fm/x": -math.inf, "note": "x"}
-    )
+    run.append_metrics({"step": 1, "loss/d": torch.tensor(0.5), "loss/g": math.nan, "fm/x": -math.inf, "note": "x"})
     (line,) = run.metrics_file.read_text().splitlines()
 
     def refuse(constant: str) -> None:

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import SMALL, good, tiles, train, write_folder
+import torch
+from commands import SMALL, fmrun, good, tiles, train, write_folder
 from PIL import Image
+
+from fmrun import sample as sampling
+from fmrun.models.dcgan import DcganGenerator
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -47,6 +51,16 @@ def test_an_image_does_not_depend_on_how_many_are_asked_for(run: Path) -> None:
         few = tiles(picture("--num", str(count), "--grid", "4", "--out", f"{count}.png"), count, min(count, 4))
         for i, (one, other) in enumerate(zip(few, many, strict=False)):
             assert np.array_equal(one, other), f"image {i} of {count}"
+
+
+def test_nor_do_its_bits_before_they_are_rounded_to_pixels() -> None:
+    """A batch's size changes what a convolution rounds; one image alone goes another way than forty."""
+    net = DcganGenerator(28, 1, 16, 16, torch.Generator().manual_seed(0)).eval().to(memory_format=torch.channels_last)
+    source = sampling.Source(net, 16, 0, Path())
+    noise = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    many = sampling.draw(source, noise)
+    for count in (1, 2, 16, 17):
+        assert torch.equal(sampling.draw(source, noise[:count]), many[:count])
 
 
 def test_single_files_are_the_tiles_of_the_grid(run: Path) -> None:
@@ -107,8 +121,6 @@ def test_a_damaged_checkpoint_is_passed_over(run: Path) -> None:
     assert "sampling from the checkpoint before" in warning
     one_left = Path("runs/two/checkpoints/step-00000002.safetensors")
     one_left.write_bytes(one_left.read_bytes()[:-9])
-    from commands import fmrun
-
     failed = fmrun("sample", "two")
     assert failed.code == 2
     assert failed.err.splitlines() == ["error: run two: none of its 2 checkpoints can be read"]

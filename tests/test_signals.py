@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -96,6 +97,9 @@ def test_stopping_streams_leaves_no_worker_behind() -> None:
     process.until(lambda: started(run))
     workers = process.children()
     assert len(workers) >= 2
+    for worker in workers:  # as Ctrl-C and batch systems do, which signal every process
+        os.kill(worker, signal.SIGTERM)
+    time.sleep(0.1)
     process.signal(signal.SIGINT)
     assert process.end().code == 130
     assert not [w for w in workers if Path(f"/proc/{w}").exists()]

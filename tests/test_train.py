@@ -208,7 +208,18 @@ def test_best_by_a_metric_that_comes_rarely() -> None:
         "checkpoint.every=2", "log.every=1", "eval.every=3", "data.valid_fraction=0.3", "checkpoint.best=eval/d_valid"
     )
     train("--steps", "7", "--name", "run", *flags)
-    assert status(RUNS / "run")["best"]["step"] in (6, 7)
+    measured = {row["step"]: row["eval/d_valid"] for row in rows(RUNS / "run") if "eval/d_valid" in row}
+    assert sorted(measured) == [3, 6, 7]
+    best = min(measured, key=lambda step: measured[step])
+    assert status(RUNS / "run")["best"] == {"metric": "eval/d_valid", "value": measured[best], "step": best}
+    assert best in steps(RUNS / "run")  # saved when it was found, whatever checkpoint.every says
+
+
+def test_held_out_images_are_measured_when_asked_whatever_the_read_outs() -> None:
+    flags = s("log.every=5", "eval.every=2", "data.valid_fraction=0.3")
+    train("--steps", "6", "--name", "run", *flags)
+    found = {row["step"]: ("loss/d" in row, "eval/d_valid" in row) for row in rows(RUNS / "run")}
+    assert found == {2: (False, True), 4: (False, True), 5: (True, False), 6: (True, True)}
 
 
 def test_every_metric_of_a_run_can_be_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +239,7 @@ def test_every_metric_of_a_run_can_be_its_best(monkeypatch: pytest.MonkeyPatch) 
         (
             ("data.valid_fraction=0.3", "eval.every=2"),
             ("losses.gan.type=hinge", "losses.gan.r1=1", "losses.gan.r2=1", "feature_matching.layers=all"),
-            ("discriminator.train=false", "losses.gan.weight=0"),
+            ("discriminator.train=false", "losses.gan.weight=0", "feature_matching.balance=none"),
             ("feature_matching.weight=0",),
         )
     ):

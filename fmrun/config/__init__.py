@@ -99,6 +99,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _balance_has_a_reference(self) -> "Config":
+        fm = self.feature_matching
+        if self.task == "generate" and fm.weight > 0 and fm.balance == "gradient" and self.losses.gan.weight == 0:
+            raise ValueError(
+                "feature_matching.balance 'gradient' weighs against the adversarial loss, and losses.gan.weight is 0; "
+                "set balance to none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _originals_exist(self) -> "Config":
         names = [f"losses.{name}" for name in self.losses.image]
         if names and self.task == "generate":

@@ -9,11 +9,10 @@ from .arrays import BadFile, open_array, read_array
 from .feed import Feed, flips, order, placement
 from .folder import FolderImages, Progress, open_folder
 from .pixels import to_float, to_uint8
-from .source import ArrayImages, DataInfo, Images
+from .source import ArrayImages, Images
 
 __all__ = [
     "ArrayImages",
-    "DataInfo",
     "Feed",
     "FolderImages",
     "Images",

@@ -1,27 +1,11 @@
 """One split of a data set: N images, all of one shape, read by index."""
 
 import hashlib
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """What a plan prints of a split."""
-
-    name: str
-    count: int
-    channels: int
-    size: int
-    labels: bool
-    bytes: int
-    """Size of all images decoded."""
-    in_memory: bool
-    """Whether they are decoded and in RAM already."""
 
 
 class Images:
@@ -68,18 +52,6 @@ class Images:
     def nbytes(self) -> int:
         """Size of all images decoded."""
         return len(self) * self.channels * self.size * self.size
-
-    @property
-    def info(self) -> DataInfo:
-        return DataInfo(
-            name=self.name,
-            count=len(self),
-            channels=self.channels,
-            size=self.size,
-            labels=self.labels is not None,
-            bytes=self.nbytes,
-            in_memory=self.pixels is not None,
-        )
 
 
 class ArrayImages(Images):

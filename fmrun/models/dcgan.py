@@ -103,4 +103,7 @@ class DcganDiscriminator(nn.Module):
             x = F.leaky_relu(x, 0.2, inplace=normed)  # in place only where no tap holds the same memory
             if f"block{i}" in taps:
                 features[f"block{i}"] = x
-        return Out(self.head(x).flatten() if logits else None, features)
+        if not logits:
+            return Out(None, features)
+        with torch.autocast(x.device.type, enabled=False):  # half precision would lose the differences between logits
+            return Out(self.head(x.to(self.head.weight.dtype)).flatten(), features)

@@ -107,7 +107,11 @@ class Critic:
 
     def mildest(self, image: Tensor) -> Tensor | None:
         """Numbers for the mildest augmentation of `image`, where there is any: for looking, not for training."""
-        return image.new_full((len(image), NUMBERS), 0.5) if self.policy else None
+        if not self.policy:
+            return None
+        numbers = image.new_full((len(image), NUMBERS), 0.5)
+        numbers[:, 5:] = 0.0  # the hole in the corner
+        return numbers
 
     @property
     def suffix(self) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..augment import NUMBERS
 from ..config import Config
+from ..data.folder import Progress
 from ..data.images import Feed, Images, open_data, order, to_float
 from ..dist import World
 from ..grid import grid, save_png
@@ -48,7 +49,7 @@ class Generate(PairTask):
     paired = False
     """Whether every generated image has an original."""
     batch_losses: tuple[str, ...] = ()
-    next_step = "fmrun sample {run}"
+    sample_hint = ""
 
     def __init__(self, config: Config, device: torch.device, world: World):
         channels, size = config.data.channels, config.data.image_size
@@ -56,9 +57,9 @@ class Generate(PairTask):
         super().__init__(config, device, world, build_generator(config, channels), (channels, size, size))
 
     @staticmethod
-    def open(config: Config) -> tuple[Config, Images, Images | None]:
+    def open(config: Config, progress: Progress | None = None) -> tuple[Config, Images, Images | None]:
         """Training and held-out images, checked whole, and the config with what they settle."""
-        train, valid = open_data(config.data, config.seed)
+        train, valid = open_data(config.data, config.seed, progress)
         data = config.data.model_copy(update={"channels": train.channels})
         return config.model_copy(update={"data": data}), train, valid
 
@@ -151,9 +152,9 @@ class Generate(PairTask):
         heart (Karras et al. 2020, StyleGAN2-ADA, eq. 1)."""
         critic = self.critics[0]
         count = min(count, len(train), len(valid))
-        size = min(self.config.train.batch_size, count)
+        rounds = -(-count // self.config.train.batch_size)
+        size = count // rounds
         sums = torch.zeros(3, device=self.device, dtype=self.dtype)
-        rounds = count // size
         noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
         with held_averages(self.generator, critic.net):
             for i in range(rounds):

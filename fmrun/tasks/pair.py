@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -118,8 +120,24 @@ class PairTask:
         self.forward: nn.Module = self.generator
         """Compiled, where the config asks for it; the same parameters as `generator`."""
         if config.compile:
+            # one variant for each way a step runs a net: with and without statistics, gradients, taps
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
             self.forward = torch.compile(self.generator)  # type: ignore[assignment]
             critic.fast = torch.compile(net)  # type: ignore[assignment]
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Inside, nets run uncompiled: what happens once is not worth compiling, and hooks are seen."""
+        compiled = self.forward, [critic.fast for critic in self.critics]
+        self.forward = self.generator
+        for critic in self.critics:
+            critic.fast = critic.net
+        try:
+            yield
+        finally:
+            self.forward = compiled[0]
+            for critic, fast in zip(self.critics, compiled[1], strict=True):
+                critic.fast = fast
 
     def plan(self, step: int) -> Plan:
         """What happens in `step`; a function of the step alone."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..augment import NUMBERS
 from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
+from ..data.folder import Progress
 from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs
 from ..data.preview import write_preview
 from ..dist import World
@@ -92,7 +93,7 @@ def _refuse_tiny(valid: Pairs) -> None:
 class Upscale(PairTask):
     """Generator and discriminator of super-resolution, with everything they are trained by."""
 
-    next_step = "fmrun sample {run} --input PHOTO"
+    sample_hint = " --input PHOTO"
     paired = True
     held_out_names = ("eval/psnr_y", "eval/ssim_y", "eval/psnr_y_bicubic")
 
@@ -107,7 +108,7 @@ class Upscale(PairTask):
         )
 
     @staticmethod
-    def open(config: Config) -> tuple[Config, Pairs, Pairs | None]:
+    def open(config: Config, progress: Progress | None = None) -> tuple[Config, Pairs, Pairs | None]:
         """Training and validation pairs, checked whole, and the config with what they settle."""
         d = config.data
         described(config, d.channels or 3)  # what no data could mend is said before they are read
@@ -123,6 +124,7 @@ class Upscale(PairTask):
             cache=d.cache,
             degradation=d.degradation,
             seed=config.seed,
+            progress=progress,
         )
         if valid is not None:
             _refuse_tiny(valid)

@@ -96,7 +96,7 @@ def test_idx(tmp_path: Path, name: str, zipped: bool) -> None:
     (tmp_path / "train-labels.idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
     images = train(tmp_path / (name + end), image_size=28)
     np.testing.assert_array_equal(pixels(images), GREY[:, None])
-    assert images.info.labels == (name != "odd")
+    assert (images.labels is not None) == (name != "odd")
     if images.labels is not None:
         assert images.labels.dtype == np.int64
         assert images.labels.tolist() == [0, 1, 2, 3, 4]
@@ -114,7 +114,7 @@ def test_npz(tmp_path: Path, key: str, layout: str) -> None:
     np.savez_compressed(tmp_path / "data.npz", **{key: source}, **more)
     images = train(tmp_path / "data.npz", image_size=expected.shape[-1])
     np.testing.assert_array_equal(pixels(images), expected)
-    assert images.info.labels == bool(more)
+    assert (images.labels is not None) == bool(more)
 
 
 def test_torchvision_mnist(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     images = train(tmp_path, image_size=28)
     # a-.bmp, a/b/c.tif, a/z.bmp, b.PNG, c.Tiff
     np.testing.assert_array_equal(pixels(images), GREY[[4, 2, 1, 0, 3]][:, None])
-    assert images.info.name == str(tmp_path)
+    assert images.name == str(tmp_path)
     assert images.labels is None
 
 
