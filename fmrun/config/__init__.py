@@ -89,6 +89,8 @@ class Config(Section):
         for name in foreign:
             if getattr(self.data, name) != DataConfig.model_fields[name].default:
                 raise ValueError(f"data.{name} has no meaning for task '{self.task}'; leave it out")
+        if self.task == "generate" and self.eval.perceptual not in ("auto", "none"):
+            raise ValueError("eval.perceptual compares with originals, which task 'generate' has none of; leave it out")
         d = self.discriminator
         if d.norm == "instance" and d.type != "patchgan":
             raise ValueError(f"discriminator.norm 'instance' is for patchgan, not {d.type}")

@@ -74,3 +74,8 @@ class EvalConfig(Section):
 
     num: int = Field(default=500, ge=2)
     """Held-out images used."""
+
+    perceptual: Literal["auto", "dists", "lpips", "mobilenet", "none"] = "auto"
+    """Super-resolution: perceptual distance measured beside PSNR and SSIM, on pretrained nets (`dists`, `lpips`: extra
+    `perceptual`; `mobilenet`: a weighted distance between MobileNetV2's features). `auto` takes the first whose weights
+    are there, or none."""

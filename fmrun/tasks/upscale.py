@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..grid import to_uint8
 from ..losses.image import NAMES, ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
+from ..metrics.perceptual import perceptual_metric
 from ..models.upscalers import (
     ARCHITECTURES,
     Upscaler,
@@ -95,7 +96,6 @@ class Upscale(PairTask):
 
     sample_hint = " --input PHOTO"
     paired = True
-    held_out_names = ("eval/psnr_y", "eval/ssim_y", "eval/psnr_y_bicubic")
 
     def __init__(self, config: Config, device: torch.device, world: World):
         channels, side = config.data.channels, config.data.patch_size
@@ -103,9 +103,15 @@ class Upscale(PairTask):
         super().__init__(config, device, world, build_generator(config, channels), (channels, side, side))
         self.average.eval()
         self.tiling = tiling(described(config, channels))
+        self.perceptual = perceptual_metric(config.eval.perceptual, device) if config.eval.every else None
         self.losses = ImageLosses(
             config.losses, device, world, batch_size=config.train.batch_size, precision=self.precision
         )
+
+    @property
+    def held_out_names(self) -> tuple[str, ...]:
+        names = ("psnr_y", "ssim_y", *([self.perceptual[0]] if self.perceptual is not None else []))
+        return tuple(f"eval/{name}{suffix}" for name in names for suffix in ("", "_bicubic"))
 
     @staticmethod
     def open(config: Config, progress: Progress | None = None) -> tuple[Config, Pairs, Pairs | None]:
@@ -269,9 +275,10 @@ class Upscale(PairTask):
 
     @torch.no_grad()
     def held_out(self, train: Pairs, valid: Pairs, count: int) -> dict[str, float]:
-        """PSNR and SSIM of luma over whole validation images, of the averaged generator and of bicubic upscaling."""
+        """PSNR and SSIM of luma, and the perceptual distance, over whole validation images, of the averaged generator and
+        of bicubic upscaling."""
         scale = self.config.data.scale
-        sums = {"eval/psnr_y": 0.0, "eval/ssim_y": 0.0, "eval/psnr_y_bicubic": 0.0}
+        sums = dict.fromkeys(self.held_out_names, 0.0)
         count = min(count, len(valid))
         for index in range(count):
             low, high = valid.whole(index)
@@ -279,6 +286,8 @@ class Upscale(PairTask):
             for image, suffix in ((self.upscale(low), ""), (self.bicubic(low), "_bicubic")):
                 image = (image * 255).round() / 255
                 sums[f"eval/psnr_y{suffix}"] += float(psnr_y(image, original, scale)) / count
-                if not suffix:
-                    sums["eval/ssim_y"] += float(ssim_y(image, original, scale)) / count
+                sums[f"eval/ssim_y{suffix}"] += float(ssim_y(image, original, scale)) / count
+                if self.perceptual is not None:
+                    name, distance = self.perceptual
+                    sums[f"eval/{name}{suffix}"] += float(distance(image.float(), original.float())) / count
         return sums

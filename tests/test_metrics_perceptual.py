@@ -1,0 +1,68 @@
+"""The perceptual distance of validation: the one asked for, the first there is, or none."""
+
+import pytest
+import torch
+from torch import nn
+
+from fmrun.config import Config
+from fmrun.dist import World
+from fmrun.errors import UserError
+from fmrun.metrics import perceptual
+from fmrun.state import State
+
+CPU = torch.device("cpu")
+
+
+class Distance(nn.Module):
+    def forward(self, image: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        return (image - original).abs().mean()
+
+
+def missing() -> nn.Module:
+    raise UserError("eval.perceptual: the weights are missing: put vgg16.pth into the cache")
+
+
+@pytest.fixture
+def only_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptual, "METRICS", {"dists": missing, "lpips": missing, "mobilenet": Distance})
+
+
+@pytest.mark.usefixtures("only_the_last")
+def test_auto_takes_the_first_whose_weights_are_there() -> None:
+    found = perceptual.perceptual_metric("auto", CPU)
+    assert found is not None
+    assert found[0] == "mobilenet"
+    assert perceptual.perceptual_metric("none", CPU) is None
+
+
+def test_auto_does_without_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptual, "METRICS", {"dists": missing})
+    assert perceptual.perceptual_metric("auto", CPU) is None
+
+
+@pytest.mark.usefixtures("only_the_last")
+def test_the_one_asked_for_is_had_or_its_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"vgg16\.pth"):
+        perceptual.perceptual_metric("dists", CPU)
+
+
+@pytest.mark.usefixtures("only_the_last")
+def test_it_is_measured_on_whole_images_beside_bicubic() -> None:
+    config = Config.model_validate(
+        {
+            "task": "upscale",
+            "data": {"path": "bundled:photographs", "patch_size": 32, "channels": 3},
+            "generator": {"type": "compact", "features": 4, "blocks": 1},
+            "discriminator": {"type": "munet", "width": 4},
+            "losses": {"l1": {}},
+            "train": {"batch_size": 2},
+        }
+    )
+    state = State(config, CPU, World())
+    _, train, valid = state.task.open(config)
+    row = state.task.held_out(train, valid, 1)
+    assert set(row) == set(state.task.held_out_names)
+    assert {"eval/mobilenet", "eval/mobilenet_bicubic", "eval/ssim_y_bicubic"} <= set(row)
+    low, high = valid.whole(0)
+    bicubic = (state.task.bicubic(low) * 255).round() / 255
+    assert row["eval/mobilenet_bicubic"] == pytest.approx(float((bicubic - high[None] / 255).abs().mean()), rel=1e-5)
