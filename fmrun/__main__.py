@@ -53,7 +53,8 @@ def _usage(error: Exception) -> int:
         print(context.get_help() if context is not None else message)
         return 0
     path = context.command_path if context is not None else "fmrun"
-    _tell(f"{message.rstrip('.')}; {path} --help shows what there is")
+    end = " (" if message.endswith("?") else "; "
+    _tell(f"{message.rstrip('.')}{end}{path} --help shows what there is{')' if end == ' (' else ''}")
     return 2
 
 

@@ -206,7 +206,15 @@ def resume(
 
 @app.command("probe-layers")
 def probe_layers(
-    run: RunName = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="Trained run to probe (default: none, the nets as a run of the preset would start).",
+            autocompletion=_complete_runs,
+            show_default=False,
+        ),
+    ] = None,
     preset: Preset = None,
     config: ConfigFile = None,
     lambda_feature: Lambda = None,
@@ -316,10 +324,10 @@ def sample(
     runs_dir: RunsDir = RUNS,
 ) -> int:
     """Draw image grids from a trained generator, or upscale photographs with one. Needs no training data."""
+    target = _run_or_checkpoint(run, runs_dir)
     from . import sample as sampling
     from .report import Reporter, emit
 
-    target = _run_or_checkpoint(run, runs_dir)
     report = Reporter()
     source = sampling.open_source(target, raw=raw, device=_device(device), report=report)
     if input_ is not None:
@@ -370,13 +378,13 @@ def export(
     runs_dir: RunsDir = RUNS,
 ) -> int:
     """Write the generator alone, for other programs: safetensors, which spandrel (chaiNNer, ComfyUI) detects, or ONNX."""
+    target = _run_or_checkpoint(run, runs_dir)
     from . import sample as sampling
     from .export import DTYPES, export_source
     from .report import Reporter, emit
 
     if precision not in DTYPES:
         raise UserError(f"--precision is '{precision}'; allowed: {', '.join(DTYPES)}")
-    target = _run_or_checkpoint(run, runs_dir)
     report = Reporter()
     source = sampling.open_source(target, raw=raw, device=_device("cpu"), report=report)
     name = target.stem if isinstance(target, Path) else target.name
@@ -429,14 +437,16 @@ def runs(
             _emit_json(shown)
         else:
             for key, value in shown.items():
-                emit(f"{key}: {value}")
+                if value is not None:
+                    emit(f"{key}: {value}")
         return 0
     found = [_describe_run(r) for r in all_runs(runs_dir)]
     if json:
         _emit_json(found)
     elif found:
         columns = ("name", "state", "step", "steps", "started")
-        emit(format_table(columns, [[r[c] for c in columns] for r in found]))
+        rows = [[*(r[c] for c in columns[:-1]), f"{str(r['started'])[:16].replace('T', ' ')} UTC"] for r in found]
+        emit(format_table(columns, rows))
     else:
         Reporter().note(f"there are no runs in {runs_dir} yet; fmrun train makes one")
     return 0
