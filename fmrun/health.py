@@ -52,8 +52,9 @@ def _share(rows: Sequence[Row]) -> str | None:
 
 
 def _collapse(rows: Sequence[Row]) -> str | None:
-    values = _recent(rows, "health/diversity", 3)
-    if len(rows) >= 8 and len(values) == 3 and fmean(values) < 0.35:
+    values, past = _recent(rows, "health/diversity", 3), _recent(rows[:-3], "health/diversity", len(rows))
+    lost = len(past) >= 40 or (len(past) >= 5 and len(values) == 3 and fmean(values) < 0.7 * max(past))
+    if lost and len(values) == 3 and fmean(values) < 0.35:  # a generator that is still learning to vary loses nothing
         return (
             f"samples are losing diversity: they vary {100 * fmean(values):.0f} % as much as real images; try a smaller "
             "learning rate for the generator (-s optim.generator.lr=1e-4) or a larger --batch-size"

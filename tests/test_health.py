@@ -106,3 +106,10 @@ def test_a_small_share_that_was_asked_for_needs_no_sentence():
 def test_a_wasserstein_critic_is_not_taken_for_one_that_knows_everything():
     ill = rows(loss__d=[-12.0] * 5, health__d_real=[6.0] * 5, health__d_fake=[-6.0] * 5)
     assert all(rule(ill) is None for rule in RULES.values())
+
+
+def test_samples_that_are_still_learning_to_vary_are_not_losing_diversity():
+    series = [0.1, 0.12, 0.14, 0.16, 0.19, 0.22, 0.24, 0.26, 0.28, 0.3]
+    young = rows(10, health__diversity=series)
+    assert RULES["collapse"](young) is None
+    assert "losing diversity" in (RULES["collapse"](rows(10, health__diversity=series[::-1])) or "")
