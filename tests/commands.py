@@ -172,6 +172,11 @@ class Background:
         """Wait until it has said `text`."""
         self.until(lambda: text in self.err)
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def end(self, seconds: float = 60) -> Done:
         """Wait for the end; a hang is a failure. A code below zero is the signal that killed it."""
         self._process.join(seconds)

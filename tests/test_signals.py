@@ -65,12 +65,20 @@ def test_a_second_signal_aborts_at_once() -> None:
     assert "starts again at step 0" in good("resume", "slow", "--steps", "2").err
 
 
+def catches_interrupts(pid: int) -> bool:
+    """Whether the process has a handler for SIGINT by now."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt"))
+    return bool(int(caught, 16) & 1 << (signal.SIGINT - 1))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_a_signal_while_the_data_is_read_leaves_nothing(number: signal.Signals, code: int) -> None:
     """Before there is anything to save, a signal just ends it."""
     write_folder(Path("pictures"), count=3000)
     process = Background(*LONG, "--name", "early", "--data", "pictures")
-    time.sleep(0.3)
+    process.until(lambda: catches_interrupts(process.pid))  # a process that is still being made ignores them
+    time.sleep(0.1)
     process.signal(number)
     done = process.end(20)
     assert done.code in (code, 128 + number)
