@@ -19,8 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .environment import cpu_model
 from .errors import SaveError, UserError
-from .runs import cpu_model, write_atomic
+from .runs import write_atomic
 
 KEY = "fmrun"
 BLANK = b"0" * 64

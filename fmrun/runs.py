@@ -1,6 +1,6 @@
 """Run folders: `runs/NAME/{config.json, env.json, status.json, metrics.jsonl, samples/, checkpoints/}`.
 
-Imports torch only to describe the machine: listing runs, and completing their names, must be quick.
+Imports no torch: listing runs, and completing their names, must be quick.
 """
 
 import errno
@@ -10,17 +10,15 @@ import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+from .environment import environment
 from .errors import SaveError, UserError, nearest
 
 try:
@@ -98,6 +96,10 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def evaluations_file(self) -> Path:
+        return self.path / "evaluations.json"
 
     @property
     def tensorboard(self) -> Path:
@@ -191,13 +193,33 @@ class Run:
         """All rows, without what a kill tore."""
         return [row for _, row in self._rows()]
 
+    def evaluations(self) -> list[dict[str, Any]]:
+        """What `add_evaluation` was given, in the order of their steps; empty where missing or damaged."""
+        return list(_json_or_empty(self.evaluations_file).get("evaluations", []))
+
+    def add_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Keep what one evaluation found: `step`, `weights` (ema or raw), `metrics` (name to number), `floor` (the same
+        of real images against real ones), `settings` (all that makes two evaluations comparable: data, number of
+        images, extractor, resolution, resize filter, …). Replaces an older one of the same step, weights and settings."""
+        what = ("step", "weights", "settings")
+        same = [record.get(key) for key in what]
+        kept = [r for r in self.evaluations() if [r.get(key) for key in what] != same]
+        self._write_evaluations(sorted([*kept, dict(record)], key=lambda r: int(r["step"])))
+
+    def _write_evaluations(self, records: Sequence[Mapping[str, Any]]) -> None:
+        with saving(self.evaluations_file):
+            write_atomic(self.evaluations_file, to_json({"evaluations": records}))
+
     def cut_back(self, step: int) -> None:
-        """Forget what was recorded after `step`: rows of metrics and sample grids. TensorBoard's files
-        are cut by `report.TensorBoard(after=step)`."""
+        """Forget what was recorded after `step`: rows of metrics, evaluations and sample grids. TensorBoard's
+        files are cut by `report.TensorBoard(after=step)`."""
         if self.metrics_file.exists():
             kept = (line.rstrip() + b"\n" for line, row in self._rows() if row["step"] <= step)
             with saving(self.metrics_file):
                 write_atomic(self.metrics_file, *kept)
+        records = self.evaluations()
+        if any(int(r["step"]) > step for r in records):
+            self._write_evaluations([r for r in records if int(r["step"]) <= step])
         for path in self.samples.glob("step-*"):
             number = re.match(r"step-(\d+)", path.name)
             if number and int(number[1]) > step:
@@ -290,58 +312,6 @@ def all_runs(runs_dir: Path) -> list[Run]:
     except OSError:
         return []
     return sorted(runs, key=lambda run: (str(run.status().get("started", "")), run.name))
-
-
-def environment() -> dict[str, Any]:
-    """What a run ran on and with. Never fails: what cannot be found out is None."""
-    import torch
-
-    from . import __version__
-
-    def gpus() -> list[str]:
-        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-    return {
-        "fmrun": __version__,
-        "git": _attempt(_git_revision),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{name: _attempt(version, name) for name in ("torchvision", "numpy", "safetensors")},
-        "cuda": torch.version.cuda,
-        "cudnn": _attempt(torch.backends.cudnn.version),
-        "platform": platform.platform(),
-        "processor": cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": _attempt(torch.get_num_threads),
-        "gpus": _attempt(gpus),
-        "host": platform.node(),
-    }
-
-
-def cpu_model() -> str | None:
-    """The processor's name as its maker gives it."""
-    if sys.platform == "darwin":
-        return _attempt(_output, "sysctl", "-n", "machdep.cpu.brand_string")
-    cpuinfo = _attempt(Path("/proc/cpuinfo").read_text) or ""
-    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    return name[1] if name else platform.processor() or platform.machine() or None
-
-
-def _git_revision() -> str:
-    """The revision checked out in the current folder, with `-dirty` where tracked files differ from it."""
-    changed = _output("git", "--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
-    return _output("git", "rev-parse", "HEAD") + ("-dirty" if changed else "")
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-
-
-def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except Exception:
-        return None
 
 
 @contextmanager

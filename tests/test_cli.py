@@ -336,15 +336,15 @@ def test_data_on_stdout_and_words_on_stderr() -> None:
 
 
 def test_completion_knows_presets_and_runs() -> None:
-    from fmrun import cli
+    from fmrun.cli import options
 
-    assert cli._complete_presets("") == presets.names()
-    assert cli._complete_presets("dcgan-fm-") == [n for n in presets.names() if n.startswith("dcgan-fm-")]
-    assert cli._complete_runs("") == []
+    assert options.complete_presets("") == presets.names()
+    assert options.complete_presets("dcgan-fm-") == [n for n in presets.names() if n.startswith("dcgan-fm-")]
+    assert options.complete_runs("") == []
     train("--steps", "1", "--name", "alpha")
     train("--steps", "1", "--name", "beta")
-    assert cli._complete_runs("") == ["alpha", "beta"]
-    assert cli._complete_runs("be") == ["beta"]
+    assert options.complete_runs("") == ["alpha", "beta"]
+    assert options.complete_runs("be") == ["beta"]
 
 
 def test_completion_in_a_shell() -> None:

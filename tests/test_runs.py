@@ -282,3 +282,19 @@ def test_environment_names_the_revision(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(revision) == 40
     (tmp_path / "a").write_text("22")
     assert runs.environment()["git"] == revision + "-dirty"
+
+
+def test_evaluations_replace_their_like_and_go_with_the_steps_cut_off(tmp_path: Path) -> None:
+    run = runs.create(tmp_path, "a", "p", {}, [])
+    assert run.evaluations() == []
+    settings = {"extractor": "inception", "num": 500}
+    for step, value in ((20, 2.0), (10, 1.0), (20, 3.0)):
+        run.add_evaluation({"step": step, "weights": "ema", "settings": settings, "metrics": {"kid": value}})
+    run.add_evaluation({"step": 20, "weights": "raw", "settings": settings, "metrics": {"kid": 4.0}})
+    assert [(r["step"], r["weights"], r["metrics"]["kid"]) for r in run.evaluations()] == [
+        (10, "ema", 1.0),
+        (20, "ema", 3.0),
+        (20, "raw", 4.0),
+    ]
+    run.cut_back(10)
+    assert [r["step"] for r in run.evaluations()] == [10]

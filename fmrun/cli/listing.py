@@ -1,0 +1,83 @@
+"""`presets` and `runs`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import RUNS, Json, RunName, RunsDir, complete_presets
+
+if TYPE_CHECKING:
+    from ..runs import Run
+
+
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this one.", autocompletion=complete_presets, show_default=False)
+    ] = None,
+    json: Json = False,
+) -> int:
+    """List the presets, or show one resolved."""
+    from .. import presets as library
+    from ..report import emit, emit_json, format_table
+
+    if name is not None:
+        config = library.resolve(name, None, [], need_data=False)
+        if json:
+            emit_json(config.model_dump(mode="json"))
+        else:
+            for key, value in library.flatten(config).items():
+                emit(library.render(key, value))
+        return 0
+    rows = [(n, library.describe(n)) for n in library.names()]
+    if json:
+        emit_json([{"name": n, "description": text, "default": n == library.DEFAULT} for n, text in rows])
+    else:
+        emit(format_table(("preset", "what it is"), rows))
+    return 0
+
+
+def runs(
+    run: RunName = None,
+    runs_dir: RunsDir = RUNS,
+    json: Json = False,
+) -> int:
+    """List the runs, or show one."""
+    from ..report import Reporter, emit, emit_json, format_table
+    from ..runs import all_runs, find
+
+    if run is not None:
+        shown = _describe_run(find(runs_dir, run))
+        if json:
+            emit_json(shown)
+        else:
+            for key, value in shown.items():
+                if value is not None:
+                    emit(f"{key}: {value}")
+        return 0
+    found = [_describe_run(r) for r in all_runs(runs_dir)]
+    if json:
+        emit_json(found)
+    elif found:
+        columns = ("name", "state", "step", "steps", "started")
+        rows = [[*(r[c] for c in columns[:-1]), f"{str(r['started'])[:16].replace('T', ' ')} UTC"] for r in found]
+        emit(format_table(columns, rows))
+    else:
+        Reporter().note(f"there are no runs in {runs_dir} yet; fmrun train makes one")
+    return 0
+
+
+def _describe_run(run: Run) -> dict[str, Any]:
+    from ..checkpoint import steps
+
+    status = run.status()
+    keys = ("step", "steps", "started", "updated", "exit_code", "message", "best")
+    return {
+        "name": run.name,
+        "state": run.state,
+        **{key: status.get(key) for key in keys},
+        "checkpoints": steps(run.checkpoints),
+        "command": " ".join(run.env().get("command", [])),
+        "path": str(run.path),
+    }

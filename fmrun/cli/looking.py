@@ -1,0 +1,117 @@
+"""`probe-layers` and `data-preview`: what there is, before training on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UserError
+from .options import (
+    RUNS,
+    Balance,
+    BatchSize,
+    ConfigFile,
+    Data,
+    Device,
+    Json,
+    Lambda,
+    Layers,
+    Preset,
+    RunsDir,
+    Seed,
+    Set,
+    as_overrides,
+    complete_runs,
+)
+
+FREE_IN_PROBE = ("feature_matching.", "data.path", "data.root", "data.fit", "train.batch_size", "seed", "device")
+"""What probing a run may look at otherwise than the run did: nothing here changes its nets."""
+
+
+def probe_layers(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="Trained run to probe (default: none, the nets as a run of the preset would start).",
+            autocompletion=complete_runs,
+            show_default=False,
+        ),
+    ] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    lambda_feature: Lambda = None,
+    balance: Balance = None,
+    layers: Layers = None,
+    batch_size: BatchSize = None,
+    data: Data = None,
+    seed: Seed = None,
+    device: Device = None,
+    set_: Set = None,
+    runs_dir: RunsDir = RUNS,
+    no_data: Annotated[bool, typer.Option("--no-data", help="Shapes and costs only; reads no images.")] = False,
+    json: Json = False,
+) -> int:
+    """List the discriminator's layers: what each costs, sees and would teach. A preset, a config, or a trained RUN."""
+    from .. import checkpoint
+    from ..presets import resolve, revise
+    from ..report import Reporter, emit, emit_json
+    from ..runs import find
+
+    report, found = Reporter(), None
+    overrides = as_overrides(
+        set_,
+        lambda_feature=lambda_feature,
+        balance=balance,
+        layers=layers,
+        batch_size=batch_size,
+        data=data,
+        seed=seed,
+        device=device,
+    )
+    if run is not None:
+        if preset is not None or config is not None:
+            raise UserError("give a run, or --preset and --config, not both")
+        folder = find(runs_dir, run)
+        resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
+        found, skipped = checkpoint.newest(folder.checkpoints)
+        for sentence in skipped:
+            report.warn(sentence)
+        if found is None:
+            raise UserError(f"run {folder.name} has no checkpoint yet; {folder.command('resume')} trains it on")
+    else:
+        resolved = resolve(preset, config, overrides, need_data=not no_data)
+    from .. import probe
+
+    result = probe.probe(resolved, run_checkpoint=found, data=not no_data, report=report)
+    if json:
+        emit_json(result)
+    else:
+        emit(probe.table(result))
+    return 0
+
+
+def data_preview(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    data: Data = None,
+    seed: Seed = None,
+    set_: Set = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, max=64, help="Patches shown, or rows of images.")] = 4,
+    out: Annotated[Path, typer.Option("--out", help="PNG file.")] = Path("data-preview.png"),
+) -> int:
+    """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
+    from ..presets import resolve
+    from ..report import emit
+    from ..state import TASKS
+
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
+    resolved = resolve(preset, config, as_overrides(set_, data=data, seed=seed))
+    task = TASKS[resolved.task]
+    final, images, _ = task.open(resolved)
+    task.draw_data(final, images, out, rows)
+    emit(str(out))
+    return 0

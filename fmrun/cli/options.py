@@ -1,0 +1,112 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..dist import World
+    from ..presets import Override
+    from ..report import Reporter
+    from ..runs import Run
+
+
+def complete_presets(incomplete: str) -> list[str]:
+    from ..presets import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    from ..runs import all_runs
+
+    return [run.name for run in all_runs(Path("runs")) if run.name.startswith(incomplete)]
+
+
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", help="Preset to start from (default: dcgan-fm).", autocompletion=complete_presets),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML or YAML file that lies on top of the preset.", show_default=False)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-s", "--set", metavar="KEY=VALUE", help="Set any field, e.g. -s train.batch_size=32.", show_default=False
+    ),
+]
+Lambda = Annotated[str | None, typer.Option("--lambda-feature", metavar="NUMBER", help="feature_matching.weight")]
+Balance = Annotated[str | None, typer.Option("--balance", metavar="MODE", help="feature_matching.balance")]
+Layers = Annotated[str | None, typer.Option("--layers", metavar="LIST", help="feature_matching.layers, e.g. block1,-1")]
+Steps = Annotated[str | None, typer.Option("--steps", metavar="N", help="train.steps")]
+BatchSize = Annotated[str | None, typer.Option("--batch-size", metavar="N", help="train.batch_size")]
+Data = Annotated[str | None, typer.Option("--data", metavar="PATH", help="data.path")]
+Seed = Annotated[str | None, typer.Option("--seed", metavar="N", help="seed")]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="device: auto, cpu, cuda, cuda:N, mps")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the runs.")]
+RunName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]", help="Run (default: the newest).", autocompletion=complete_runs, show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+RUNS = Path("runs")
+
+
+def as_overrides(sets: list[str] | None, **shorthands: str | None) -> list[Override]:
+    """Shorthands and `-s` as overrides; a name is that of the flag, with underscores."""
+    from ..presets import SHORTHANDS, Override, parse_set
+
+    found = []
+    for name, value in shorthands.items():
+        if value is not None:
+            flag = "--" + name.replace("_", "-")
+            found.append(Override(flag, SHORTHANDS[flag], value))
+    return found + [parse_set(text) for text in sets or []]
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[World, Reporter]]:
+    """The processes that share the work, and a reporter that speaks for the first."""
+    import os
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; deterministic kernels need it
+    from ..dist import World
+    from ..report import Reporter
+
+    world = World.join(device)
+    try:
+        yield world, Reporter(quiet_rank=not world.first)
+    finally:
+        world.leave()
+
+
+def choose_device(name: str) -> torch.device:
+    from ..precision import choose_device as choose
+    from ..presets import Override, resolve
+
+    resolve(None, None, [Override("--device", "device", name)])  # its error, in its words
+    return choose(name)
+
+
+def run_or_checkpoint(name: str | None, runs_dir: Path) -> Run | Path:
+    from ..runs import find
+
+    if name is not None and name.endswith(".safetensors"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"there is no checkpoint file '{name}'")
+        return path
+    return find(runs_dir, name)

@@ -1,0 +1,91 @@
+"""`sample` and `export`: what a trained generator is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UserError
+from .options import RUNS, RunName, RunsDir, choose_device, complete_runs, run_or_checkpoint
+
+
+def sample(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="Run, or a checkpoint file (default: the newest run).",
+            show_default=False,
+            autocompletion=complete_runs,
+        ),
+    ] = None,
+    num: Annotated[int, typer.Option("--num", min=1, max=100_000, help="Images.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Image i of a seed is always the same.")] = 0,
+    grid: Annotated[int | None, typer.Option("--grid", min=1, metavar="COLUMNS", help="Columns of the grid.")] = None,
+    interpolate: Annotated[
+        int | None,
+        typer.Option("--interpolate", min=2, metavar="N", help="Walk from latent to latent in N pictures a row."),
+    ] = None,
+    individual: Annotated[bool, typer.Option("--individual", help="One file an image instead of a grid.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
+    input_: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="PATH", help="Photograph or folder to upscale.", show_default=False),
+    ] = None,
+    tile: Annotated[int | None, typer.Option("--tile", min=16, help="Side of the tiles of --input, in pixels.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures of --input that are there.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="PNG file or folder.", show_default=False)] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
+    runs_dir: RunsDir = RUNS,
+) -> int:
+    """Draw image grids from a trained generator, or upscale photographs with one. Needs no training data."""
+    target = run_or_checkpoint(run, runs_dir)
+    from .. import sample as sampling
+    from ..report import Reporter, emit
+
+    report = Reporter()
+    source = sampling.open_source(target, raw=raw, device=choose_device(device), report=report)
+    if input_ is not None:
+        if (num, seed, grid, interpolate, individual) != (64, 0, None, None, False):
+            raise UserError(
+                "--num, --seed, --grid, --interpolate and --individual are for images from noise, not --input"
+            )
+        paths = sampling.upscale_input(source, input_, out=out, overwrite=overwrite, tile=tile, report=report)
+    else:
+        if tile is not None or overwrite:
+            raise UserError("--tile and --overwrite go with --input")
+        paths = sampling.sample(
+            source, num=num, seed=seed, columns=grid, interpolate=interpolate, individual=individual, out=out
+        )
+    for path in paths:
+        emit(str(path))
+    return 0
+
+
+def export(
+    run: RunName = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A .safetensors or .onnx file (default: RUN.safetensors).", show_default=False),
+    ] = None,
+    precision: Annotated[str, typer.Option("--precision", help="Of .safetensors: fp32, fp16 or bf16.")] = "fp32",
+    raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
+    runs_dir: RunsDir = RUNS,
+) -> int:
+    """Write the generator alone, for other programs: safetensors, which spandrel (chaiNNer, ComfyUI) detects, or ONNX."""
+    target = run_or_checkpoint(run, runs_dir)
+    from .. import sample as sampling
+    from ..export import DTYPES, export_source
+    from ..report import Reporter, emit
+
+    if precision not in DTYPES:
+        raise UserError(f"--precision is '{precision}'; allowed: {', '.join(DTYPES)}")
+    report = Reporter()
+    source = sampling.open_source(target, raw=raw, device=choose_device("cpu"), report=report)
+    name = target.stem if isinstance(target, Path) else target.name
+    made = export_source(source, out or Path(f"{name}.safetensors"), precision)
+    report.note(f"{made.what}, {made.size:,} bytes; read back, its images differ by at most {made.difference:.2g}")
+    emit(str(made.path))
+    return 0

@@ -1,0 +1,107 @@
+"""`train` and `resume`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import (
+    RUNS,
+    Balance,
+    BatchSize,
+    ConfigFile,
+    Data,
+    Device,
+    Lambda,
+    Layers,
+    Preset,
+    RunName,
+    RunsDir,
+    Seed,
+    Set,
+    Steps,
+    as_overrides,
+    joined,
+)
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+
+def train(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    lambda_feature: Lambda = None,
+    balance: Balance = None,
+    layers: Layers = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    data: Data = None,
+    seed: Seed = None,
+    device: Device = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run (default: PRESET-001, …).")] = None,
+    set_: Set = None,
+    runs_dir: RunsDir = RUNS,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
+    ] = False,
+) -> int:
+    """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
+    from ..presets import DEFAULT, flatten, resolve
+    from ..report import emit_json
+
+    resolved = resolve(
+        preset,
+        config,
+        as_overrides(
+            set_,
+            lambda_feature=lambda_feature,
+            balance=balance,
+            layers=layers,
+            steps=steps,
+            batch_size=batch_size,
+            data=data,
+            seed=seed,
+            device=device,
+        ),
+    )
+    label = preset or (config.stem if config is not None else DEFAULT)
+    with joined(resolved.device) as (world, report):
+        from .. import train as training
+
+        if dry_run:
+            final = training.dry_run(resolved, report, world)
+            if world.first:
+                emit_json(final.model_dump(mode="json"))
+            report.note(f"{len(flatten(final))} settings, all valid; to train: leave out --dry-run")
+            return 0
+        return training.start(
+            resolved, runs_dir=runs_dir, name=name, preset=label, command=sys.argv, report=report, world=world
+        )
+
+
+def resume(
+    run: RunName = None,
+    steps: Steps = None,
+    device: Device = None,
+    set_: Set = None,
+    runs_dir: RunsDir = RUNS,
+) -> int:
+    """Continue a run exactly where it stopped; --steps makes it longer."""
+    from ..presets import revise
+    from ..runs import find
+
+    overrides = as_overrides(set_, steps=steps, device=device)
+    found = find(runs_dir, run)
+
+    def change(saved: dict[str, Any]) -> Config:
+        from ..train import FREE_ON_RESUME
+
+        return revise(saved, overrides, FREE_ON_RESUME)
+
+    with joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):
+        from .. import train as training
+
+        return training.resume(found, change, report=report, world=world)
