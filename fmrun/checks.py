@@ -162,7 +162,7 @@ def _check_losses(state: State, critic: Critic, plan: CriticPlan, batches: list[
 
 def _check_image_losses(state: State, batch: Batch, image: Tensor) -> None:
     leaf = image.detach().requires_grad_()
-    for name, loss in state.task.image_losses(batch, leaf, state.step).items():
+    for name, loss in state.task.image_losses(batch, leaf, max(state.step, state.config.full_step)).items():
         gradient = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
         if gradient is None or not bool(gradient.abs().sum() > 0):
             raise UserError(f"losses.{name} gives the generator no gradient, so it can learn nothing from it")

@@ -140,6 +140,8 @@ def export_source(source: Source, path: Path, precision: str) -> Exported:
     if config.task == "upscale":
         if ending == ".onnx":
             return export_onnx(source.net, path, scale=scale, channels=channels)
+        if config.generator.target is not None:
+            return export_weights(source.net, path, precision=cast(Precision, precision))
         title = ARCHITECTURES[config.generator.type].title
         return export_upscaler(
             source.net, path, architecture=title, scale=scale, channels=channels, precision=cast(Precision, precision)

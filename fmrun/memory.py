@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -63,20 +63,12 @@ def largest_batch(config: Config, world: World) -> int | None:
     return None
 
 
-def _full_step(config: Config) -> int:
-    """The first step at which everything acts."""
-    gan = config.losses.gan
-    terms: list[Any] = [gan, config.feature_matching, *config.losses.image.values()]
-    last = max(term.start_step + (1 if term.ramp else 0) for term in terms if term.weight > 0)
-    return -(-last // gan.penalty_every) * gan.penalty_every
-
-
 def _fits(config: Config, world: World) -> bool:
     """Whether a whole step of a fresh state fits."""
     try:
         device = choose_device(config.device, world.local_rank)
         state = State(config, device, world)
-        state.step = _full_step(config)
+        state.step = config.full_step
         state.advance([state.task.prepare(state.task.blank(), d) for d in range(state.draws_per_step)])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

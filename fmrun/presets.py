@@ -129,8 +129,17 @@ def render(key: str, value: Any) -> str:
                 return f"{key}={value}"
         except ValueError:
             pass
-    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
-    return f"{key}={text}".replace("\x7f", "\\u007f")
+    return f"{key}={_toml(value)}"
+
+
+def _toml(value: Any) -> str:
+    """A value of JSON's types as TOML writes it inline. (TOML has no null: keys without a value are left out.)"""
+    if isinstance(value, dict):
+        inner = ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None)
+        return f"{{{inner}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(v) for v in value)}]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 # ---- the whole
@@ -242,8 +251,10 @@ def flatten(config: "Config") -> dict[str, Any]:
 
 
 def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    from fmrun.config.fields import FIELDS
+
     for key, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix + key not in FIELDS:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -329,12 +340,18 @@ class _Layers:
         return None
 
     def override(self, override: Override) -> None:
-        from fmrun.config.fields import FIELDS, NONE_WORDS, toml_value
+        from fmrun.config.fields import FIELDS, NONE_WORDS, table_of, toml_value
 
         key, value, label = override.key, override.value, override.flag
         is_text = isinstance(value, str)
         if key in FIELDS:
             self._lay(key, _Given(value, label, key, is_text))
+        elif (table := table_of(key)) is not None:
+            below = self.given[table].value if table in self.given else {}
+            below = toml_value(below) if isinstance(below, str) else below
+            parsed = toml_value(value) if is_text else value
+            inner = {key.removeprefix(f"{table}."): value if parsed is None else parsed}
+            self._lay(table, _Given({**(below if isinstance(below, dict) else {}), **inner}, label, key))
         elif value is None or value in NONE_WORDS:
             self.put(key, "none", label)
         else:

@@ -85,7 +85,9 @@ def allowed(kind: Kind) -> str:
         ]
         options.append(f"list of {amount}{inner}{_bounds(kind.item)}")
     elif not options:
-        options = [{"int": "whole number", "float": "number", "str": "text"}[kind.name] + _bounds(kind)]
+        options = [
+            {"int": "whole number", "float": "number", "str": "text", "table": "table"}[kind.name] + _bounds(kind)
+        ]
     return " | ".join([*options, *(["`none`"] if kind.nullable and "none" not in kind.choices else [])])
 
 
@@ -120,7 +122,7 @@ def _table(section: str) -> list[str]:
         cells = (
             f"`{key.removeprefix(prefix)}`",
             allowed(setting.kind),
-            _value(setting.info.default),
+            _value(setting.info.get_default(call_default_factory=True)),
             setting.description,
         )
         rows.append(f"| {' | '.join(_cell(c) for c in cells)} |")

@@ -25,6 +25,7 @@ STREAMS = (
     "crop",
     "degrade",
     "degrade-valid",
+    "own nets",
 )
 
 

@@ -14,7 +14,7 @@ from . import checkpoint
 from .config import Config
 from .errors import UserError
 from .grid import grid, save_png, to_uint8
-from .models.upscalers import tiling
+from .models.custom import expecting_old_code
 from .photos import upscale_photos
 from .precision import set_determinism
 from .presets import from_json
@@ -62,7 +62,8 @@ def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: 
     assert config.data.channels is not None
     net = BUILDERS[config.task](config, config.data.channels)
     prefix = "generator." if raw else "ema."
-    net.load_state_dict({k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)})
+    with expecting_old_code(config):
+        net.load_state_dict({k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)})
     net = net.to(device=device, dtype=torch.float32).to(memory_format=torch.channels_last).eval()
     return Source(net, config, found.step, folder)
 
@@ -150,7 +151,7 @@ def upscale_input(
     if config.task != "upscale":
         raise UserError(f"--input {path}: this generator makes images from noise; leave --input out")
     assert config.data.channels is not None
-    field = tiling(upscale.described(config, config.data.channels))
+    field = upscale.tile_field(config, config.data.channels)
     cut = layout(field.radius, field.smallest, field.multiple, tile=tile)
     return upscale_photos(
         source.net,

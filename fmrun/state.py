@@ -10,7 +10,9 @@ from torch import Tensor
 
 from .config import Config
 from .dist import World
+from .models.custom import expecting_old_code
 from .optim import Ema, Guard, Optimiser, lr_factor
+from .rng import torch_generator
 from .step import Terms, step
 from .tasks import Batch
 from .tasks.generate import Generate
@@ -120,6 +122,8 @@ class State:
     def advance(self, draws: list[list[Batch]]) -> None:
         """Make one step. Waits for nothing."""
         self.set_live(self.step)
+        if self.task.own_nets:  # dropout and noise within them draw from the global generators
+            torch.manual_seed(torch_generator(self.config.seed, "own nets", self.step, self.world.rank).initial_seed())
         plan = self.task.plan(self.step)
         terms = step(self.task, draws, plan, self.live, self.optimisers, self.world, self.config.train.d_updates)
         for critic, critic_plan in zip(self.task.critics, plan.critics, strict=True):
@@ -161,10 +165,12 @@ class State:
             start = f"{prefix}."
             return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
-        self.task.generator.load_state_dict(take("generator"))
-        self.task.average.load_state_dict(take("ema"))
+        with expecting_old_code(self.config):
+            self.task.generator.load_state_dict(take("generator"))
+            self.task.average.load_state_dict(take("ema"))
+            for critic in self.task.critics:
+                critic.net.load_state_dict(take(critic.name))
         for critic in self.task.critics:
-            critic.net.load_state_dict(take(critic.name))
             if critic.matching is not None:
                 critic.matching.load_state_dict(take(f"matching.{critic.name}"))
         for name, optimiser in self.optimisers.items():

@@ -389,11 +389,11 @@ def test_a_discriminator_comes_walked_or_as_it_is_if_it_has_the_face(folder):
 
 def test_a_generator_comes_as_it_is_once_its_images_have_the_right_shape(folder):
     small = noise(1, 3, 8, 8)
-    net = custom_generator("own_nets:Double", {}, rng(), small, (1, 3, 16, 16))
+    net = custom_generator("own_nets:Double", {}, rng(), [(small, (1, 3, 16, 16))])
     assert type(net).__name__ == "Double"
     with pytest.raises(
         UserError,
         match=r"generator\.target: 'own_nets:Double' makes \(1, 3, 16, 16\) of \(1, 3, 8, 8\), and must make "
         r"\(1, 3, 32, 32\)",
     ):
-        custom_generator("own_nets:Double", {}, rng(), small, (1, 3, 32, 32))
+        custom_generator("own_nets:Double", {}, rng(), [(small, (1, 3, 16, 16)), (small, (1, 3, 32, 32))])

@@ -302,8 +302,9 @@ def test_the_balance_is_measured_densely_again_when_the_adversarial_term_begins(
     assert all(critic.plan(step, True).measure for step in range(101, 117))
 
 
-def test_a_loss_that_teaches_nothing_is_named() -> None:
-    state = make_state()
+@pytest.mark.parametrize("start", [0, 5])
+def test_a_loss_that_teaches_nothing_is_named_also_if_it_starts_later(start: int) -> None:
+    state = make_state(losses={"charbonnier": {"start_step": start}, "l1": {}})
     state.task.losses.functions["charbonnier"] = lambda image, target: (image * 0).sum()
     with pytest.raises(UserError, match=r"losses\.charbonnier gives the generator no gradient"):
         check_start(state, draws_of(state))

@@ -1,6 +1,6 @@
 """The schema: every setting, its type, range, default and meaning. Imports pydantic only."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -72,17 +72,23 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     """Measurements on held-out images."""
 
+    @property
+    def full_step(self) -> int:
+        """The first step at which everything acts, penalties included."""
+        every = self.losses.gan.penalty_every
+        terms: list[Any] = [self.losses.gan, self.feature_matching, *self.losses.image.values()]
+        last = max(term.start_step + (1 if term.ramp else 0) for term in terms if term.weight > 0)
+        return -(-last // every) * every
+
     @model_validator(mode="after")
     def _belongs_to_task(self) -> "Config":
         """A setting of the other task would be accepted and ignored."""
-        makes = "dcgan" if self.task == "generate" else None
-        if (self.generator.type == "dcgan") != (makes == "dcgan"):
-            fits = "dcgan" if makes else "compact, span, realplksr or esrgan"
-            raise ValueError(f"generator.type '{self.generator.type}' is not for task '{self.task}'; choose {fits}")
-        if self.task == "generate" and self.discriminator.type in ("munet", "unet", "patchgan"):
-            raise ValueError(
-                f"discriminator.type '{self.discriminator.type}' is for task 'upscale'; choose dcgan, or a target"
-            )
+        g, d = self.generator, self.discriminator
+        if g.target is None and (g.type == "dcgan") != (self.task == "generate"):
+            fits = "dcgan" if self.task == "generate" else "compact, span, realplksr or esrgan"
+            raise ValueError(f"generator.type '{g.type}' is not for task '{self.task}'; choose {fits}, or a target")
+        if self.task == "generate" and d.target is None and d.type in ("munet", "unet", "patchgan"):
+            raise ValueError(f"discriminator.type '{d.type}' is for task 'upscale'; choose dcgan, or a target")
         if self.task == "generate" and self.data.channels == 4:
             raise ValueError("data.channels 4 is for task 'upscale'; choose 1 or 3")
         foreign = ONLY_UPSCALE if self.task == "generate" else ONLY_GENERATE
@@ -91,7 +97,6 @@ class Config(Section):
                 raise ValueError(f"data.{name} has no meaning for task '{self.task}'; leave it out")
         if self.task == "generate" and self.eval.perceptual not in ("auto", "none"):
             raise ValueError("eval.perceptual compares with originals, which task 'generate' has none of; leave it out")
-        d = self.discriminator
         if d.norm == "instance" and d.type != "patchgan":
             raise ValueError(f"discriminator.norm 'instance' is for patchgan, not {d.type}")
         if d.type in ("munet", "unet") and d.norm not in ("batch", "spectral"):

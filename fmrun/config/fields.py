@@ -28,9 +28,9 @@ class Mismatch(ValueError):
 
 @dataclass(frozen=True)
 class Kind:
-    """The type of a setting: a scalar, one of `choices`, or a list of `item`."""
+    """The type of a setting: a scalar, one of `choices`, a list of `item`, or a table with keys of the user's own."""
 
-    name: Literal["bool", "int", "float", "str", "choice", "layer", "list"]
+    name: Literal["bool", "int", "float", "str", "choice", "layer", "list", "table"]
     nullable: bool = False
     choices: tuple[Any, ...] = ()
     item: "Kind | None" = None
@@ -47,7 +47,8 @@ class Kind:
         if self.name in ("str", "choice"):
             # A quoted string is literal, so that '"none"' can name a file; 007 and 2024-01-01 stay text.
             return value if isinstance(value, str) else self.coerce(text)
-        fits = (bool, int, float, str, list, dict) if self.name == "list" else (bool, int, float, str)
+        fits: tuple[type, ...] = (bool, int, float, str)
+        fits += {"list": (list, dict), "table": (dict,)}.get(self.name, ())
         return self.coerce(value if isinstance(value, fits) else text)
 
     def coerce(self, value: Any) -> Any:
@@ -59,6 +60,8 @@ class Kind:
                 return None
             if self.name == "list":
                 return []
+            if self.name == "table":
+                return {}
         if self.choices and not isinstance(value, bool):
             for choice in self.choices:
                 if value == choice or (isinstance(value, str) and value == str(choice)):
@@ -75,6 +78,8 @@ class Kind:
             case "str" if isinstance(value, str):
                 return value
             case "layer" if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+                return value
+            case "table" if isinstance(value, dict) and _is_json(value):
                 return value
             case "list" if not isinstance(value, dict) and value is not None:
                 assert self.item is not None
@@ -125,7 +130,7 @@ class Kind:
     def words(self) -> str:
         """The type in words: `a whole number, 1 or greater`."""
         noun, bounds = self.noun(), self._range()
-        article = {"bool": "", "int": "a ", "float": "a ", "list": "", "choice": ""}.get(self.name, "")
+        article = {"int": "a ", "float": "a "}.get(self.name, "")
         return f"{article}{noun}{', ' if bounds else ''}{bounds}" + (" (or none)" if self.nullable else "")
 
     def noun(self, plural: bool = False) -> str:
@@ -144,6 +149,7 @@ class Kind:
             "float": ("finite number", "finite numbers"),
             "str": ("text", "texts"),
             "layer": ("a layer's name or index", "names or indices"),
+            "table": ("a table, like {depth = 3}", "tables"),
         }[self.name]
         return many if plural else single
 
@@ -184,6 +190,15 @@ def toml_value(text: str) -> Any:
         return None
 
 
+def _is_json(value: Any) -> bool:
+    """Whether a run's config.json can hold it: TOML and YAML have dates, which it cannot."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_json(v) for k, v in value.items())
+    if isinstance(value, list):
+        return all(_is_json(v) for v in value)
+    return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+
+
 def _items(value: Any) -> list[Any]:
     if isinstance(value, str):
         inner = value.strip().removeprefix("[").removesuffix("]")
@@ -220,6 +235,8 @@ def _kind(annotation: Any, metadata: tuple[Any, ...] = ()) -> Kind:
         least = next((m.min_length for m in flat if getattr(m, "min_length", None)), 0)
         length = None if args[-1] is Ellipsis else len(args)
         return Kind("list", item=_kind(args[0]), length=length, min_length=least)
+    if origin is dict:
+        return Kind("table")
     names: dict[Any, Any] = {bool: "bool", int: "int", float: "float", str: "str"}
     return Kind(names[annotation], **bounds)
 
@@ -248,6 +265,12 @@ def _walk(section: type[Section], prefix: str = "") -> tuple[dict[str, Setting],
 
 FIELDS, SECTIONS = _walk(Config)
 OPTIONAL = tuple(key for key, info in SECTIONS.items() if NoneType in get_args(info.annotation))
+
+
+def table_of(key: str) -> str | None:
+    """The table of the user's own keys that `key` lies in: `generator.params` of `generator.params.depth`."""
+    parents = (key[:i] for i, character in enumerate(key) if character == ".")
+    return next((p for p in parents if p in FIELDS and FIELDS[p].kind.name == "table"), None)
 
 
 def is_optional(key: str) -> bool:

@@ -1,16 +1,32 @@
 """`generator` and `discriminator`: the two nets."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .base import Section
 
 
-class GeneratorConfig(Section):
+class _Net(Section):
+    @model_validator(mode="after")
+    def _params_have_a_target(self) -> "_Net":
+        if getattr(self, "params", None) and getattr(self, "target", None) is None:
+            raise ValueError("params are the arguments of a target, and there is none; set target too")
+        return self
+
+
+class GeneratorConfig(_Net):
     type: Literal["dcgan", "compact", "span", "realplksr", "esrgan"] = "dcgan"
     """Architecture: `dcgan` (Radford et al. 2016) for images from noise; `compact`, `span`, `realplksr` or `esrgan` for
     super-resolution."""
+
+    target: str | None = None
+    """A net of your own instead, as `package.module:Class`, from the current folder or an installed package: for images
+    from noise any `nn.Module` from latents (B, latent_dim) to images (B, C, size, size) in [-1, 1]; for super-resolution
+    from images (B, C, H, W) in [0, 1], of any height and width, to (B, C, scale H, scale W)."""
+
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Arguments that `target` is made with, by name."""
 
     width: int = Field(default=32, ge=1, le=1024)
     """`dcgan`: channels of the last hidden layer; each layer before it has twice as many."""
@@ -46,14 +62,17 @@ class GeneratorConfig(Section):
     a community model as `.safetensors` or `.pth`, of which nothing is executed."""
 
 
-class DiscriminatorConfig(Section):
+class DiscriminatorConfig(_Net):
     type: Literal["dcgan", "munet", "patchgan", "unet"] = "dcgan"
     """Architecture: `dcgan` (Radford et al. 2016), `munet` (multi-branch U-Net with spatial, frequency and patch branches),
     `patchgan` (Isola et al. 2017) or `unet` (U-Net with spectral norm, Wang et al. 2021)."""
 
     target: str | None = None
-    """A net of your own instead, as `package.module:Class`, made without arguments: any `nn.Module` from images to logits.
-    Its layers are found by walking it."""
+    """A net of your own instead, as `package.module:Class`, from the current folder or an installed package: any
+    `nn.Module` from images (B, C, H, W) in [-1, 1] to logits. Its layers are found by walking it."""
+
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Arguments that `target` is made with, by name."""
 
     width: int = Field(default=32, ge=1, le=1024)
     """Channels of the first layer."""

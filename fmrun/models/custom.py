@@ -11,12 +11,14 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..config import Config
 from ..errors import UserError, nearest
 from .base import Discriminator, Out
 from .norm import hold_spectral
@@ -73,6 +75,21 @@ def load_target(target: str, params: Mapping[str, Any], field: str, generator: t
     return net
 
 
+@contextmanager
+def expecting_old_code(config: Config) -> Iterator[None]:
+    """Inside, weights are loaded into the nets that were trained; UserError if a class of the user's own has changed."""
+    try:
+        yield
+    except RuntimeError as error:
+        targets = [net.target for net in (config.generator, config.discriminator) if net.target is not None]
+        if not targets:
+            raise
+        what = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"the code of {' or '.join(targets)} no longer makes the net that was trained ({what}); put it back as it was"
+        ) from None
+
+
 def _said(error: BaseException) -> str:
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
@@ -94,23 +111,23 @@ def custom_generator(
     target: str,
     params: Mapping[str, Any],
     generator: torch.Generator,
-    example: Tensor,
-    shape: Sequence[int],
+    examples: Sequence[tuple[Tensor, Sequence[int]]],
     field: str = "generator",
 ) -> nn.Module:
-    """The user's own generator, as it is, once it is known to make images of `shape` (B, C, H, W) of `example`
-    (B, …), latents or images.
+    """The user's own generator, as it is, once it is known to make of each of the `examples` (B, …), latents or images,
+    images of the shape (B, C, H, W) beside it.
 
     Raises UserError if it does not.
     """
     net = load_target(target, params, field, generator)
-    with torch.no_grad():
-        made = _try(copy.deepcopy(net), example, field, target)
-    if not isinstance(made, Tensor) or tuple(made.shape) != tuple(shape):
-        got = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
-        raise UserError(
-            f"{field}.target: '{target}' makes {got} of {tuple(example.shape)}, and must make {tuple(shape)}"
-        )
+    for example, shape in examples:
+        with torch.no_grad():
+            made = _try(copy.deepcopy(net), example, field, target)
+        if not isinstance(made, Tensor) or tuple(made.shape) != tuple(shape):
+            got = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
+            raise UserError(
+                f"{field}.target: '{target}' makes {got} of {tuple(example.shape)}, and must make {tuple(shape)}"
+            )
     return net
 
 

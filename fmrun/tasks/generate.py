@@ -14,6 +14,7 @@ from ..data.folder import Progress
 from ..data.images import Feed, Images, open_data, order, to_float
 from ..dist import World
 from ..grid import grid, save_png
+from ..models.custom import custom_generator
 from ..models.dcgan import DcganGenerator
 from ..models.norm import calibrate, held_averages
 from ..models.weights import load_weights
@@ -26,10 +27,15 @@ CALIBRATION_IMAGES = 512
 
 def build_generator(config: Config, channels: int) -> nn.Module:
     """The generator with its first weights, on the CPU, without touching global random state."""
-    c = config.generator
+    c, size = config.generator, config.data.image_size
     with torch.random.fork_rng(devices=[]):
         rng = torch_generator(config.seed, "init", 0)
-        net = DcganGenerator(config.data.image_size, channels, c.width, c.latent_dim, rng)
+        net: nn.Module
+        if c.target is not None:
+            example = latents(config.seed, "sample", range(2), c.latent_dim)
+            net = custom_generator(c.target, c.params, rng, [(example, (2, channels, size, size))])
+        else:
+            net = DcganGenerator(size, channels, c.width, c.latent_dim, rng)
     if c.init is not None:
         load_weights(net, c.init, ("ema", "generator"), "generator.init")
     return net

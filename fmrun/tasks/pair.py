@@ -59,7 +59,7 @@ def build_discriminator(config: Config, image: Shape) -> nn.Module:
     rng = torch_generator(config.seed, "init", 1)
     with torch.random.fork_rng(devices=[]):
         if d.target is not None:
-            net = custom_discriminator(d.target, {}, rng, image)
+            net = custom_discriminator(d.target, d.params, rng, image)
         else:
             net = DISCRIMINATORS[d.type](config, image, rng)
     if d.init is not None:
@@ -90,6 +90,7 @@ class PairTask:
 
     def __init__(self, config: Config, device: torch.device, world: World, generator: nn.Module, image: Shape):
         self.config, self.device, self.world, self.image = config, device, world, image
+        self.own_nets = config.generator.target is not None or config.discriminator.target is not None
         self.precision = choose_precision(config.precision, device)
         self.dtype = storage_dtype(self.precision)
 

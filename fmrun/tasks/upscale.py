@@ -21,8 +21,10 @@ from ..grid import to_uint8
 from ..losses.image import NAMES, ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
 from ..metrics.perceptual import perceptual_metric
+from ..models.custom import custom_generator
 from ..models.upscalers import (
     ARCHITECTURES,
+    Tiling,
     Upscaler,
     build_upscaler,
     describe,
@@ -52,20 +54,40 @@ def _params(config: Config) -> dict[str, Any]:
     return {name: getattr(c, name) for name in ("features", "blocks", "kernel", *VARIANTS)}
 
 
-def described(config: Config, channels: int) -> Upscaler:
-    """The upscaler of a config; UserError, saying what there is, for one that cannot be."""
+def described(config: Config, channels: int) -> Upscaler | None:
+    """The upscaler of a config, None if it is the user's own; UserError, saying what there is, for one that cannot be."""
+    if config.generator.target is not None:
+        return None
     return describe(config.generator.type, config.data.scale, channels, **_params(config))
+
+
+def tile_field(config: Config, channels: int) -> Tiling:
+    """How far the generator sees; how far a net of the user's own does, nobody knows."""
+    upscaler = described(config, channels)
+    return tiling(upscaler) if upscaler is not None else Tiling(None, 1)
+
+
+def _own(config: Config, channels: int, rng: torch.Generator) -> nn.Module:
+    """The net of `generator.target`, tried at the patch size and at one that is a multiple of nothing."""
+    c, scale = config.generator, config.data.scale
+    assert c.target is not None
+    side = config.data.patch_size // scale
+    sizes = ((side, side), (side + 3, side + 5))
+    examples = [(torch.full((2, channels, h, w), 0.5), (2, channels, scale * h, scale * w)) for h, w in sizes]
+    return custom_generator(c.target, c.params, rng, examples)
 
 
 def build_generator(config: Config, channels: int) -> nn.Module:
     """The upscaler with its first weights, from scratch or from a file, on the CPU."""
     c, params = config.generator, _params(config)
     rng = torch_generator(config.seed, "init", 0)
-    if c.init is None:
-        return build_upscaler(c.type, config.data.scale, channels, rng, **params)
-    if _is_checkpoint(c.init):
-        net = build_upscaler(c.type, config.data.scale, channels, rng, **params)
-        load_weights(net, c.init, ("ema", "generator"), "generator.init")
+    if c.init is None or c.target is not None or _is_checkpoint(c.init):
+        if c.target is not None:
+            net = _own(config, channels, rng)
+        else:
+            net = build_upscaler(c.type, config.data.scale, channels, rng, **params)
+        if c.init is not None:
+            load_weights(net, c.init, ("ema", "generator"), "generator.init")
         return net
     net, _ = load_pretrained(c.init, scale=config.data.scale, channels=channels, arch=c.type, params=params)
     return net
@@ -102,7 +124,7 @@ class Upscale(PairTask):
         assert channels is not None
         super().__init__(config, device, world, build_generator(config, channels), (channels, side, side))
         self.average.eval()
-        self.tiling = tiling(described(config, channels))
+        self.tiling = tile_field(config, channels)
         self.perceptual = perceptual_metric(config.eval.perceptual, device) if config.eval.every else None
         self.losses = ImageLosses(
             config.losses, device, world, batch_size=config.train.batch_size, precision=self.precision
@@ -136,7 +158,8 @@ class Upscale(PairTask):
             _refuse_tiny(valid)
         data = d.model_copy(update={"channels": train.channels})
         generator = config.generator
-        left = [key for key, value in _params(config).items() if value is None and key in PARAMS[generator.type]]
+        known = PARAMS[generator.type] if generator.target is None else ()
+        left = [key for key, value in _params(config).items() if value is None and key in known]
         # once settled they are in the run's config, and the file is needed no more
         if left and generator.init is not None and not _is_checkpoint(generator.init):
             own = read_pretrained(generator.init).upscaler.params  # the file decides what the config leaves open
