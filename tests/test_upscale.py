@@ -535,6 +535,11 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         s("generator.type=realplksr", "data.channels=1"),
         "RealPLKSR takes images of 3 channels, not 1",
     ),
+    "a window for patchgan": (
+        s("discriminator.type=patchgan", "discriminator.norm=batch", "discriminator.window=4"),
+        "discriminator.window is for munet, not patchgan",
+    ),
+    "blocks for munet": (s("discriminator.blocks=3"), "discriminator.blocks is for patchgan, not munet"),
     "a generator of images from noise": (s("generator.type=dcgan"), "'dcgan' is not for task 'upscale'"),
     "munet for images from noise": (
         s("task=generate", "generator.type=dcgan", "losses.charbonnier=none"),
@@ -651,12 +656,14 @@ def test_a_run_begins_from_a_run() -> None:
     [
         s("discriminator.type=patchgan", "discriminator.norm=batch"),
         s("discriminator.type=patchgan", "discriminator.norm=instance"),
+        s("discriminator.type=patchgan", "discriminator.norm=batch", "discriminator.blocks=2"),
+        s("discriminator.window=2"),
         s("discriminator.type=unet"),
         s("discriminator.type=dcgan", "discriminator.norm=spectral"),
         s("discriminator.type=dcgan", "discriminator.norm=batch", "discriminator.target=judge:Judge"),
         s("discriminator.target=judge:Judge"),
     ],
-    ids=["patchgan", "patchgan instance", "unet", "dcgan", "target", "target on munet"],
+    ids=["patchgan", "patchgan instance", "small patchgan", "munet", "unet", "dcgan", "target", "target on munet"],
 )
 def test_other_discriminators_train(settings: tuple[str, ...]) -> None:
     write_target()
@@ -729,3 +736,10 @@ def test_control_trains_the_discriminator_once_the_adversarial_term_acts() -> No
     keys = [row.keys() for row in rows(RUNS / "run")]
     assert ["loss/d" in k for k in keys] == ["loss/g_adv" in k for k in keys] == [False, False, True, True]
     assert not any(key.startswith("fm/") for k in keys for key in k)
+
+
+def test_sizes_of_discriminators_come_from_the_config() -> None:
+    small = make_state(discriminator={"type": "patchgan", "norm": "batch", "blocks": 2}).task.critics[0].net
+    assert small.feature_names == ("block1.conv", "block1", "block2.conv", "block2")
+    munet = make_state(discriminator={"window": 3}).task.critics[0].net
+    assert munet.bottleneck.attention.window == 3

@@ -101,8 +101,10 @@ class Config(Section):
             raise ValueError(f"discriminator.norm 'instance' is for patchgan, not {d.type}")
         if d.type in ("munet", "unet") and d.norm not in ("batch", "spectral"):
             raise ValueError(f"discriminator.norm '{d.norm}' is not for {d.type}, which has spectral norm")
-        if d.type != "munet" and (d.gradient_branch or d.ch_mult != (1, 2, 4, 8)):
-            raise ValueError(f"discriminator.ch_mult and gradient_branch are for munet, not {d.type}")
+        for kind, names in {"munet": ("ch_mult", "window", "gradient_branch"), "patchgan": ("blocks",)}.items():
+            given = [n for n in names if getattr(d, n) != DiscriminatorConfig.model_fields[n].default]
+            if given and d.type != kind:
+                raise ValueError(f"discriminator.{given[0]} is for {kind}, not {d.type}")
         return self
 
     @model_validator(mode="after")

@@ -84,6 +84,12 @@ class DiscriminatorConfig(_Net):
     ch_mult: tuple[Annotated[int, Field(ge=1, le=64)], ...] = (1, 2, 4, 8)
     """`munet`: one encoder stage for each entry, with this multiple of `width` channels."""
 
+    window: int = Field(default=8, ge=1, le=64)
+    """`munet`: side of its attention's windows, in positions of the bottleneck."""
+
+    blocks: int = Field(default=4, ge=2, le=8)
+    """`patchgan`: convolutions before the head, all but the last with stride 2. With 4 a logit sees 70 x 70 px."""
+
     gradient_branch: bool = False
     """`munet`: add the branch on the image's gradient, feature `gradient`."""
 

@@ -39,11 +39,12 @@ def _dcgan(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
 
 def _munet(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
     d = config.discriminator
-    return MUNet(image[0], d.width, rng, ch_mult=d.ch_mult, gradient=d.gradient_branch)
+    return MUNet(image[0], d.width, rng, ch_mult=d.ch_mult, window=d.window, gradient=d.gradient_branch)
 
 
 def _patchgan(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
-    return PatchGan(image[0], config.discriminator.width, config.discriminator.norm, rng)
+    d = config.discriminator
+    return PatchGan(image[0], d.width, d.norm, rng, blocks=d.blocks)
 
 
 def _unet(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
