@@ -1,7 +1,7 @@
-"""Photographs through an upscaler: read as they are meant to be seen, written as PNG with the depth and alpha they had.
+"""Photographs read as they are meant to be seen, and written as PNG with the depth and alpha they had.
 
 Grey stays grey, 16 bits stay 16 bits, palettes become colours, CMYK becomes sRGB; EXIF orientation is applied, the ICC
-profile kept. Colours go through the net, alpha by bicubic interpolation (through the net too if it has 4 channels).
+profile kept.
 """
 
 from __future__ import annotations
@@ -9,30 +9,17 @@ from __future__ import annotations
 import struct
 import sys
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageFile
-from torch import Tensor, nn
 
-from .data.folder import _each, _names, _some, _threads
-from .data.pixels import ALPHA, BAD, GREY_16, BadImage, _opened, _orientation, _unreadable, quiet
-from .errors import UserError
-from .report import Reporter
-from .runs import saving, write_atomic
-from .tiling import Layout, bands
+from .data.pixels import ALPHA, GREY_16, BadImage, _opened, _orientation, _unreadable
 
-DECODERS = 4
-"""Photographs decoded at the same time while they are checked."""
-SLICE = 32
-"""Rows of the small image that are turned into numbers at a time: copies of a whole band would double the memory."""
 PNG_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
 """PNG's colour type by the number of channels."""
 
@@ -202,96 +189,6 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[rows, columns])
 
 
-def enlarge(
-    net: nn.Module,
-    photo: Photo,
-    *,
-    scale: int,
-    channels: int,
-    cut: Layout,
-    device: torch.device | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[np.ndarray]:
-    """The photograph upscaled, from the top down: bands (rows, W · scale, planes) of its own type.
-
-    Args:
-        net, scale, cut, device, progress: see `tiling.bands`; images in [0, 1].
-        channels: the net's. With 1, the colours go through one after the other; with 3, grey goes through as colour
-            and the mean of what comes out is kept; with 4, alpha goes through with the colours.
-    """
-    top_value = float(np.iinfo(photo.colour.dtype).max)
-    planes = photo.colour.shape[-1]
-    image = _tensor(photo.colour, top_value)
-    alpha = None if photo.alpha is None else _tensor(photo.alpha[..., None], top_value)
-    if alpha is not None:
-        image = bleed(image, alpha)
-    if channels > 1:
-        image = image.expand(-1, 3, -1, -1)
-    if channels == 4:
-        image = torch.cat([image, torch.ones_like(image[:, :1]) if alpha is None else alpha], dim=1)
-
-    def through(part: Tensor, told: Callable[[int, int], None] | None) -> Iterator[Tensor]:
-        return bands(net, part, scale=scale, cut=cut, device=device, progress=told)
-
-    parts = [through(part, _share(progress, i, planes)) for i, part in enumerate(image.split(1, dim=1))]
-    made = map(torch.cat, zip(*parts, strict=True)) if channels == 1 else through(image, progress)
-    row = 0
-    for band in (part for whole in made for part in whole.split(SLICE * scale, dim=-2)):
-        if not bool(band.isfinite().all()):
-            raise UserError("the generator gives not-a-number for this image; sample from another checkpoint")
-        rows = band.shape[-2]
-        colour = band.transpose(0, 1) if channels == 1 else band[:, :3]
-        if planes == 1 and channels > 1:
-            colour = colour.mean(dim=1, keepdim=True)
-        pieces = [colour]
-        if alpha is not None:
-            pieces.append(band[:, 3:] if channels == 4 else _bicubic(alpha, scale, row, rows))
-        numbers = torch.cat(pieces, dim=1)[0].clamp(0, 1).mul_(top_value).round_().movedim(0, -1).numpy()
-        yield numbers.astype(photo.colour.dtype)
-        row += rows
-
-
-def _tensor(pixels: np.ndarray, top_value: float) -> Tensor:
-    return torch.from_numpy(pixels.astype(np.float32)).movedim(-1, 0)[None].div_(top_value)
-
-
-def _share(progress: Callable[[int, int], None] | None, part: int, parts: int) -> Callable[[int, int], None] | None:
-    """Tells `progress` of one of several passes that take turns."""
-    if progress is None or part + 1 == parts == 1:
-        return progress
-    return lambda done, total: progress((done - 1) * parts + part + 1, total * parts)
-
-
-def bleed(colour: Tensor, alpha: Tensor) -> Tensor:
-    """`colour` (1, C, H, W) with the colours of what is not transparent (alpha > 0) spread smoothly over what is.
-
-    What lies under full transparency is often black, and an upscaler would draw it into the edges. Averages weighted
-    by alpha are taken over ever larger squares until one has colour, then smoothed on the way back.
-    """
-    holes = alpha == 0
-    if not holes.any() or holes.all():
-        return colour
-    return torch.where(holes, _spread(colour * alpha, alpha), colour)
-
-
-def _spread(weighted: Tensor, alpha: Tensor) -> Tensor:
-    known = weighted / alpha.clamp(min=1e-6)
-    if min(alpha.shape[-2:]) == 1 or bool((alpha > 0).all()):
-        total = alpha.sum(dim=(-2, -1), keepdim=True).clamp(min=1e-6)
-        mean = weighted.sum(dim=(-2, -1), keepdim=True) / total
-        return torch.where(alpha > 0, known, mean)
-    half = [F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in (weighted, alpha)]
-    wider = F.interpolate(_spread(*half), size=alpha.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(alpha > 0, known, wider)
-
-
-def _bicubic(plane: Tensor, scale: int, row: int, rows: int) -> Tensor:
-    """Rows `row` … `row + rows` of `plane` (1, 1, H, W) upscaled by bicubic interpolation, clamped to [0, 1]."""
-    begin, end = max(0, row // scale - 3), min(plane.shape[-2], (row + rows) // scale + 3)
-    made = F.interpolate(plane[..., begin:end, :], scale_factor=scale, mode="bicubic", align_corners=False)
-    return made[..., row - begin * scale :, :][..., :rows, :].clamp(0, 1)
-
-
 def png(
     width: int, height: int, made: Iterator[np.ndarray], chunks: tuple[tuple[bytes, bytes], ...] = ()
 ) -> Iterator[bytes]:
@@ -334,117 +231,3 @@ def _filtered(lines: np.ndarray, above: np.ndarray, step: int) -> bytes:
     for kind, way in enumerate(ways):
         out[best == kind, 1:] = way[best == kind]
     return out.tobytes()
-
-
-@dataclass(frozen=True)
-class Job:
-    source: Path
-    target: Path
-
-
-def plan(source: Path, out: Path, scale: int, *, overwrite: bool = False, field: str = "--input") -> list[Job]:
-    """What is to be made of a file, or of all images under a folder: `STEM_xN.png` in `out`, folders inside kept; of one
-    file, `out` itself where it ends in .png.
-
-    Raises UserError if there is nothing, if two would get the same name, or, unless `overwrite`, if a file of that name
-    is there already: nothing is replaced unasked.
-    """
-    if not source.exists():
-        raise UserError(f"{field}: there is no file or folder '{source}'")
-    ending = f"_x{scale}.png"
-    if not source.is_dir():
-        alone = out.suffix.lower() == ".png" and not out.is_dir()
-        jobs = [Job(source, out if alone else out / (source.stem + ending))]
-    else:
-        if out.is_file() or (out.suffix.lower() == ".png" and not out.is_dir()):
-            raise UserError(f"--out {out}: a folder of images needs a folder")
-        names = [Path(name) for name in _names(field, source)]
-        if _inside(out, source) and out.resolve() != source.resolve():
-            names = [name for name in names if not _inside(source / name, out)]
-        jobs = [Job(source / name, out / name.parent / (name.stem + ending)) for name in names]
-        targets = {job.target.resolve() for job in jobs}
-        jobs = [job for job in jobs if job.source.resolve() not in targets]  # made of others by an earlier call
-        if not jobs:
-            raise UserError(f"{field}: '{source}' holds no images but those made of others")
-    by_target = defaultdict(list)
-    for job in jobs:
-        by_target[str(job.target).casefold()].append(job)
-    for same in by_target.values():
-        if len(same) > 1:
-            both = " and ".join(f"'{job.source}'" for job in same)
-            raise UserError(f"{field}: {both} would all become '{same[0].target}': rename all but one")
-    for job in jobs:
-        if job.target.resolve() == job.source.resolve():
-            raise UserError(f"--out {out}: that is the image itself; give another name")
-    there = [str(job.target) for job in jobs if job.target.exists()]
-    if there and not overwrite:
-        raise UserError(f"--out {out}: already there: {_some(there)}; give another --out, or --overwrite to replace")
-    return jobs
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
-
-
-def check(jobs: list[Job], field: str = "--input") -> None:
-    """Decode every photograph once. Raises UserError that names all that cannot be."""
-
-    def trouble(i: int) -> BadImage | None:
-        try:
-            read(jobs[i].source)
-        except BadImage as problem:
-            return problem
-        return None
-
-    by_kind: dict[str, list[str]] = defaultdict(list)
-    for job, problem in zip(jobs, _each(trouble, len(jobs), min(DECODERS, _threads())), strict=True):
-        if problem:
-            by_kind[problem.kind].append(str(job.source))
-    if not by_kind:
-        return
-    parts = []
-    for kind in (kind for kind in BAD if kind in by_kind):
-        what, fix = BAD[kind]
-        parts.append(f"{what} ({_some(by_kind[kind])}), {fix}")
-    count = sum(map(len, by_kind.values()))
-    raise UserError(f"{field}: {count} of {len(jobs)} images cannot be used: " + "; ".join(parts))
-
-
-def upscale_photos(
-    net: nn.Module,
-    source: Path,
-    out: Path,
-    *,
-    scale: int,
-    channels: int,
-    cut: Layout,
-    report: Reporter,
-    overwrite: bool = False,
-    device: torch.device | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    field: str = "--input",
-) -> list[Path]:
-    """Upscale a photograph, or all under a folder; the paths written, in order. See `plan`, `check` and `enlarge`.
-
-    `progress` is told (tiles done, tiles in all) of the photograph in hand. Raises UserError before anything is made if
-    anything cannot be, SaveError when the disk refuses.
-    """
-    jobs = plan(source, out, scale, overwrite=overwrite, field=field)
-    check(jobs, field)
-    with quiet():
-        for job in jobs:
-            try:
-                photo = read(job.source)
-            except BadImage as problem:
-                raise UserError(
-                    f"{field}: '{job.source}' was fine and has changed since: {BAD[problem.kind][0]}"
-                ) from None
-            if photo.frames > 1:
-                report.warn(f"'{job.source}' holds {photo.frames} images; the first is upscaled")
-            height, width = photo.colour.shape[:2]
-            made = enlarge(net, photo, scale=scale, channels=channels, cut=cut, device=device, progress=progress)
-            parts = list(png(width * scale, height * scale, made, photo.chunks))
-            with saving(job.target):
-                job.target.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(job.target, *parts)
-    return [job.target for job in jobs]

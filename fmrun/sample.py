@@ -15,7 +15,6 @@ from .config import Config
 from .errors import UserError
 from .grid import grid, save_png, to_uint8
 from .models.custom import expecting_old_code
-from .photos import upscale_photos
 from .precision import set_determinism
 from .presets import from_json
 from .report import Reporter
@@ -24,6 +23,7 @@ from .state import without_init
 from .tasks import generate, upscale
 from .tasks.generate import latents
 from .tiling import layout
+from .upscaling import upscale_photos
 
 CHUNK = 16
 """Images are always made in the same chunks, for a batch's size can change the last bits of an image."""
@@ -160,6 +160,7 @@ def upscale_input(
         scale=config.data.scale,
         channels=config.data.channels,
         cut=cut,
+        exact=field.radius is not None and field.radius <= cut.overlap,
         report=report,
         overwrite=overwrite,
     )

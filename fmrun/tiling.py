@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -181,19 +180,16 @@ class Seam:
     """The largest difference everywhere else."""
 
     def __str__(self) -> str:
-        named = (f"{name} {255 * getattr(self, name):.2g}" for name in ("max", "mean", "edge", "elsewhere"))
-        return f"{', '.join(named)} (of 255)"
+        largest, edge = (f"{255 * value:.2g}" for value in (max(self.max, self.elsewhere), self.edge))
+        return f"at most {largest} of 255, and by a step of {edge} of 255 across the border"
 
 
-def seam(net: nn.Module, image: Tensor, *, scale: int, **settings: Any) -> Seam:
-    """How much tiling shows: `image` (1, C, H, W) upscaled by `upscale` with these `settings`, and as a whole."""
+def seam(net: nn.Module, image: Tensor, *, scale: int, cut: Layout) -> Seam:
+    """How much tiling shows: `image` (1, C, H, W), larger than one tile, upscaled in tiles and as a whole."""
     with _evaluating(net), torch.no_grad():
         weights = next(net.parameters(), image)
         whole = net(image.to(weights.device, weights.dtype)).to("cpu", torch.float32)
-    tiled = upscale(net, image, scale=scale, **settings)
-    settings.pop("device", None)
-    settings.pop("progress", None)
-    return compare(tiled, whole, layout(**settings), scale)
+    return compare(torch.cat(list(bands(net, image, scale=scale, cut=cut)), -2), whole, cut, scale)
 
 
 def compare(tiled: Tensor, whole: Tensor, cut: Layout, scale: int) -> Seam:
@@ -213,7 +209,7 @@ def compare(tiled: Tensor, whole: Tensor, cut: Layout, scale: int) -> Seam:
                 edge = max(edge, float(side.mean(dim=along).diff(dim=-1).abs().max()))
     at, off = difference.abs()[:, near], difference.abs()[:, ~near]
     if not at.numel():
-        raise UserError("the image fits in one tile: there is no seam to measure")
+        raise ValueError("the image fits in one tile: there is no seam to measure")
     return Seam(float(at.max()), float(at.mean()), edge, float(off.max()) if off.numel() else 0.0)
 
 

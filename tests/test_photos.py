@@ -13,9 +13,10 @@ from torch import nn
 from fmrun.data.pixels import BadImage
 from fmrun.errors import SaveError, UserError
 from fmrun.models.upscalers import build_upscaler
-from fmrun.photos import Photo, bleed, check, enlarge, plan, png, read, upscale_photos
+from fmrun.photos import Photo, png, read
 from fmrun.report import Reporter
 from fmrun.tiling import layout
+from fmrun.upscaling import bleed, check, enlarge, plan, upscale_photos
 
 CUT = layout(0, tile=16)
 

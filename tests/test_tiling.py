@@ -60,7 +60,7 @@ def test_tiles_equal_the_whole_up_to_rounding(arch, scale, params):
     net, how = tiny(arch, scale, **params)
     how["tile"] = 40
     image = picture(131, 97)
-    found = seam(net, image, scale=scale, **how)
+    found = seam(net, image, scale=scale, cut=layout(**how))
     assert max(found.max, found.elsewhere) < 5e-5, str(found)
     with torch.no_grad():
         whole = net.eval()(image)
@@ -70,7 +70,7 @@ def test_tiles_equal_the_whole_up_to_rounding(arch, scale, params):
 
 def test_without_enough_overlap_they_do_not():
     net, how = tiny("span", 2)
-    assert seam(net, picture(90, 90), scale=2, **how, tile=40, overlap=2).max > 1e-3
+    assert seam(net, picture(90, 90), scale=2, cut=layout(**how, tile=40, overlap=2)).max > 1e-3
 
 
 def test_blending_hides_what_statistics_of_the_whole_image_cannot_tell_tiles():
@@ -79,7 +79,7 @@ def test_blending_hides_what_statistics_of_the_whole_image_cannot_tell_tiles():
     # one half dark and flat, the other bright and busy: the worst case for statistics
     image = picture(192, 256)
     image[..., :128] = 0.1
-    blended = seam(net, image, scale=2, tile=64, **how)
+    blended = seam(net, image, scale=2, cut=layout(**how, tile=64))
     hard = Layout(64, FAR, 0)
     with torch.no_grad():
         abrupt = compare(torch.cat(list(bands(net, image, scale=2, cut=hard)), -2), net.eval()(image), hard, 2)
@@ -158,8 +158,8 @@ def test_what_cannot_be_is_said():
         layout(10, tile=8)
     with pytest.raises(UserError, match="overlap must be 0 or more"):
         layout(10, overlap=-1)
-    with pytest.raises(UserError, match="fits in one tile"):
-        seam(net, picture(20, 20), scale=2, **how)
+    with pytest.raises(ValueError, match="fits in one tile"):
+        seam(net, picture(20, 20), scale=2, cut=layout(**how))
 
 
 MEMORY = """
