@@ -237,11 +237,8 @@ class Run:
 
 def create(runs_dir: Path, name: str | None, preset: str, config: Mapping[str, Any], command: Sequence[str]) -> Run:
     """Make the folder of a new run: `name`, or `preset`-001, -002, … Two processes never get the same one."""
-    if name is not None and not NAME.fullmatch(name):
-        raise UserError(
-            f"--name '{name}' is not a name for a run: at most 100 letters, digits, '.', '_' and '-', "
-            "the first a letter or digit"
-        )
+    if name is not None:
+        check_name(runs_dir, name)
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         run = Run(_make_named(runs_dir, name) if name else _make_numbered(runs_dir, preset))
@@ -266,14 +263,29 @@ def create(runs_dir: Path, name: str | None, preset: str, config: Mapping[str, A
     return run
 
 
+def check_name(runs_dir: Path, name: str) -> None:
+    """UserError unless a run may be called so: it is a name, and no run's yet."""
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"--name '{name}' is not a name for a run: at most 100 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit"
+        )
+    if (runs_dir / name).exists():
+        raise _taken(runs_dir, name)
+
+
+def _taken(runs_dir: Path, name: str) -> UserError:
+    return UserError(
+        f"run {name} already exists in {runs_dir}; give another --name, or continue it with `fmrun resume {name}`"
+    )
+
+
 def _make_named(runs_dir: Path, name: str) -> Path:
     path = runs_dir / name
     try:
         path.mkdir()
     except FileExistsError:
-        raise UserError(
-            f"run {name} already exists in {runs_dir}; give another --name, or continue it with `fmrun resume {name}`"
-        ) from None
+        raise _taken(runs_dir, name) from None
     return path
 
 

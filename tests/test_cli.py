@@ -165,6 +165,9 @@ def test_dry_run_trains_nothing_and_prints_the_config() -> None:
 def test_dry_run_finds_what_is_wrong() -> None:
     assert fmrun("train", *TINY, "--layers", "nowhere", "--dry-run").code == 2
     assert fmrun("train", *TINY, "--data", "nowhere", "--dry-run").code == 2
+    train("--steps", "1", "--name", "there")
+    for name in ("there", "a/b"):
+        assert fmrun("train", *TINY, "--name", name, "--dry-run").code == 2
 
 
 def test_flags_lie_over_the_file_and_the_file_over_the_preset() -> None:

@@ -51,6 +51,7 @@ def train(
     """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
     from ..presets import DEFAULT, flatten, resolve
     from ..report import emit_json
+    from ..runs import check_name
 
     resolved = resolve(
         preset,
@@ -72,6 +73,8 @@ def train(
         from .. import train as training
 
         if dry_run:
+            if name is not None:
+                check_name(runs_dir, name)
             final = training.dry_run(resolved, report, world)
             if world.first:
                 emit_json(final.model_dump(mode="json"))
