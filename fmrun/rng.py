@@ -25,6 +25,8 @@ STREAMS = (
     "crop",
     "degrade",
     "degrade-valid",
+    "eval",
+    "stack",
 )
 
 
