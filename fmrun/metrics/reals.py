@@ -22,7 +22,7 @@ from ..runs import write_atomic
 from .distribution import LEAST, Cloud
 from .extractors import Extractor
 
-PART = 1000
+PART = 1024
 """Images decoded at a time."""
 
 LAYOUT = 1
@@ -91,6 +91,11 @@ def choose_reals(name: str, train: Images, valid: Images | None, count: int) -> 
     half = len(pool) // 2
     halves = Share(pool, order[:half]), Share(pool, order[half : 2 * half])
     return Reals(reference, halves, name, f"two halves of {half} images each")
+
+
+def share(images: Images, count: int) -> Share:
+    """`count` images of a set, or all there are: the same whatever they are asked for."""
+    return Share(images, _order(len(images))[:count])
 
 
 def shown(path: str) -> str:
