@@ -104,6 +104,7 @@ def main(tests: Sequence[str]) -> None:
     }
     facts = {"trained on": "bundled:fashion-mnist", "accuracy": found, "licence": "MIT, as fmrun and Fashion-MNIST"}
     save_file(halved, WEIGHTS, {"fmrun": json.dumps(facts)})
+    WEIGHTS.chmod(0o644)  # safetensors makes files that nobody else may read
     for name, value in found.items():
         print(f"{name}: {value:.4f}")
 
