@@ -75,11 +75,12 @@ def evaluate(
             f"{_name(targets[0])} is of task '{configs[0].task}' and {_name(targets[odd])} of '{configs[odd].task}', "
             "which have no score in common; evaluate them in two commands"
         )
+    wanted = [_wanted(target, asked) for target in targets]
     measure = _measure(configs[0].task, asked, device, report)
     records: list[dict[str, Any]] = []
-    for target, config in zip(targets, configs, strict=True):
+    for target, config, paths in zip(targets, configs, wanted, strict=True):
         own = []
-        for found in _chosen(target, asked, report):
+        for found in _readable(target, paths, report):
             report.note(f"{_name(target)}, step {found.step}: measuring")
             source = load_source(found, Path("."), raw=asked.raw, device=device)
             record = {"step": found.step, "weights": "raw" if asked.raw else "ema", **measure(source, config)}
@@ -120,13 +121,12 @@ def _config(target: Run | Path, overrides: Sequence[Override]) -> Config:
     return revise(data, overrides, FREE) if overrides else from_json(data)
 
 
-def _chosen(target: Run | Path, asked: Asked, report: Reporter) -> Iterator[checkpoint.Checkpoint]:
-    """The checkpoints to measure, in the order of their steps."""
+def _wanted(target: Run | Path, asked: Asked) -> list[Path]:
+    """The checkpoints to measure, in the order of their steps; UserError if there are none such."""
     if isinstance(target, Path):
         if asked.steps or asked.all_checkpoints:
             raise UserError(f"{target} is one checkpoint; --step and --all-checkpoints are for runs")
-        yield checkpoint.read(target)
-        return
+        return [target]
     known = checkpoint.steps(target.checkpoints)
     if not known:
         raise UserError(f"run {target.name} has no checkpoint yet; {target.command('resume')} trains it on")
@@ -137,23 +137,24 @@ def _chosen(target: Run | Path, asked: Asked, report: Reporter) -> Iterator[chec
             "kept by -s checkpoint.keep_every=N when training"
         )
     if asked.steps or asked.all_checkpoints:
-        wanted = sorted(set(asked.steps)) or known
+        steps = sorted(set(asked.steps)) or known
     else:
         best = (target.status().get("best") or {}).get("step")
-        wanted = sorted({known[-1], *([best] if best in known else [])})
-    read = 0
-    for step in wanted:
+        steps = [step for step in known if step in (known[-1], best)]
+    return [checkpoint.path_of(target.checkpoints, step) for step in steps]
+
+
+def _readable(target: Run | Path, paths: Sequence[Path], report: Reporter) -> Iterator[checkpoint.Checkpoint]:
+    """Checkpoints one by one; a damaged one is left out with a warning, unless all are."""
+    broken = []
+    for path in paths:
         try:
-            found = checkpoint.read(checkpoint.path_of(target.checkpoints, step))
+            yield checkpoint.read(path)
         except checkpoint.CorruptCheckpoint as error:
+            broken.append(path)
+            if len(broken) == len(paths):
+                raise
             report.warn(f"{error}; it is left out")
-            continue
-        read += 1
-        yield found
-    if not read:
-        others = [step for step in known if step not in wanted]
-        hint = f"; try --step {others[-1]}" if others else ""
-        raise UserError(f"run {target.name}: none of the checkpoints asked for can be read{hint}")
 
 
 def _mark(records: list[dict[str, Any]], target: Run | Path, headline: str) -> None:

@@ -131,8 +131,8 @@ class GenerateMeasure:
         kind = "" if given else ", held out" if valid is not None else ", trained on"
         reals = choose_reals(shown(config.data.valid_path or config.data.path) + kind, train, valid, count)
         self._say(
-            f"against {len(reals.reference)} real images ({reals.name}); the floor is the score of {reals.floor_name}, "
-            "which are real too"
+            f"against {len(reals.reference)} real images ({reals.name}); the floor is what real images score: "
+            f"{reals.floor_name}"
         )
         if valid is None and not given:
             self._say("no images were held out of training: measuring against those the generator learned from")

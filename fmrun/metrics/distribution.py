@@ -46,8 +46,13 @@ class Cloud:
         return self.points.mean(0)
 
     @cached_property
+    def centred(self) -> Tensor:
+        """A (N, D) with AᵀA the covariance."""
+        return (self.points - self.mean) / (len(self) - 1) ** 0.5
+
+    @cached_property
     def covariance(self) -> Tensor:
-        return torch.cov(self.points.T)
+        return self.centred.T @ self.centred
 
     @cached_property
     def root(self) -> Tensor:
@@ -135,11 +140,15 @@ def kid(made: Cloud, real: Cloud) -> float:
 def fid(made: Cloud, real: Cloud) -> float:
     """Fréchet distance of the Gaussians fitted to both (Heusel et al. 2017), with Inception's features called FID:
     ‖μ_g − μ_r‖² + tr(Σ_g + Σ_r − 2 (Σ_g Σ_r)^½). Biased upwards the more, the fewer the images."""
-    # (Σ_g Σ_r)^½ and (Σ_r^½ Σ_g Σ_r^½)^½ have the same eigenvalues, and the latter is symmetric
-    product = real.root @ made.covariance @ real.root
-    shared = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()
+    if min(len(made), len(real)) < made.points.shape[1]:
+        # with Σ_g = AᵀA and Σ_r = BᵀB, the eigenvalues of (Σ_g Σ_r)^½ are the singular values of ABᵀ
+        shared = torch.linalg.svdvals(made.centred @ real.centred.T).sum()
+    else:
+        # (Σ_g Σ_r)^½ and (Σ_r^½ Σ_g Σ_r^½)^½ have the same eigenvalues, and the latter is symmetric
+        product = real.root @ made.covariance @ real.root
+        shared = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()
     apart = (made.mean - real.mean).square().sum()
-    return float(apart + made.covariance.trace() + real.covariance.trace() - 2 * shared)
+    return float(apart + made.centred.square().sum() + real.centred.square().sum() - 2 * shared)
 
 
 def neighbourhoods(made: Cloud, real: Cloud) -> dict[str, float]:

@@ -84,7 +84,7 @@ def choose_reals(name: str, train: Images, valid: Images | None, count: int) -> 
     reference = Share(pool, order[:size])
     if len(pool) >= 2 * size:
         rest = Share(pool, order[size : 2 * size])
-        return Reals(reference, (rest, reference), name, f"{size} others of the same images")
+        return Reals(reference, (rest, reference), name, f"{size} others of the same set")
     if valid is not None and len(train) >= size:
         learned = Share(train, _order(len(train))[:size])
         return Reals(reference, (learned, reference), name, f"{size} images of the training set")
