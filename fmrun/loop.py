@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -17,6 +17,7 @@ from .checks import FINITE, Strength, blind_sentence, check_start, diagnose
 from .errors import Diverged, FmrunError
 from .grid import save_png
 from .health import Health, share_sentence
+from .metrics.quick import QuickKid, extractor_name, metric_name, why_not
 from .report import Reporter, TensorBoard
 from .runs import Run, saving
 from .state import State
@@ -90,6 +91,8 @@ class Session:
             self.board = TensorBoard(run.tensorboard, after=state.step if resumed else None)
         self.health = Health(run.metrics())
         self.best = best
+        self.extractor = extractor_name(c, state.device)
+        self.quick: QuickKid | None = None
         self._mark = (time.monotonic(), state.step)
 
     def loop(self) -> None:
@@ -99,6 +102,7 @@ class Session:
         with state.task.eager():
             strength = check_start(state, draws)
         explain(strength, state, self.report)
+        measured = self._start_quick()
         self._mark = (time.monotonic(), state.step)
         with self.report.progress(c.train.steps, state.step, c.train.batch_size) as progress:
             while state.step < c.train.steps:
@@ -106,7 +110,11 @@ class Session:
                     state.advance(draws)
                 done, last = state.step, state.step == c.train.steps
                 stopped = world.any(bool(self.stop.signal))
-                row = self._row(log=last or done % c.log.every == 0, evaluate=last or self._due(c.eval.every))
+                row = self._row(
+                    log=last or done % c.log.every == 0,
+                    evaluate=last or self._due(c.eval.every),
+                    quick=measured and self._due(c.eval.kid_every) and world.together(self._affords_quick),
+                )
                 progress.advance(done, row)
                 if last or self._due(c.log.sample_every):
                     self._preview()
@@ -130,12 +138,46 @@ class Session:
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0
 
-    def _row(self, log: bool, evaluate: bool) -> dict[str, Any] | None:
-        """A row of metrics, if it is time for one: a read-out, a measurement on held-out images, or both. The only place
-        where training waits for the device."""
+    def _start_quick(self) -> bool:
+        """Get ready to measure KID, where that is wanted before the last step; whether it will be."""
+        c, world = self.config, self.world
+        if reason := why_not(c, self.train, self.valid, self.extractor):
+            if not self.state.step:
+                self.report.note(reason)
+            return False
+        if self.extractor is None or c.train.steps // c.eval.kid_every <= self.state.step // c.eval.kid_every:
+            return False
+        task, name = self.state.task, self.extractor
+
+        def make() -> None:
+            self.quick = QuickKid(c, name, self.train, self.valid, task.generated, task.device, self.report.warn)
+
+        task.fit_average()
+        world.together(make)
+        return True
+
+    def _affords_quick(self) -> bool:
+        return self.quick is not None and self.quick.budget.affords()
+
+    def _quick_row(self) -> dict[str, Any]:
+        """KID of the averaged generator, measured by the first process, and how long it took."""
+
+        def measure() -> dict[str, Any]:
+            assert self.quick is not None
+            return {self.quick.name: self.quick()}
+
+        start = time.monotonic()
+        with self.quick.budget.spending() if self.quick is not None else nullcontext():
+            self.state.task.fit_average()
+            row = self.world.together(measure)
+        return row | {"time/kid_seconds": time.monotonic() - start}
+
+    def _row(self, log: bool, evaluate: bool, quick: bool) -> dict[str, Any] | None:
+        """A row of metrics, if it is time for one: a read-out, a measurement on held-out images, a quick KID, or several of
+        them. The only place where training waits for the device."""
         state, c = self.state, self.config
         valid = self.valid if evaluate and c.eval.every else None
-        if not log and valid is None:
+        if not (log or quick) and valid is None:
             return None
         row: dict[str, Any] = {"step": state.step}
         if log:
@@ -144,6 +186,8 @@ class Session:
         if valid is not None:
             with state.task.eager():
                 row |= state.task.held_out(self.train, valid, c.eval.num)
+        if quick:
+            row |= self._quick_row()
 
         def write() -> None:
             self.run.append_metrics(row)
@@ -231,14 +275,16 @@ class Session:
 
     def _is_best(self, row: dict[str, Any] | None) -> bool:
         """Whether this step is the best so far by the chosen metric; takes note of it."""
-        c = self.config.checkpoint
-        value = row.get(c.best) if row is not None and c.best is not None else None
+        metric, mode = self.config.checkpoint.best, self.config.checkpoint.best_mode
+        if metric == "auto":
+            metric = metric_name(self.extractor) if self.extractor is not None else None
+        value = row.get(metric) if row is not None and metric is not None else None
         if value is None or not math.isfinite(value):
             return False
-        sign = 1 if c.best_mode == "min" else -1
-        if self.best is not None and self.best["metric"] == c.best and sign * value >= sign * self.best["value"]:
+        sign = 1 if mode == "min" else -1
+        if self.best is not None and self.best["metric"] == metric and sign * value >= sign * self.best["value"]:
             return False
-        self.best = {"metric": c.best, "value": value, "step": self.state.step}
+        self.best = {"metric": metric, "value": value, "step": self.state.step}
         return True
 
     def close(self) -> None:

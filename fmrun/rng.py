@@ -26,6 +26,8 @@ STREAMS = (
     "degrade",
     "degrade-valid",
     "own nets",
+    "eval",
+    "stack",
 )
 
 

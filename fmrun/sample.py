@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from .upscaling import upscale_photos
 CHUNK = 16
 """Images are always made in the same chunks, for a batch's size can change the last bits of an image."""
 
+PART = 32 * CHUNK
+"""So many images of a long series are held at a time."""
 
 BUILDERS = {"generate": generate.build_generator, "upscale": upscale.build_generator}
 
@@ -57,6 +59,11 @@ def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: 
         folder = target.samples
     else:
         found, folder = checkpoint.read(target), Path(".")
+    return load_source(found, folder, raw=raw, device=device)
+
+
+def load_source(found: checkpoint.Checkpoint, folder: Path, *, raw: bool, device: torch.device) -> Source:
+    """The averaged (or `raw`) generator of a checkpoint."""
     set_determinism(True, device)
     config = without_init(from_json(found.meta["config"]))
     assert config.data.channels is not None
@@ -75,6 +82,13 @@ def draw(source: Source, noise: Tensor) -> Tensor:
     count = len(noise)
     filled = torch.cat([noise, noise.new_zeros(-count % CHUNK, noise.shape[1])])
     return torch.cat([to_uint8(source.net(part.to(device))).cpu() for part in filled.split(CHUNK)])[:count]
+
+
+def images(source: Source, seed: int, count: int) -> Iterator[Tensor]:
+    """Images 0 to `count` - 1 of the seed, uint8 (n, C, H, W), a few hundred at a time."""
+    for start in range(0, count, PART):
+        part = range(start, min(start + PART, count))
+        yield draw(source, latents(seed, "sample", part, source.config.generator.latent_dim))
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .config import Config
 from .dist import World
+from .metrics.quick import extractor_name, metric_name
 from .models.custom import expecting_old_code
 from .optim import Ema, Guard, Optimiser, lr_factor
 from .rng import torch_generator
@@ -104,6 +105,8 @@ class State:
             found.append("fm/lambda")
         if held_out and self.config.eval.every:
             found += self.task.held_out_names
+        if (extractor := extractor_name(self.config, self.device)) is not None:
+            found += [metric_name(extractor), "time/kid_seconds"]
         return sorted(found)
 
     def prepare(self, feed: Any, step: int) -> list[list[Batch]]:

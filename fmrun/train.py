@@ -18,6 +18,7 @@ from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
 from .memory import is_out_of_memory, within_memory
+from .metrics.extractors import HOW, available
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
 from .precision import choose_device, choose_precision, set_determinism
@@ -112,8 +113,11 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
         require_tensorboard()
     config, train, valid = TASKS[config.task].open(config, report.counting("checking images"))
     state = State(config, device, world, fresh)
-    best, known = config.checkpoint.best, state.metric_names(held_out=valid is not None)
-    if best is not None and best not in known:
+    asked = config.eval.kid_extractor
+    if asked != "auto" and config.eval.kid_every and available([asked]) is None:
+        raise UserError(f"eval.kid_extractor: the weights of '{asked}' are not on this machine: {HOW}")
+    best = config.checkpoint.best
+    if best not in (None, "auto") and best not in (known := state.metric_names(held_out=valid is not None)):
         raise UserError(
             f"checkpoint.best: there is no metric '{best}'{nearest(best, known)}; this run has {', '.join(known)}"
         )

@@ -523,7 +523,9 @@ def test_seams_are_measured_and_said_where_tiles_are_not_the_whole() -> None:
     save(Path("in/small.png"), picture(12, 13, seed=9))
     done = good("sample", "global", "--input", "in", "--tile", "32", "--out", "a")
     (said,) = [line for line in done.err.splitlines() if noted in line]
-    found = re.search(r"at most ([\d.e-]+) of 255, and by a step of ([\d.e-]+) of 255 .* in the middle of wide\.png", said)
+    found = re.search(
+        r"at most ([\d.e-]+) of 255, and by a step of ([\d.e-]+) of 255 .* in the middle of wide\.png", said
+    )
     assert found is not None, said
     assert 0 < float(found[1]) < 5
     assert noted not in good("sample", "local", "--input", "in", "--tile", "32", "--out", "b").err

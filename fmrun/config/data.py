@@ -11,8 +11,9 @@ from .degradation import DegradationConfig
 class DataConfig(Section):
     path: str = Field(default="bundled:fashion-mnist", min_length=1)
     """Images to learn from. For images from noise: a folder (any nesting), an `idx-ubyte` or `idx-ubyte.gz` file, an
-    `.npz` file, `torchvision:NAME` (already downloaded under `data.root`), or `bundled:fashion-mnist`. For
-    super-resolution: a folder of high-resolution images, or `bundled:photographs`."""
+    `.npz` file, `torchvision:NAME` (already downloaded under `data.root`), `bundled:fashion-mnist`, or
+    `bundled:stacked-fashion-mnist`, whose colour images are three independent grey ones, one a channel: 1,000 kinds to
+    be covered. For super-resolution: a folder of high-resolution images, or `bundled:photographs`."""
 
     root: str = "data"
     """Folder in which `torchvision:NAME` looks for its files."""

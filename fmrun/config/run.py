@@ -46,11 +46,18 @@ class CheckpointConfig(Section):
     keep_every: int = Field(default=0, ge=0)
     """Checkpoints at multiples of this step are kept for good; 0 keeps none."""
 
-    best: str | None = None
-    """Metric (a key of metrics.jsonl) whose best checkpoint is kept as well; `none` keeps none."""
+    best: str | None = "auto"
+    """Metric (a key of metrics.jsonl) whose best checkpoint is kept as well; `none` keeps none. `auto` is the KID measured
+    in training (`eval.kid_every`), and for super-resolution, or where it is not measured, `none`."""
 
     best_mode: Literal["min", "max"] = "min"
     """Whether the best value of `best` is the smallest or the largest."""
+
+    @model_validator(mode="after")
+    def _auto_knows(self) -> "CheckpointConfig":
+        if self.best == "auto" and self.best_mode == "max":
+            raise ValueError("best_mode 'max' needs a metric of which more is better; name it with best")
+        return self
 
 
 class LogConfig(Section):
@@ -74,6 +81,24 @@ class EvalConfig(Section):
 
     num: int = Field(default=500, ge=2)
     """Held-out images used."""
+
+    kid_every: int = Field(default=1000, ge=0)
+    """Images from noise: steps between quick measurements of KID, of images of the averaged generator against held-out
+    ones (against training images where none are held out); 0 turns them off. They stand in metrics.jsonl under the name
+    of their extractor, as `eval/kid_mobilenet_v2`, or `eval/kid` with Inception."""
+
+    kid_num: int = Field(default=500, ge=10)
+    """Images generated for one of them, and real ones compared with. Few make it quick, not exact: `fmrun eval` measures
+    better."""
+
+    kid_share: float = Field(default=0.02, gt=0.0, le=1.0)
+    """Share of the training time that these measurements may take. One that would exceed it is left out, so that on a slow
+    machine they lie further apart, at other multiples of `kid_every`. Which are left out depends on the clock, and with
+    them the rows of metrics.jsonl and the best checkpoint; no weight does. 1 leaves none out."""
+
+    kid_extractor: Literal["auto", "inception", "mobilenet_v2"] = "auto"
+    """Net whose features are compared. `auto` takes one whose weights are on the machine (on a CPU MobileNetV2 before
+    Inception, which is thirty times as slow there), or none; nothing is downloaded."""
 
     perceptual: Literal["auto", "dists", "lpips", "mobilenet", "none"] = "auto"
     """Super-resolution: perceptual distance measured beside PSNR and SSIM, on pretrained nets (`dists`, `lpips`: extra

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..config.data import DataConfig
 from ..errors import UserError, nearest
+from ..rng import numpy_generator
 from .folder import NAMED, size_fix
 from .pixels import BadImage, check_size, fit_image, pad
 from .source import ArrayImages
@@ -23,9 +24,12 @@ from .source import ArrayImages
 Raw = tuple[np.ndarray, np.ndarray | None]
 """uint8 images `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, and labels `(N,)` or `None`."""
 
-BUNDLED = {"fashion-mnist": Path(__file__).parent / "bundled"}
+BUNDLED = {name: Path(__file__).parent / "bundled" for name in ("fashion-mnist", "stacked-fashion-mnist")}
 TILE, COLUMNS = 28, 100
 """The bundled images lie in PNG grids: squares of `TILE` pixels, `COLUMNS` a row."""
+
+STACKS = 5
+"""Stacked images per bundled one."""
 
 TORCHVISION: dict[str, dict[str, Any]] = {
     "MNIST": {"train": True},
@@ -197,12 +201,25 @@ def read_bundled(name: str, split: str) -> Raw:
         known = list(BUNDLED)
         raise BadFile(f"is not among bundled:{', '.join(known)}{nearest(name, known)}")
     folder = BUNDLED[name]
+    if name.startswith("stacked-"):
+        images, labels = read_bundled(name.removeprefix("stacked-"), split)
+        assert labels is not None
+        return stack(images, labels, split)
     with Image.open(folder / f"{name}-{split}.png") as image:
         grid = np.asarray(image)
     text = (folder / f"{name}-{split}.txt").read_text()
     labels = np.array([int(digit) for digit in text if digit.isdigit()], dtype=np.int64)
     rows = grid.shape[0] // TILE
     return grid.reshape(rows, TILE, COLUMNS, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE), labels
+
+
+def stack(images: np.ndarray, labels: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Colour images `(STACKS · N, 3, H, W)` whose channels are three of the grey ones `(N, H, W)`, drawn independently
+    and always the same; their labels count the ordered triples, 0 to 999, the first channel in the hundreds (Metz et
+    al. 2017, Unrolled GANs, with another set of digits)."""
+    rng = numpy_generator(0, "stack", ("train", "valid").index(split))
+    triples = rng.integers(len(images), size=(STACKS * len(images), 3))
+    return images[triples], labels[triples] @ np.array([100, 10, 1])
 
 
 def read_array(path: str, config: DataConfig, split: str) -> Raw | None:

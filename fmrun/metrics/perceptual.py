@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -33,3 +34,12 @@ def perceptual_metric(name: str, device: torch.device) -> tuple[str, nn.Module] 
         except UserError:
             continue
     return None
+
+
+def perceptual_metrics(device: torch.device) -> dict[str, nn.Module]:
+    """All of METRICS whose weights are on this machine."""
+    found = {}
+    for name, make in METRICS.items():
+        with suppress(UserError):
+            found[name] = make().to(device)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..augment import NUMBERS
 from ..config import Config
 from ..data.folder import Progress
-from ..data.images import Feed, Images, open_data, order, to_float
+from ..data.images import Feed, Images, open_data, order, to_float, to_uint8
 from ..dist import World
 from ..grid import grid, save_png
 from ..models.custom import custom_generator
@@ -150,6 +150,15 @@ class Generate(PairTask):
         self.average.eval()
         made = [self.run(self.average, part.to(self.device, self.dtype)) for part in noise.split(256)]
         return grid(torch.cat(made))
+
+    @torch.no_grad()
+    def generated(self, count: int) -> Iterator[Tensor]:
+        """Images of the averaged generator, uint8 (n, C, H, W), a few hundred at a time, of latents that are the same
+        every time."""
+        noise = latents(self.config.seed, "preview", range(count), self.config.generator.latent_dim)
+        self.average.eval()
+        for part in noise.split(256):
+            yield to_uint8(self.run(self.average, part.to(self.device, self.dtype)))
 
     @torch.no_grad()
     def held_out(self, train: Images, valid: Images, count: int) -> dict[str, float]:

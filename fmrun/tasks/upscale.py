@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -296,21 +297,31 @@ class Upscale(PairTask):
         top = torch.full((rows[0].shape[0], gap, rows[0].shape[2]), 255, dtype=torch.uint8)
         return torch.cat([top, *rows], 1)
 
-    @torch.no_grad()
     def held_out(self, train: Pairs, valid: Pairs, count: int) -> dict[str, float]:
         """PSNR and SSIM of luma, and the perceptual distance, over whole validation images, of the averaged generator and
         of bicubic upscaling."""
+        distances = dict([self.perceptual] if self.perceptual is not None else [])
+        found = self.restored(valid, count, distances)
+        return {
+            f"eval/{name}{suffix}": v
+            for suffix, own in zip(("", "_bicubic"), found, strict=True)
+            for name, v in own.items()
+        }
+
+    @torch.no_grad()
+    def restored(self, valid: Pairs, count: int, distances: Mapping[str, nn.Module]) -> list[dict[str, float]]:
+        """`psnr_y`, `ssim_y` and each of `distances`, means over the first `count` images, of the averaged generator and
+        of bicubic upscaling."""
         scale = self.config.data.scale
-        sums = dict.fromkeys(self.held_out_names, 0.0)
         count = min(count, len(valid))
+        sums: list[dict[str, float]] = [dict.fromkeys(("psnr_y", "ssim_y", *distances), 0.0) for _ in range(2)]
         for index in range(count):
             low, high = valid.whole(index)
             original = high[None].to(self.device, self.dtype) / 255
-            for image, suffix in ((self.upscale(low), ""), (self.bicubic(low), "_bicubic")):
+            for image, own in zip((self.upscale(low), self.bicubic(low)), sums, strict=True):
                 image = (image * 255).round() / 255
-                sums[f"eval/psnr_y{suffix}"] += float(psnr_y(image, original, scale)) / count
-                sums[f"eval/ssim_y{suffix}"] += float(ssim_y(image, original, scale)) / count
-                if self.perceptual is not None:
-                    name, distance = self.perceptual
-                    sums[f"eval/{name}{suffix}"] += float(distance(image.float(), original.float())) / count
+                own["psnr_y"] += float(psnr_y(image, original, scale)) / count
+                own["ssim_y"] += float(ssim_y(image, original, scale)) / count
+                for name, distance in distances.items():
+                    own[name] += float(distance(image.float(), original.float())) / count
         return sums

@@ -253,7 +253,10 @@ def test_a_bad_place(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("bundled:fashion-mnits", "is not among bundled:fashion-mnist; did you mean 'fashion-mnist'?"),
+        (
+            "bundled:fashion-mnits",
+            "is not among bundled:fashion-mnist, stacked-fashion-mnist; did you mean 'fashion-mnist'?",
+        ),
         ("torchvision:CIFAR-10", "did you mean 'CIFAR10'?"),
         ("torchvision:", "is not among torchvision:MNIST, FashionMNIST"),
         ("torchvision:MNIST", "from torchvision.datasets import *; MNIST('{root}', download=True)\""),

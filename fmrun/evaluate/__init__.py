@@ -1,0 +1,171 @@
+"""How good trained generators are: which checkpoints are measured, and what becomes of the scores.
+
+A score never stands alone: it carries the data, the number of images, the extractor, the resolution, the resize filter
+and what real images score against real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from .. import checkpoint
+from ..config import Config
+from ..errors import UserError
+from ..presets import Override, from_json, revise
+from ..report import Reporter, format_table
+from ..runs import Run
+from ..sample import Source, load_source
+
+FREE = (
+    "data.path",
+    "data.root",
+    "data.fit",
+    "data.valid_path",
+    "data.valid_fraction",
+    "data.lr_path",
+    "data.valid_lr_path",
+)
+"""What may be measured on otherwise than the run trained: nothing here changes its generator."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for."""
+
+    num: int | None = None
+    extractor: str | None = None
+    extractor_weights: Path | None = None
+    overrides: Sequence[Override] = ()
+    raw: bool = False
+    steps: Sequence[int] = ()
+    all_checkpoints: bool = False
+    seed: int | None = None
+    modes: bool | None = None
+    modes_num: int | None = None
+
+
+class Measure(Protocol):
+    """What a task has to say about a generator."""
+
+    headline: str
+    """The metric by which the best of several checkpoints is chosen."""
+
+    def __call__(self, source: Source, config: Config) -> dict[str, Any]:
+        """`settings`, `metrics`, `floor` and more of a record, as `Run.add_evaluation` takes them."""
+        ...
+
+
+def evaluate(
+    targets: Sequence[Run | Path], asked: Asked, device: torch.device, report: Reporter
+) -> list[dict[str, Any]]:
+    """Measure the chosen checkpoints of runs, or checkpoint files, and write what is found into the runs.
+
+    Records as `Run.add_evaluation` takes them, with `run` (or the file's name) and `which`: what makes a checkpoint
+    stand out among the run's (`best`, `last`).
+    """
+    configs = [_config(target, asked.overrides) for target in targets]
+    odd = next((i for i, config in enumerate(configs) if config.task != configs[0].task), None)
+    if odd is not None:
+        raise UserError(
+            f"{_name(targets[0])} is of task '{configs[0].task}' and {_name(targets[odd])} of '{configs[odd].task}', "
+            "which have no score in common; evaluate them in two commands"
+        )
+    wanted = [_wanted(target, asked) for target in targets]
+    measure = _measure(configs[0].task, asked, device, report)
+    records: list[dict[str, Any]] = []
+    for target, config, paths in zip(targets, configs, wanted, strict=True):
+        own = []
+        for found in _readable(target, paths, report):
+            report.note(f"{_name(target)}, step {found.step}: measuring")
+            source = load_source(found, Path("."), raw=asked.raw, device=device)
+            record = {"step": found.step, "weights": "raw" if asked.raw else "ema", **measure(source, config)}
+            if isinstance(target, Run):
+                target.add_evaluation(record)
+            own.append({"run": target.name, "which": [], **record})
+        _mark(own, target, measure.headline)
+        records += own
+    return records
+
+
+def _measure(task: str, asked: Asked, device: torch.device, report: Reporter) -> Measure:
+    # each needs what the other does not: a feature extractor, tiles
+    if task == "generate":
+        from .generate import GenerateMeasure
+
+        return GenerateMeasure(asked, device, report)
+    from .upscale import UpscaleMeasure
+
+    return UpscaleMeasure(asked, device, report)
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Rows of runs, then of what real images (or bicubic upscaling) reach."""
+    if records[0]["settings"]["task"] == "generate":
+        from .generate import rows
+    else:
+        from .upscale import rows
+    return format_table(*rows(records))
+
+
+def _name(target: Run | Path) -> str:
+    return target.name if isinstance(target, Path) else f"run {target.name}"
+
+
+def _config(target: Run | Path, overrides: Sequence[Override]) -> Config:
+    data = checkpoint.read_meta(target)["config"] if isinstance(target, Path) else target.config()
+    return revise(data, overrides, FREE) if overrides else from_json(data)
+
+
+def _wanted(target: Run | Path, asked: Asked) -> list[Path]:
+    """The checkpoints to measure, in the order of their steps; UserError if there are none such."""
+    if isinstance(target, Path):
+        if asked.steps or asked.all_checkpoints:
+            raise UserError(f"{target} is one checkpoint; --step and --all-checkpoints are for runs")
+        return [target]
+    known = checkpoint.steps(target.checkpoints)
+    if not known:
+        raise UserError(f"run {target.name} has no checkpoint yet; {target.command('resume')} trains it on")
+    missing = next((step for step in asked.steps if step not in known), None)
+    if missing is not None:
+        raise UserError(
+            f"--step {missing}: run {target.name} has checkpoints of steps {', '.join(map(str, known))} only; more are "
+            "kept by -s checkpoint.keep_every=N when training"
+        )
+    if asked.steps or asked.all_checkpoints:
+        steps = sorted(set(asked.steps)) or known
+    else:
+        best = (target.status().get("best") or {}).get("step")
+        steps = [step for step in known if step in (known[-1], best)]
+    return [checkpoint.path_of(target.checkpoints, step) for step in steps]
+
+
+def _readable(target: Run | Path, paths: Sequence[Path], report: Reporter) -> Iterator[checkpoint.Checkpoint]:
+    """Checkpoints one by one; a damaged one is left out with a warning, unless all are."""
+    broken = []
+    for path in paths:
+        try:
+            yield checkpoint.read(path)
+        except checkpoint.CorruptCheckpoint as error:
+            broken.append(path)
+            if len(broken) == len(paths):
+                raise
+            report.warn(f"{error}; it is left out")
+
+
+def _mark(records: list[dict[str, Any]], target: Run | Path, headline: str) -> None:
+    """Say which record is of the run's last checkpoint, and which the best of several."""
+    if not isinstance(target, Run):
+        return
+    last = checkpoint.steps(target.checkpoints)[-1]
+    for record in records:
+        if record["step"] == last:
+            record["which"].append("last")
+    measured = [r for r in records if r["metrics"].get(headline) is not None]
+    if len(measured) > 1:
+        sign = -1 if headline.startswith("psnr") else 1
+        min(measured, key=lambda r: sign * r["metrics"][headline])["which"].append("best")

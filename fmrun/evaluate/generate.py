@@ -1,0 +1,186 @@
+"""Images from noise: generated images as a distribution, beside real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..config.data import DataConfig
+from ..data.images import open_data
+from ..data.source import Images
+from ..errors import UserError
+from ..metrics.classifier import Classifier, load_classifier
+from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, Cloud, scores, subset_size
+from ..metrics.extractors import open_extractor
+from ..metrics.modes import STACKED_NUM, Kinds, choose_kinds, coverage, expected
+from ..metrics.reals import Library, Reals, choose_reals, share, shown
+from ..report import Reporter
+from ..sample import Source, images
+from . import Asked
+
+DEFAULT_NUM = 2000
+"""Images generated where --num is not given; fewer where there are fewer real ones."""
+
+NOISY = 500
+"""Below so many images, scores say little."""
+
+
+class GenerateMeasure:
+    """Scores of generators of images, against real images that are read and looked at once for all of them."""
+
+    def __init__(self, asked: Asked, device: torch.device, report: Reporter):
+        self.asked, self.device, self.report = asked, device, report
+        if asked.num is not None and asked.num < LEAST:
+            raise UserError(
+                f"--num {asked.num}: scores need at least {LEAST} images, and some hundreds to mean something"
+            )
+        self.extractor = open_extractor(asked.extractor, asked.extractor_weights, device, report.note)
+        self.headline = "kid" + self.extractor.suffix
+        self.library = Library(self.extractor, device, report.warn)
+        self._opened: dict[tuple[DataConfig, int], tuple[Images, Images | None]] = {}
+        self._histograms: dict[str, Tensor] = {}
+        self._floors: dict[tuple[str, str], dict[str, float]] = {}
+        self._said: set[str] = set()
+
+    def __call__(self, source: Source, config: Config) -> dict[str, Any]:
+        seed = self.asked.seed or 0
+        reals, count = self._reals(config)
+        data = source.config.data
+        kinds = choose_kinds(data.path, data.channels or 0, data.image_size, self.asked.modes)
+        counted = self._counted(kinds, count)
+        features, histogram = self._look(source, seed, count, kinds, counted)
+        made = Cloud(features)
+        reference = self.library.cloud(reals.reference)
+        settings = {
+            "task": "generate",
+            "data": reals.name,
+            "reals": len(reference),
+            "reals_sha256": self.library.fingerprint(reals.reference)[:16],
+            "num": count,
+            "extractor": self.extractor.name,
+            "resolution": config.data.image_size,
+            "resize": self._resize(config.data),
+            "seed": seed,
+            "kid_subsets": SUBSETS,
+            "kid_subset_size": subset_size(count, len(reference)),
+            "kid_seed": SUBSET_SEED,
+        }
+        metrics, floor = self._named(scores(made, reference)), self._named(self._floor(reals))
+        if kinds is not None:
+            likely, modes_floor = self._real_modes(config, kinds, counted)
+            settings |= {"modes_num": counted, "modes_reference": "uniform" if likely is None else "labels of the data"}
+            metrics |= coverage(histogram, likely)
+            floor |= modes_floor
+        return {"settings": settings, "metrics": metrics, "floor": floor, "floor_on": reals.floor_name}
+
+    def _counted(self, kinds: Kinds | None, count: int) -> int:
+        """Images whose kinds are counted."""
+        if kinds is None:
+            if self.asked.modes_num is not None:
+                raise UserError("--modes-num counts kinds of clothing, and this run does not make any; leave it out")
+            return 0
+        return self.asked.modes_num or (STACKED_NUM if kinds.channels == 3 else count)
+
+    def _look(self, source: Source, seed: int, count: int, kinds: Kinds | None, counted: int) -> tuple[Tensor, Tensor]:
+        """Features of the first `count` images of the seed, and how many of the first `counted` are of which kind."""
+        features, seen = [], 0
+        histogram = torch.zeros(kinds.count if kinds else 0, dtype=torch.float64)
+        for part in images(source, seed, max(count, counted)):
+            if seen < count:
+                features.append(self.extractor.all([part[: count - seen]], self.device))
+            if kinds is not None and seen < counted:
+                histogram += kinds.histogram(self.classifier, [part[: counted - seen]], self.device)
+            seen += len(part)
+        found = torch.cat(features)
+        return found.to(self.device) if self.device.type == "cuda" else found, histogram
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        return load_classifier(self.device)
+
+    def _real_modes(self, config: Config, kinds: Kinds, counted: int) -> tuple[Tensor | None, dict[str, float]]:
+        """How likely each kind is among real images, and what `coverage` finds among as many of them as there are."""
+        train, valid = self._open(config)
+        pool = valid if valid is not None else train
+        likely = expected(pool, kinds.count)
+        chosen = share(pool if len(pool) >= min(counted, len(train)) else train, counted)
+        content = self.library.fingerprint(chosen)
+        if content not in self._histograms:
+            self._histograms[content] = kinds.histogram(self.classifier, chosen.parts(), self.device)
+        return likely, coverage(self._histograms[content], likely)
+
+    def _open(self, config: Config) -> tuple[Images, Images | None]:
+        # which images are held out of a set depends on the run's seed
+        seed = config.seed if config.data.valid_fraction else 0
+        key = config.data, seed
+        if key not in self._opened:
+            self._opened[key] = open_data(config.data, seed, self.report.counting("checking images"))
+        return self._opened[key]
+
+    def _reals(self, config: Config) -> tuple[Reals, int]:
+        """The real images of a run, and how many to generate beside them."""
+        train, valid = self._open(config)
+        wanted = self.asked.num or DEFAULT_NUM
+        count = self.asked.num or min(wanted, len(valid if valid is not None else train))
+        given = any(override.key == "data.path" for override in self.asked.overrides)
+        kind = "" if given else ", held out" if valid is not None else ", trained on"
+        reals = choose_reals(shown(config.data.valid_path or config.data.path) + kind, train, valid, count)
+        self._say(
+            f"against {len(reals.reference)} real images ({reals.name}); the floor is what real images score: "
+            f"{reals.floor_name}"
+        )
+        if valid is None and not given:
+            self._say("no images were held out of training: measuring against those the generator learned from")
+        if len(reals.reference) < count:
+            self._say(f"there are only {len(reals.reference)} real images to measure {count} generated ones against")
+        if count < NOISY:
+            self._say(f"{count} images are few: differences below that between the floor and 0 are noise")
+        return reals, count
+
+    def _say(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self.report.note(sentence)
+
+    def _floor(self, reals: Reals) -> dict[str, float]:
+        one, other = (self.library.fingerprint(share) for share in reals.floor)
+        if (one, other) not in self._floors:
+            self._floors[one, other] = scores(*(self.library.cloud(share) for share in reals.floor))
+        return self._floors[one, other]
+
+    def _named(self, found: dict[str, float]) -> dict[str, float]:
+        return {name + self.extractor.suffix: value for name, value in found.items()}
+
+    def _resize(self, data: DataConfig) -> str:
+        """How images came to the size the extractor sees; generated ones need only the second step."""
+        own = "Lanczos, antialiased" if data.fit == "crop" else "none"
+        if own == self.extractor.resize == "none":
+            return "none"
+        return f"data: {own}; extractor: {self.extractor.resize}"
+
+
+def rows(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a table: one a record, then the floors."""
+    names = [name for name in records[0]["metrics"] if any(r["metrics"].get(name) is not None for r in records)]
+    columns = ["run", "step", "weights", "which", "images", *names]
+    found = [
+        [
+            r["run"],
+            r["step"],
+            r["weights"],
+            ", ".join(r["which"]),
+            r["settings"]["num"],
+            *(r["metrics"].get(name) for name in names),
+        ]
+        for r in records
+    ]
+    floors = {(r["settings"]["reals_sha256"], r["floor_on"]): r for r in records}
+    for record in floors.values():
+        floor = record["floor"]
+        found.append(["(real images)", None, "", "floor", record["settings"]["reals"], *(floor.get(n) for n in names)])
+    return columns, found

@@ -1,0 +1,93 @@
+"""Super-resolution: upscaled photographs beside their originals, and bicubic upscaling beside both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..config import Config
+from ..data.pair_set import Pairs
+from ..dist import World
+from ..errors import UserError
+from ..metrics.perceptual import METRICS, perceptual_metrics
+from ..metrics.reals import shown
+from ..report import Reporter
+from ..sample import Source
+from ..tasks.upscale import Upscale
+from . import Asked
+
+
+class UpscaleMeasure:
+    """Scores of upscalers on whole photographs, in tiles."""
+
+    headline = "psnr_y"
+
+    def __init__(self, asked: Asked, device: torch.device, report: Reporter):
+        self.asked, self.device, self.report = asked, device, report
+        for flag, value in (
+            ("--extractor", asked.extractor),
+            ("--extractor-weights", asked.extractor_weights),
+            ("--seed", asked.seed),
+            ("--modes", asked.modes),
+            ("--modes-num", asked.modes_num),
+        ):
+            if value is not None:
+                raise UserError(f"{flag} is for images from noise; upscaled images are compared with their originals")
+        if asked.num is not None and asked.num < 1:
+            raise UserError(f"--num {asked.num}: at least one photograph is needed")
+        self.distances = perceptual_metrics(device)
+        missing = [name for name in METRICS if name not in self.distances]
+        if missing:
+            report.note(f"without {', '.join(missing)}, whose weights or package are not on this machine")
+        self._opened: dict[str, tuple[Config, Pairs, str]] = {}
+
+    def __call__(self, source: Source, config: Config) -> dict[str, Any]:
+        final, pairs, name = self._pairs(config)
+        # what is measured is decided here, and the nets of the measurement in training need not be loaded
+        alone = source.config.model_copy(update={"eval": source.config.eval.model_copy(update={"every": 0})})
+        task = Upscale(alone, self.device, World())
+        task.average.load_state_dict(source.net.state_dict())
+        count = min(self.asked.num or len(pairs), len(pairs))
+        made, bicubic = task.restored(pairs, count, self.distances)
+        return {
+            "settings": {
+                "task": "upscale",
+                "data": name,
+                "reals_sha256": pairs.fingerprint[:16],
+                "num": count,
+                "scale": final.data.scale,
+                "low": pairs.info.low,
+            },
+            "metrics": made,
+            "floor": {},
+            "bicubic": bicubic,
+        }
+
+    def _pairs(self, config: Config) -> tuple[Config, Pairs, str]:
+        key = config.data.model_dump_json()
+        if key not in self._opened:
+            final, train, valid = Upscale.open(config, self.report.counting("checking images"))
+            given = any(override.key == "data.path" for override in self.asked.overrides)
+            kind = "" if given else ", held out" if valid is not None else ", trained on"
+            if valid is None and not given:
+                self.report.note(
+                    "no photographs were held out of training: measuring on those the generator learned from"
+                )
+            name = shown(config.data.valid_path or config.data.path) + kind
+            self._opened[key] = final, valid if valid is not None else train, name
+        return self._opened[key]
+
+
+def rows(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a table: one a record, then bicubic upscaling of the same photographs."""
+    names = list(records[0]["metrics"])
+
+    def row(record: dict[str, Any], values: dict[str, float], *head: Any) -> list[Any]:
+        return [*head, record["settings"]["num"], *(values.get(name) for name in names)]
+
+    found = [row(r, r["metrics"], r["run"], r["step"], r["weights"], ", ".join(r["which"])) for r in records]
+    beside = {(r["settings"]["reals_sha256"], r["settings"]["num"]): r for r in records}
+    found += [row(r, r["bicubic"], "(bicubic)", None, "", "") for r in beside.values()]
+    return ["run", "step", "weights", "which", "photographs", *names], found

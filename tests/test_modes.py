@@ -1,0 +1,97 @@
+"""Kinds of clothing: stacked images, the classifier that tells kinds apart, how many there are and how evenly."""
+
+import math
+
+import pytest
+import torch
+
+from fmrun.config.data import DataConfig
+from fmrun.data.images import ArrayImages, open_data
+from fmrun.data.source import Images
+from fmrun.errors import UserError
+from fmrun.metrics.classifier import WEIGHTS, Classifier, accuracy, load_classifier
+from fmrun.metrics.modes import Kinds, choose_kinds, coverage, expected
+
+
+@pytest.fixture(scope="module")
+def net() -> Classifier:
+    return load_classifier()
+
+
+def bundled(name: str, size: int = 28) -> tuple[Images, Images]:
+    train, valid = open_data(DataConfig(path=f"bundled:{name}", image_size=size), 0)
+    assert valid is not None
+    return train, valid
+
+
+def test_the_classifier_is_as_good_as_its_file_says(net: Classifier) -> None:
+    import json
+
+    from safetensors import safe_open
+
+    with safe_open(WEIGHTS, framework="pt") as file:
+        facts = json.loads(file.metadata()["fmrun"])
+    _, valid = bundled("fashion-mnist")
+    found = accuracy(net, valid.read(range(len(valid))), torch.from_numpy(valid.labels))
+    assert found == pytest.approx(facts["accuracy"]["bundled validation images"], abs=0.002)
+    assert found > 0.88
+    assert WEIGHTS.stat().st_size < 500_000
+
+
+def test_stacked_images_are_three_grey_ones() -> None:
+    train, valid = bundled("stacked-fashion-mnist")
+    grey, _ = bundled("fashion-mnist")
+    assert (len(train), len(valid)) == (50_000, 10_000)
+    assert (train.channels, train.labels.min(), train.labels.max()) == (3, 0, 999)
+    assert len(set(train.labels.tolist())) == 1000
+    pixels = {grey.read([i])[0, 0].numpy().tobytes(): int(grey.labels[i]) for i in range(len(grey))}
+    for index in (0, 1, 49_999):
+        digits = [pixels[channel.numpy().tobytes()] for channel in train.read([index])[0]]
+        assert train.labels[index] == 100 * digits[0] + 10 * digits[1] + digits[2]
+    again, _ = bundled("stacked-fashion-mnist")
+    assert again.fingerprint == train.fingerprint
+
+
+def test_kinds_of_stacked_images_are_read_channel_by_channel(net: Classifier) -> None:
+    """At 32 px too, where the images lie in a black frame."""
+    for size in (28, 32):
+        _, valid = bundled("stacked-fashion-mnist", size)
+        images = valid.read(range(200))
+        found = Kinds(3).labels(net, images)
+        single = [Kinds(1).labels(net, images[:, c : c + 1]) for c in range(3)]
+        assert torch.equal(found, 100 * single[0] + 10 * single[1] + single[2])
+        assert float((found == torch.from_numpy(valid.labels[:200])).double().mean()) > 0.6
+
+
+def test_evenly_made_kinds_score_zero_and_one_kind_alone_log_of_all() -> None:
+    assert coverage(torch.full((10,), 7.0)) == {"modes": 10, "modes_kl": pytest.approx(0, abs=1e-12)}
+    alone = torch.zeros(1000)
+    alone[3] = 50
+    assert coverage(alone) == {"modes": 1, "modes_kl": pytest.approx(math.log(1000))}
+    half = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    assert coverage(half)["modes_kl"] == pytest.approx(math.log(2))
+    assert coverage(torch.tensor([3.0, 1.0]))["modes_kl"] == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+
+
+def test_uneven_reals_are_what_is_compared_with() -> None:
+    images = ArrayImages("own", torch.zeros(4, 1, 28, 28, dtype=torch.uint8), labels=torch.tensor([0, 0, 0, 1]).numpy())
+    likely = expected(images, 2)
+    assert likely is not None
+    assert likely.tolist() == [0.75, 0.25]
+    assert coverage(torch.tensor([30.0, 10.0]), likely)["modes_kl"] == pytest.approx(0, abs=1e-12)
+    assert coverage(torch.tensor([20.0, 20.0]), likely)["modes_kl"] == pytest.approx(0.5 * math.log(4 / 3))
+    letters = ArrayImages("own", images.read(range(4)), labels=torch.tensor([0, 0, 0, 25]).numpy())
+    assert expected(letters, 10) is None  # labels of something else
+    assert expected(bundled("stacked-fashion-mnist")[1], 1000) is None
+
+
+def test_where_kinds_are_counted() -> None:
+    assert choose_kinds("bundled:fashion-mnist", 1, 32, None) == Kinds(1)
+    assert choose_kinds("torchvision:FashionMNIST", 1, 28, None) == Kinds(1)
+    assert choose_kinds("bundled:stacked-fashion-mnist", 3, 32, None) == Kinds(3)
+    assert choose_kinds("bundled:fashion-mnist", 3, 32, None) is None
+    assert choose_kinds("photos", 1, 32, None) is None
+    assert choose_kinds("photos", 1, 32, True) == Kinds(1)
+    assert choose_kinds("bundled:fashion-mnist", 1, 32, False) is None
+    with pytest.raises(UserError, match="--modes counts kinds of clothing"):
+        choose_kinds("photos", 3, 64, True)
