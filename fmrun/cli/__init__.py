@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import listing, looking, pictures, training
+from . import listing, looking, pictures, sweep, training
 
 app = typer.Typer(
     name="fmrun",
@@ -46,5 +46,6 @@ for command in (
     pictures.export,
     listing.presets,
     listing.runs,
+    sweep.sweep,
 ):
     app.command()(command)
