@@ -178,11 +178,12 @@ def sentences(comparison: Comparison) -> list[str]:
     differing = [row for row in compared if row.against is not None and row.against.differs]
     for row in differing:
         assert row.against is not None
-        mean = row.against.paired.difference.mean
-        way = "" if metric.better is None else " better" if (mean < 0) == (metric.better == "lower") else " worse"
+        mean, control = row.against.paired.difference.mean, sweep.label(row.against.control)
+        by = f"by {format_number(abs(mean))} in {metric.key}"
+        better = (mean < 0) == (metric.better == "lower")
+        said = f"differs {by} from" if metric.better is None else f"is {'better' if better else 'worse'} {by} than"
         found.append(
-            f"{row.label} is{way or ' different'} by {format_number(abs(mean))} in {metric.key} than "
-            f"{sweep.label(row.against.control)} (p = {format_number(row.against.p_holm or 0.0)} after Holm's correction)"
+            f"{row.label} {said} {control} (p = {format_number(row.against.p_holm or 0.0)} after Holm's correction)"
         )
     if not differing:
         found.append(

@@ -102,7 +102,12 @@ class Worker:
         if skipped:
             self.report.note(f"{skipped} of {len(planned)} runs are done already")
         if going:
-            self.report.note(f"{going} runs are being trained by other processes; they are waited for")
+            by = (
+                "run is being trained by another process and is"
+                if going == 1
+                else "runs are being trained by others and are"
+            )
+            self.report.note(f"{going} {by} waited for")
         self._adopt()
         with display.on():
             while self.pending or self.running or self.elsewhere:
