@@ -44,6 +44,13 @@ class Fake:
         self.stops += 1
 
 
+class Lasting(Fake):
+    """A process that lives until it is stopped."""
+
+    def poll(self) -> int | None:
+        return self.code if self.stops else None
+
+
 class Launcher:
     """Notes what it is given; each run leaves a status."""
 
@@ -118,9 +125,9 @@ def test_a_torn_folder_is_made_anew_and_a_full_one_is_not_touched() -> None:
 def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str | None] = []
 
-    def note(task: launch.Task, env: Mapping[str, str]) -> Fake:
+    def note(task: launch.Task, env: Mapping[str, str]) -> Lasting:
         seen.append(env.get("CUDA_VISIBLE_DEVICES"))
-        return Fake()
+        return Lasting()
 
     monkeypatch.setattr(launch, "spawn", note)
     task = launch.Task("t", (), (), "r", "l")
@@ -133,10 +140,10 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_slot_that_is_free_again_has_its_gpu_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    handles: list[tuple[str, Fake]] = []
+    handles: list[tuple[str, Lasting]] = []
 
-    def note(task: launch.Task, env: Mapping[str, str]) -> Fake:
-        handles.append((env["CUDA_VISIBLE_DEVICES"], Fake()))
+    def note(task: launch.Task, env: Mapping[str, str]) -> Lasting:
+        handles.append((env["CUDA_VISIBLE_DEVICES"], Lasting()))
         return handles[-1][1]
 
     monkeypatch.setattr(launch, "spawn", note)
@@ -194,27 +201,23 @@ def test_a_second_signal_asks_again() -> None:
     assert (outcome.exit_code, [fake.stops for fake in made]) == (130, [2, 2])
 
 
-def test_the_check_names_the_combination() -> None:
+def test_the_check_names_the_combination(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep, _ = planned()
     configs = {name: sweep.settings(name) for name in sweep.combinations}
     configs["weight-1"]["feature_matching"]["layers"] = ["block9"]
-    with pytest.raises(UserError, match="weight-1: .*block9"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight, "_ask", lambda arguments: (preflight.main(arguments), 0))
+    monkeypatch.setattr(preflight, "_ask", lambda arguments: (preflight.main(arguments), 0))
+    with pytest.raises(UserError, match=r"weight-1: .*block9"):
         preflight.check(configs)
-    with (
-        pytest.raises(UserError, match="could not be checked: .* ended with -9"),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(preflight, "_ask", lambda arguments: ("", -9))
+    monkeypatch.setattr(preflight, "_ask", lambda arguments: ("", -9))
+    with pytest.raises(UserError, match=r"could not be checked: .* ended with -9"):
         preflight.check(configs)
 
 
-def test_elsewhere_needs_no_gpu_here() -> None:
+def test_elsewhere_needs_no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep, _ = planned()
     content = {**sweep.settings("weight-0"), "device": "cuda", "precision": "fp16"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight, "_ask", lambda arguments: (preflight.main(arguments), 0))
-        assert preflight.check({"weight-0": content}, elsewhere=True) == preflight.Machine("cpu", 0)
+    monkeypatch.setattr(preflight, "_ask", lambda arguments: (preflight.main(arguments), 0))
+    assert preflight.check({"weight-0": content}, elsewhere=True) == preflight.Machine("cpu", 0)
 
 
 # ---- what is shown
@@ -245,17 +248,17 @@ def test_a_terminal_shows_a_table_and_a_file_lines(monkeypatch: pytest.MonkeyPat
 # ---- submitit
 
 
-def test_options_of_the_scheduler_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(UserError, match="--slurm: .*slurm_partitoin"):
+def test_options_of_the_scheduler_that_do_not_exist_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--slurm: .*slurm_partitoin"):
         launch.Submitit("submitit", Path("jobs"), 1, {"partitoin": "gpu"})
-    with pytest.raises(UserError, match="there is no sbatch here"), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="there is no sbatch here"):
         launch.Submitit("slurm", Path("jobs"), 1, {})
 
 
-def test_without_submitit_there_is_a_sentence() -> None:
-    with pytest.raises(UserError, match=r'pip install "fmrun\[slurm\]"'), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "submitit", None)
+def test_without_submitit_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r'pip install "fmrun\[slurm\]"'):
         launch.Submitit("submitit", Path("jobs"), 1, {})
 
 
@@ -318,7 +321,7 @@ def test_jobs_on_slurm_are_submitted_once_and_followed(workplace: Path) -> None:
         assert done.code == 130
         assert "the jobs go on, and the same command follows them; to end them: scancel 77_0 77_1" in done.err
     assert len((workplace / "sbatch.txt").read_text().splitlines()) == 1
-    (script,) = (S / "submitit").glob("submission_file_*.sh")
+    (script,) = (S / "submitit").glob("*_submission.sh")
     asked = script.read_text()
     for line in ("--partition=gpu", "--gpus-per-node=1", "--array=0-1%2", "--job-name=fmrun"):
         assert line in asked, asked

@@ -54,16 +54,17 @@ class Display:
         if self._live is None or now - self._shown_at < INTERVAL:
             return
         self._shown_at = now
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(self.summary(done, failed, left)), title_justify="left", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
         for column in ("run", "at", "time"):
             table.add_column(Text(column), no_wrap=True, overflow="ellipsis")
         for line in lines():
             table.add_row(Text(line.name), Text(line.what), Text(format_duration(line.seconds)))
         with suppress(OSError):
-            self._live.update(table, refresh=True)
+            self._live.update(Group(Text(self.summary(done, failed, left)), table), refresh=True)
 
     def summary(self, done: int, failed: int, left: float | None) -> str:
         """`12 of 60 runs done, 1 failed, ETA 3:12`"""

@@ -146,7 +146,8 @@ class Worker:
 
     def _evaluation(self, planned: Planned) -> Work:
         run = planned.run
-        command = ("eval", run.name, "--runs-dir", str(self.sweep.folder), "--json")
+        device = self.sweep.combinations[planned.combination].config.device
+        command = ("eval", run.name, "--runs-dir", str(self.sweep.folder), "--device", device, "--json")
         task = Task(run.name, command, command, str(run.path), str(self.sweep.log_file(run.name)))
         return Work(planned, task, evaluates=True)
 
