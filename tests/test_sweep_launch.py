@@ -234,13 +234,13 @@ def test_a_terminal_shows_a_table_and_a_file_lines(monkeypatch: pytest.MonkeyPat
     for stream in (Terminal(), io.StringIO()):
         display = Display(Reporter(stream=stream), 5, clock=lambda: now[0])
         with display.on():
-            for _ in range(3):
+            for _ in range(50):
                 display.show(lambda: [Line("weight-[b]0_seed-1", "step 3/9", 61)], 2, 1, 30)
         text = stream.getvalue()
         if isinstance(stream, Terminal):
             assert "weight-[b]0_seed-1" in text
             assert "1:01" in text
-            assert text.count("2 of 5 runs done, 1 failed, ETA 0:30") == 1  # not redrawn faster than it can be read
+            assert text.count("2 of 5 runs done, 1 failed, ETA 0:30") <= 2  # not redrawn faster than it can be read
         else:
             assert text == ""
 
