@@ -272,6 +272,8 @@ def test_a_name_that_is_taken_is_refused() -> None:
     assert "there is a run of this name" in fmrun("sweep", *FAST, "--name", "run", *WEIGHTS).err
     Path("runs/stuff/inner").mkdir(parents=True)
     assert "is no sweep" in fmrun("sweep", *FAST, "--name", "stuff", *WEIGHTS).err
+    Path("file").write_text("")
+    assert "cannot make a sweep in file" in fmrun("sweep", *FAST, *WEIGHTS, "--runs-dir", "file").err
     assert "not a name for a sweep" in fmrun("sweep", *FAST, "--name", "a b", *WEIGHTS).err
 
 

@@ -252,7 +252,7 @@ def test_a_damaged_plan_is_one_sentence(tmp_path: Path) -> None:
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     sweep = taken_in(tmp_path, "feature_matching.weight=0,1", "feature_matching.match=mean,mmd")
     sweep.folder.mkdir()
-    sweep.write()
+    sweep.write(["fmrun", "sweep"])
     again = open_sweep(tmp_path, "s")
     assert again == sweep
     assert isinstance(again.combinations["weight-0"].config, Config)

@@ -70,7 +70,7 @@ def planned(seeds: int = 2) -> tuple[Sweep, list[Planned]]:
     sweep = Sweep(S)
     found = sweep.add(grid.combinations("dcgan-fm", None, [], [over]), [over.key], range(seeds))
     S.mkdir(parents=True)
-    sweep.write()
+    sweep.write(["fmrun", "sweep"])
     return sweep, found
 
 
@@ -288,6 +288,7 @@ def test_a_sweep_through_submitit_s_local_executor() -> None:
 
 SBATCH = """#!/bin/sh
 echo "$@" >> {folder}/sbatch.txt
+test -e {folder}/closed && echo "sbatch: error: invalid partition" >&2 && exit 1
 echo "Submitted batch job 77"
 """
 
@@ -325,3 +326,9 @@ def test_jobs_on_slurm_are_submitted_once_and_followed(workplace: Path) -> None:
     asked = script.read_text()
     for line in ("--partition=gpu", "--gpus-per-node=1", "--array=0-1%2", "--job-name=fmrun"):
         assert line in asked, asked
+    (workplace / "closed").touch()
+    (S / "jobs.json").unlink()
+    refused = Sweeping(*flags, env=env).end()
+    assert refused.code == 2
+    assert "the scheduler takes no job: sbatch: error: invalid partition" in refused.errors[0]
+    assert "--slurm timeout_min=60" in refused.errors[0]

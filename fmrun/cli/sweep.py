@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -121,7 +122,7 @@ def sweep(
         plan.control_of(target, control)
         gpus = _check(target, planned, launcher)
         at = _launcher(launcher, target, gpus, jobs, options)
-        target.write()
+        target.write(sys.argv)
         return _run(target, planned, at, report, preset, evaluate, metric, control, json)
 
 

@@ -223,7 +223,7 @@ def default_name(preset: str, found: Sequence[Combination], keys: Sequence[str])
     digest = hashlib.sha256(json.dumps([fixed, sorted(keys)], sort_keys=True).encode()).hexdigest()[:6]
     shorts = short_names(keys)
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([preset, *(shorts[key] for key in keys)])).strip(".-")
-    return f"{stem[:60]}-{digest}"
+    return f"{stem[:60] or 'sweep'}-{digest}"
 
 
 def representative(found: Sequence[Combination]) -> Combination:

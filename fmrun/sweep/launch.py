@@ -207,8 +207,16 @@ class Submitit:
 
     def start(self, tasks: Sequence[tuple[Task, Mapping[str, str]]]) -> "list[_Submitted]":
         """As one array, which a scheduler takes better than single jobs."""
-        with self.executor.batch():
-            jobs = [self.executor.submit(Job(task, env)) for task, env in tasks]
+        from submitit.core.utils import FailedJobError
+
+        try:
+            with self.executor.batch():
+                jobs = [self.executor.submit(Job(task, env)) for task, env in tasks]
+        except FailedJobError as error:
+            raise UserError(
+                f"the scheduler takes no job: {' '.join(str(error).split())}; change what it is asked for with --slurm, "
+                "e.g. --slurm partition=NAME --slurm timeout_min=60"
+            ) from None
         return [_Submitted(job) for job in jobs]
 
     def again(self, job_id: str) -> "_Submitted":

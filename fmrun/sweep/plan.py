@@ -95,7 +95,12 @@ class Sweep:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the sweep while it runs; a second command is refused with a UserError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make a sweep in {self.folder.parent}: {error.strerror}; make it writable or give another --runs-dir"
+            ) from error
         refusal = (
             f"sweep {self.name} is being run by process {{}}; wait for it to end, or stop it first (it can be continued "
             "by the same command)"
@@ -138,9 +143,10 @@ class Sweep:
         def value(key: str) -> Any:
             if key in said or key in flat:
                 return said.get(key, flat.get(key))
-            return (
-                "set" if any(k.startswith(f"{key}.") for k in flat) else None
-            )  # an optional section, or one of its fields
+            present = any(
+                k.startswith(f"{key}.") for k in flat
+            )  # an optional section; else one of its fields, or neither
+            return "set" if present else None
 
         keys = [k for k in self.keys if not combination.is_control or not k.startswith(MATCHING) or k == WEIGHT]
         return Combination({key: value(key) for key in keys}, without_matching(config))
@@ -152,7 +158,7 @@ class Sweep:
         old, new = representative(list(self.combinations.values())), representative(found)
         plain = old.is_control or new.is_control
         then, now = flatten(old.config), flatten(new.config)
-        for key in then.keys() | now.keys():
+        for key in dict.fromkeys((*then, *now)):
             if key in free_to_vary or key.startswith(FREE) or (plain and key.startswith(MATCHING)):
                 continue
             if then.get(key) != now.get(key):
@@ -166,8 +172,8 @@ class Sweep:
                 "more, or another --name"
             )
 
-    def write(self) -> None:
-        """Put the plan where the next command, and a reader, finds it."""
+    def write(self, command: Sequence[str]) -> None:
+        """Put the plan, and the command it is of, where the next command and a reader find it."""
         for folder in (self.folder / CONFIGS, self.folder / LOGS):
             folder.mkdir(parents=True, exist_ok=True)
         for name in self.combinations:
@@ -176,6 +182,7 @@ class Sweep:
             self.file,
             {
                 "fmrun": __version__,
+                "command": list(command),
                 "over": self.keys,
                 "seeds": self.seeds,
                 "combinations": {

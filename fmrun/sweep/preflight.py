@@ -22,6 +22,7 @@ class Machine:
     device: str
     """`cpu`, `cuda`, `mps`: the kind of device that the first config asks for."""
     gpus: int
+    """To be dealt out: 0 where there is none, or the config names one."""
 
 
 def check(configs: Mapping[str, Mapping[str, Any]], elsewhere: bool = False) -> Machine:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> str:
     from ..report import Reporter
     from ..train import dry_run
 
-    problem, device = None, "cpu"
+    problem, device, pinned = None, "cpu", False
     for place, file in enumerate(files):
         name = Path(file).stem
         try:
@@ -74,12 +75,12 @@ def main(arguments: Sequence[str]) -> str:
             if elsewhere:
                 config = config.model_copy(update={"device": "cpu", "precision": "auto", "compile": False})
             if place == 0:
-                device = choose_device(config.device).type
+                device, pinned = choose_device(config.device).type, ":" in config.device
             dry_run(config, Reporter(quiet_rank=True), World())
         except FmrunError as error:
             problem = f"{name}: {error}"
             break
-    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    gpus = torch.cuda.device_count() if device == "cuda" and not pinned else 0
     return json.dumps({"problem": problem, "device": device, "gpus": gpus})
 
 

@@ -19,7 +19,7 @@ FIRST = ("kid", "psnr_y", "fid", "lpips", "dists", "mobilenet", "ssim_y", "cover
 LAST_RESORT = ("loss/g_adv", "loss/g")
 
 HIGHER = ("psnr", "ssim", "precision", "recall", "density", "coverage", "modes", "diversity", "images_per_second")
-LOWER = ("kid", "fid", "lpips", "dists", "mobilenet", "kl", "overfit")
+LOWER = ("kid", "fid", "lpips", "dists", "mobilenet", "kl", "modes_kl", "overfit")
 REFERENCE = "_bicubic"
 """Ending of what super-resolution has to beat, which no run reached."""
 
@@ -36,7 +36,7 @@ class Metric:
     def better(self) -> str | None:
         """`lower`, `higher`, or None where neither is, as of the losses of two nets against each other."""
         stem = self.key.rpartition("/")[2]
-        for way, names in (("higher", HIGHER), ("lower", LOWER)):
+        for way, names in (("lower", LOWER), ("higher", HIGHER)):
             if any(stem == name or stem.startswith(f"{name}_") for name in names):
                 return way
         return None

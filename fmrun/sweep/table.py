@@ -114,7 +114,8 @@ def text(comparison: Comparison) -> str:
         return format_table(
             columns, [[r.label, len(r.results), r.count("finished"), r.count("diverged")] for r in rows]
         )
-    has_best, compares = any(r.best for r in rows), any(r.against for r in rows)
+    compares = any(r.against for r in rows)
+    has_best = any(r.best is not None and r.best != r.last for r in rows)  # else it would stand there twice
     columns = ["combination", "n", metric.key, "95 %"]
     columns += ["best", "95 %"] if has_best else []
     columns += ["− control", "95 %", "p", "p (Holm)", "visible from"] if compares else []
@@ -195,8 +196,8 @@ def sentences(comparison: Comparison) -> list[str]:
         pairs = min(len(row.against.paired.differences) for row in compared if row.against is not None)
         low, high = format_number(min(seen)), format_number(max(seen))
         found.append(
-            f"with {pairs} seeds a true difference below {low if low == high else f'{low} to {high}'} would more likely than "
-            f"not have been missed: from there on it is found {100 * POWER:.0f} times in 100"
+            f"with {pairs} seeds a true difference is found {5 * POWER:.0f} times in 5 from "
+            f"{low if low == high else f'{low} to {high}'} on; smaller ones may well have been missed"
         )
     else:
         found.append("a single seed compares nothing: give --seeds 5")
