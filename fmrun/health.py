@@ -11,6 +11,8 @@ Row = dict[str, Any]
 
 NO_EFFECT = 0.01
 TOO_STRONG = 10.0
+COLLAPSED = 0.35
+"""Diversity of samples relative to real images."""
 QUIET = 10
 """Read-outs for which a sentence is not repeated."""
 
@@ -51,10 +53,16 @@ def _share(rows: Sequence[Row]) -> str | None:
     return share_sentence(fmean(shares), weights[0], compared)
 
 
-def _collapse(rows: Sequence[Row]) -> str | None:
+def collapsed(rows: Sequence[Row]) -> bool:
+    """Whether the last samples vary far less than real images do, and did vary more or have had time to."""
     values, past = _recent(rows, "health/diversity", 3), _recent(rows[:-3], "health/diversity", len(rows))
     lost = len(past) >= 40 or (len(past) >= 5 and len(values) == 3 and fmean(values) < 0.7 * max(past))
-    if lost and len(values) == 3 and fmean(values) < 0.35:  # a generator that is still learning to vary loses nothing
+    return lost and len(values) == 3 and fmean(values) < COLLAPSED  # still learning to vary is no loss
+
+
+def _collapse(rows: Sequence[Row]) -> str | None:
+    if collapsed(rows):
+        values = _recent(rows, "health/diversity", 3)
         return (
             f"samples are losing diversity: they vary {100 * fmean(values):.0f} % as much as real images; try a smaller "
             "learning rate for the generator (-s optim.generator.lr=1e-4) or a larger --batch-size"

@@ -112,6 +112,11 @@ class Reporter:
         self._clock = clock
         self._console = self._make_console()
 
+    @property
+    def console(self) -> Any:
+        """Rich's console where there is a terminal to draw on, else None."""
+        return self._console
+
     def note(self, text: str) -> None:
         self._say("", "", text)
 

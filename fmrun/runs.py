@@ -149,23 +149,8 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Hold the run while training it; a second process is refused with a UserError. The lock goes
         with the process, however that ends."""
-        try:
-            file = open(self.lock_file, "a+", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            raise UserError(f"cannot write to run folder {self.path}: {error.strerror}; make it writable") from error
-        with file:
-            if not _try_lock(file):
-                file.seek(0)
-                raise UserError(
-                    f"run {self.name} is being trained by process {file.read().strip() or 'unknown'}; "
-                    "wait for it to end, or stop it first"
-                )
-            if fcntl is not None:  # a data worker must not keep the lock alive after its parent was killed
-                os.register_at_fork(after_in_child=file.close)
-            with suppress(OSError):
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
+        refusal = f"run {self.name} is being trained by process {{}}; wait for it to end, or stop it first"
+        with exclusive(self.lock_file, refusal):
             yield
 
     def _is_locked(self) -> bool:
@@ -233,6 +218,26 @@ class Run:
                 row = json.loads(line)
                 if isinstance(row, dict) and isinstance(row.get("step"), int):
                     yield line, row
+
+
+@contextmanager
+def exclusive(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold the file `lock`. Where another process does, a UserError: `refusal`, its `{}` being that process's id."""
+    try:
+        file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write to run folder {lock.parent}: {error.strerror}; make it writable") from error
+    with file:
+        if not _try_lock(file):
+            file.seek(0)
+            raise UserError(refusal.format(file.read().strip() or "unknown"))
+        if fcntl is not None:  # a data worker must not keep the lock alive after its parent was killed
+            os.register_at_fork(after_in_child=file.close)
+        with suppress(OSError):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield
 
 
 def create(runs_dir: Path, name: str | None, preset: str, config: Mapping[str, Any], command: Sequence[str]) -> Run:

@@ -100,7 +100,13 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> Done:
 
 # Processes to be signalled and killed are forked off one that has torch imported.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["torch", "torch._dynamo", "fmrun.__main__", "fmrun.cli", "fmrun.train", "fmrun.sample"])
+_SERVER.set_forkserver_preload(
+    [
+        "torch",
+        "torch._dynamo",
+        *(f"fmrun.{m}" for m in ("__main__", "cli", "train", "sample", "sweep.table", "sweep.work")),
+    ]
+)
 
 
 def _child(argv: list[str], folder: str, out: str, err: str, env: dict[str, str]) -> None:
@@ -131,10 +137,12 @@ def end_all() -> None:
 class Background:
     """A command running in a process of its own, in the current folder."""
 
+    target: Callable[..., None] = staticmethod(_child)
+
     def __init__(self, *arguments: str | Path, env: dict[str, str] | None = None) -> None:
         self._files = [Path(tempfile.mkstemp()[1]) for _ in range(2)]
         self._process = _SERVER.Process(
-            target=_child, args=([*map(str, arguments)], os.getcwd(), *map(str, self._files), env or {})
+            target=self.target, args=([*map(str, arguments)], os.getcwd(), *map(str, self._files), env or {})
         )
         self._process.start()
         _started.append(self._process)

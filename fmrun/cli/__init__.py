@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import listing, looking, measuring, pictures, training
+from . import listing, looking, measuring, pictures, sweep, training
 
 app = typer.Typer(
     name="fmrun",
@@ -43,8 +43,9 @@ for command in (
     looking.probe_layers,
     looking.data_preview,
     pictures.sample,
-    pictures.export,
     measuring.eval,
+    sweep.sweep,
+    pictures.export,
     listing.presets,
     listing.runs,
 ):

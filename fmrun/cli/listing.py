@@ -57,13 +57,15 @@ def runs(
                     emit(f"{key}: {value}")
         return 0
     found = [_describe_run(r) for r in all_runs(runs_dir)]
+    for file in sorted(runs_dir.glob("*/sweep.json")):
+        Reporter().note(f"a sweep: {file.parent.name}; its runs: fmrun runs --runs-dir {file.parent}")
     if json:
         emit_json(found)
     elif found:
         columns = ("name", "state", "step", "steps", "started")
         rows = [[*(r[c] for c in columns[:-1]), f"{str(r['started'])[:16].replace('T', ' ')} UTC"] for r in found]
         emit(format_table(columns, rows))
-    else:
+    elif not any(runs_dir.glob("*/sweep.json")):
         Reporter().note(f"there are no runs in {runs_dir} yet; fmrun train makes one")
     return 0
 

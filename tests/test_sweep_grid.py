@@ -1,0 +1,258 @@
+"""What a sweep is asked for: values, seeds, combinations, names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmrun.config import Config
+from fmrun.errors import UserError
+from fmrun.presets import Override
+from fmrun.runs import NAME
+from fmrun.sweep import grid
+from fmrun.sweep.plan import Sweep, control_of, open_sweep
+from fmrun.train import FREE_ON_RESUME
+
+PLAIN = st.text(
+    st.characters(codec="ascii", exclude_characters="[](){}\"',\\", exclude_categories=["C"]), min_size=1
+).map(str.strip)
+QUOTED = st.text(st.characters(codec="ascii", exclude_categories=["C"], exclude_characters='"\\')).map(
+    lambda t: f'"{t}"'
+)
+LIST = st.lists(PLAIN | QUOTED).map(lambda parts: f"[{','.join(parts)}]")
+VALUE = st.one_of(PLAIN, QUOTED, LIST, LIST.map(lambda inner: f"[{inner}, {inner}]"))
+
+
+def combos(*overs: str, sets: tuple[str, ...] = (), preset: str = "dcgan-fm") -> list[grid.Combination]:
+    overrides = [Override(f"-s {text}", *text.split("=", 1)) for text in sets]
+    return grid.combinations(preset, None, overrides, [grid.parse_over(text) for text in overs])
+
+
+def taken_in(folder: Path, *overs: str, sets: tuple[str, ...] = ()) -> Sweep:
+    sweep = Sweep(folder / "s")
+    sweep.add(combos(*overs, sets=sets), [grid.parse_over(text).key for text in overs], [0])
+    return sweep
+
+
+# ---- values
+
+
+@given(st.lists(VALUE, min_size=1))
+def test_what_is_joined_by_commas_is_split_again(parts: list[str]) -> None:
+    assert grid.split_top(",".join(parts)) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("0,0.1, 1 ,10", ["0", "0.1", "1", "10"]),
+        ("[block1],[block1,block2]", ["[block1]", "[block1,block2]"]),
+        ("[[1,2],[3]],x", ["[[1,2],[3]]", "x"]),
+        ("\"a,b\",'c,]',d", ['"a,b"', "'c,]'", "d"]),
+        (r'"a\",b",c', [r'"a\",b"', "c"]),
+        ("", [""]),
+    ],
+)
+def test_only_commas_at_the_top_split(text: str, parts: list[str]) -> None:
+    assert grid.split_top(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("feature_matching.layers=[block1,block2", r"a \] is missing at the end"),
+        ("feature_matching.layers=block1]", r"a '\]' that closes nothing"),
+        ("feature_matching.layers=[a)", r"a '\)' that closes nothing"),
+        ('data.path="a,b', 'a " is missing'),
+        ("feature_matching.weight=0,,1", "a value is missing between two commas"),
+        ("feature_matching.weight=", "a value is missing$"),
+        ("feature_matching.weight", "write it as --over FIELD=VALUE,VALUE"),
+        ("=1,2", "write it as --over"),
+        ("seed=1,2", "seeds are given with --seeds"),
+        ("--seed=1,2", "seeds are given with --seeds"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        grid.parse_over(text)
+    assert str(error.value).startswith(f"--over {text}")
+
+
+@pytest.mark.parametrize("name", ["lambda_feature", "lambda-feature", "--lambda-feature", "feature_matching.weight"])
+def test_shorthands_are_fields(name: str) -> None:
+    assert grid.parse_over(f"{name}=0,1") == grid.Over("feature_matching.weight", ("0", "1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("5", (0, 1, 2, 3, 4)), ("1", (0,)), ("3,7,9", (3, 7, 9)), ("7,", (7,)), (" 9 , 3", (9, 3))]
+)
+def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
+    assert grid.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "a", "1,,2", "1,1", "1.5", ",", "²", "9" * 30, f"1,{2**63}"])
+def test_seeds_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="--seeds"):
+        grid.parse_seeds(text)
+
+
+# ---- combinations
+
+
+def test_the_free_settings_are_those_of_resume() -> None:
+    assert grid.FREE == FREE_ON_RESUME
+
+
+def test_weight_zero_is_one_control_whatever_else_is_said_of_feature_matching() -> None:
+    found = combos(
+        "feature_matching.weight=0,0.1", "feature_matching.match=mean,sample", "feature_matching.layers=[block1],[all]"
+    )
+    assert [c.is_control for c in found] == [True, False, False, False, False]
+    assert found[0].settings == {"feature_matching.weight": 0.0}
+    assert found[1].settings == {
+        "feature_matching.weight": 0.1,
+        "feature_matching.match": "mean",
+        "feature_matching.layers": ["block1"],
+    }
+
+
+def test_what_is_not_feature_matching_makes_a_control_of_its_own() -> None:
+    found = combos("feature_matching.weight=0,1", "train.batch_size=8,16")
+    assert [(c.settings["feature_matching.weight"], c.settings["train.batch_size"]) for c in found] == [
+        (0, 8),
+        (0, 16),
+        (1, 8),
+        (1, 16),
+    ]
+
+
+def test_equal_values_are_one_combination() -> None:
+    assert len(combos("feature_matching.weight=0.1,1e-1,0.10")) == 1
+    assert len(combos("train.steps=5,6")) == 2  # makes no other experiment, but was asked for
+
+
+def test_a_sweep_over_seeds_alone_is_one_combination() -> None:
+    (only,) = combos()
+    assert only.settings == {}
+    assert only.config.feature_matching.weight == 0.1
+
+
+@pytest.mark.parametrize(
+    ("overs", "sets", "words"),
+    [
+        (("feature_matching.wieght=0,1",), (), "did you mean 'feature_matching.weight'"),
+        (
+            ("feature_matching.match=mean,middle",),
+            (),
+            "--over feature_matching.match=middle: .*'middle'; allowed: sample",
+        ),
+        (("train.steps=5", "train.steps=6"), (), "--over train.steps is given twice"),
+        (("train.steps=5,6",), ("train.steps=7",), "-s train.steps=7: --over varies train.steps"),
+        (("train.steps=5,6",), ("seed=7",), "seeds are given with --seeds"),
+        (("feature_matching.match=mean,mmd",), ("feature_matching.weight=0",), "weight is 0 in every combination"),
+        (
+            ("feature_matching.match=mean,mmd", "feature_matching.criterion=l1,l2"),
+            (),
+            "criterion 'l1' does not apply to match 'mmd'.* 1 more combinations? .*refused",
+        ),
+    ],
+)
+def test_combinations_that_are_refused(overs: tuple[str, ...], sets: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        combos(*overs, sets=sets)
+
+
+def test_optional_sections_can_be_varied() -> None:
+    found = combos("losses.l1=none,{}", preset="munet-x2-cpu")
+    assert [c.config.losses.l1 is None for c in found] == [True, False]
+
+
+# ---- names
+
+
+def test_short_names_are_as_short_as_they_can_be() -> None:
+    keys = ["feature_matching.weight", "losses.gan.weight", "train.steps", "device"]
+    assert grid.short_names(keys) == {
+        "feature_matching.weight": "feature_matching.weight",
+        "losses.gan.weight": "gan.weight",
+        "train.steps": "steps",
+        "device": "device",
+    }
+    assert grid.short_names(["feature_matching.weight", "feature_matching.match"]) == {
+        "feature_matching.weight": "weight",
+        "feature_matching.match": "match",
+    }
+
+
+def test_names_can_be_read_by_people_and_file_systems(tmp_path: Path) -> None:
+    layers = "feature_matching.layers=[block1],[block1,-1],[Block1],[key]"
+    sweep = taken_in(tmp_path, layers, "feature_matching.weight=1e-3,10", sets=())
+    labels = {name: sweep.label(name) for name in sweep.combinations}
+    assert labels["layers-block1_weight-0.001"] == "layers=block1 weight=0.001"
+    assert labels["layers-block1--1_weight-10"] == "layers=block1,-1 weight=10"
+    assert labels["layers-Block1_weight-10-2"] == "layers=Block1 weight=10"  # case does not count everywhere
+    assert len(labels) == 8
+    assert all(NAME.fullmatch(run) for run in sweep.runs)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=4, unique=True))
+def test_any_value_gives_a_legal_name(values: list[str]) -> None:
+    taken: list[str] = []
+    for value in values:
+        taken.append(grid.folder_name({"data.path": value}, {"data.path": "path"}, taken))
+    assert len({name.casefold() for name in taken}) == len(values)
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) and len(name) < 80 for name in taken)
+
+
+def test_the_same_command_finds_the_same_sweep() -> None:
+    def name(*overs: str, sets: tuple[str, ...] = ()) -> str:
+        return grid.default_name("dcgan-fm", combos(*overs, sets=sets), [grid.parse_over(o).key for o in overs])
+
+    first = name("lambda_feature=0,0.1")
+    assert re.fullmatch(r"dcgan-fm-weight-[0-9a-f]{6}", first)
+    assert name("lambda_feature=0,0.1") == first
+    assert name("lambda_feature=0,0.1,1") == first  # extends it
+    assert name("lambda_feature=0,0.1", sets=("train.steps=9", "log.every=1")) == first
+    assert name("lambda_feature=0,0.1", sets=("train.batch_size=8",)) != first
+    assert name("lambda_feature=0,0.1", sets=("feature_matching.match=mmd",)) != first
+
+
+# ---- controls
+
+
+def test_each_combination_has_the_control_that_is_equal_but_for_feature_matching(tmp_path: Path) -> None:
+    sweep = taken_in(
+        tmp_path, "feature_matching.weight=0,1", "train.batch_size=8,16", "feature_matching.match=mean,mmd"
+    )
+    assert control_of(sweep, None) == {
+        f"weight-1_batch-size-{size}_match-{match}": f"weight-0_batch-size-{size}"
+        for size in (8, 16)
+        for match in ("mean", "mmd")
+    }
+    assert set(control_of(sweep, "weight=1 batch_size=8 match=mmd").values()) == {"weight-1_batch-size-8_match-mmd"}
+
+
+def test_without_weight_zero_there_is_no_control(tmp_path: Path) -> None:
+    assert control_of(taken_in(tmp_path, "feature_matching.weight=0.1,1"), None) == {}
+
+
+def test_a_damaged_plan_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for text in ("{", "[]", '{"over": 3}'):
+        (tmp_path / "s" / "sweep.json").write_text(text)
+        with pytest.raises(UserError, match=r"cannot read .*sweep\.json"):
+            open_sweep(tmp_path, "s")
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    sweep = taken_in(tmp_path, "feature_matching.weight=0,1", "feature_matching.match=mean,mmd")
+    sweep.folder.mkdir()
+    sweep.write(["fmrun", "sweep"])
+    again = open_sweep(tmp_path, "s")
+    assert again == sweep
+    assert isinstance(again.combinations["weight-0"].config, Config)
