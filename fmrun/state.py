@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,16 +10,19 @@ from torch import Tensor
 
 from .config import Config
 from .dist import World
+from .graphs import CudaRecorder, Recorder, StepGraphs
 from .metrics.quick import extractor_name, metric_name
 from .models.custom import expecting_old_code
 from .optim import Ema, Guard, Optimiser, lr_factor
 from .rng import torch_generator
+from .simultaneous import simultaneous_step
 from .step import Terms, step
 from .tasks import Batch
 from .tasks.generate import Generate
 from .tasks.upscale import Upscale
 
 TASKS: dict[str, Any] = {"generate": Generate, "upscale": Upscale}
+UPDATES: dict[str, Callable[..., Terms]] = {"alternating": step, "simultaneous": simultaneous_step}
 
 
 class Window:
@@ -70,6 +73,10 @@ class State:
         self.ema = Ema(self.task.average, config.ema)
         self.live = self.task.live()
         self.window = Window()
+        self.graphs: StepGraphs | None = None
+        """Recorded steps, where the config asks for them and the device has them."""
+        if config.cuda_graphs and device.type == "cuda":
+            self.record_with(CudaRecorder(device))
         shared: dict[str, Any] = {
             "clip": config.optim.clip_grad_norm,
             "guard": self.guard,
@@ -109,6 +116,13 @@ class State:
             found += [metric_name(extractor), "time/kid_seconds"]
         return sorted(found)
 
+    def record_with(self, recorder: Recorder) -> None:
+        """Record steps from now on."""
+        self.graphs = StepGraphs(recorder)
+        for critic in self.task.critics:
+            if critic.matching is not None:
+                critic.matching.kept = {}
+
     def prepare(self, feed: Any, step: int) -> list[list[Batch]]:
         """The batches of `step`: for each draw its micro-batches."""
         first = step * self.draws_per_step
@@ -117,7 +131,15 @@ class State:
     def set_live(self, step: int) -> None:
         """Put the numbers that depend on the step alone onto the device."""
         critics = self.task.critics
-        self.live.set(step, [c.adversarial_weight(step) for c in critics], [c.matching_weight(step) for c in critics])
+        self.live.set(
+            step,
+            [c.adversarial_weight(step) for c in critics],
+            [c.matching_weight(step) for c in critics],
+            self.task.image_weights(step),
+        )
+        for critic in critics:
+            if critic.matching is not None:
+                critic.matching.renew(step)
         factor = lr_factor(self.config.optim.schedule, step)
         for optimiser in self.optimisers.values():
             optimiser.lr.fill_(optimiser.config.lr * factor)
@@ -128,7 +150,13 @@ class State:
         if self.task.own_nets:  # dropout and noise within them draw from the global generators
             torch.manual_seed(torch_generator(self.config.seed, "own nets", self.step, self.world.rank).initial_seed())
         plan = self.task.plan(self.step)
-        terms = step(self.task, draws, plan, self.live, self.optimisers, self.world, self.config.train.d_updates)
+        train = self.config.train
+
+        def work(draws: list[list[Batch]]) -> Terms:
+            update = UPDATES[train.update]
+            return update(self.task, draws, plan, self.live, self.optimisers, self.world, train.d_updates)
+
+        terms = work(draws) if self.graphs is None else self.graphs.run(plan, draws, work)
         for critic, critic_plan in zip(self.task.critics, plan.critics, strict=True):
             if critic_plan.measure and critic.matching is not None:
                 terms["fm/share" + critic.suffix] = critic.matching.share

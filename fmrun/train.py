@@ -17,7 +17,7 @@ from .config import Config
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
-from .memory import is_out_of_memory, within_memory
+from .memory import check_fit, is_out_of_memory, within_memory
 from .metrics.extractors import HOW, available
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
@@ -108,6 +108,9 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
         raise UserError(
             "compile=true on the CPU needs a C++ compiler, and there is none; install g++, or leave compile out"
         )
+    if config.cuda_graphs and (device.type != "cuda" or world.size > 1):
+        here = f"this run is on {device}" if device.type != "cuda" else f"these are {world.size} processes"
+        raise UserError(f"cuda_graphs=true is for one process on an NVIDIA GPU, and {here}; leave cuda_graphs out")
     check_batch(config, world)
     if config.log.tensorboard:
         require_tensorboard()
@@ -121,6 +124,7 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
         raise UserError(
             f"checkpoint.best: there is no metric '{best}'{nearest(best, known)}; this run has {', '.join(known)}"
         )
+    check_fit(state)
     return config, train, valid, state
 
 

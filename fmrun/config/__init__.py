@@ -35,6 +35,10 @@ class Config(Section):
     compile: bool = False
     """Compile both nets with `torch.compile`: slow to start, faster after."""
 
+    cuda_graphs: bool = False
+    """Record each kind of step as a CUDA graph once it has come a few times, and replay it: the same numbers without the
+    time that launching kernels one by one takes, for more memory. One NVIDIA GPU."""
+
     deterministic: bool = True
     """Use only deterministic GPU kernels, so that a resumed run equals an uninterrupted one to the bit. Always so on
     CPU."""
@@ -104,10 +108,18 @@ class Config(Section):
             raise ValueError(f"discriminator.norm 'instance' is for patchgan, not {d.type}")
         if d.type in ("munet", "unet") and d.norm not in ("batch", "spectral"):
             raise ValueError(f"discriminator.norm '{d.norm}' is not for {d.type}, which has spectral norm")
-        for kind, names in {"munet": ("ch_mult", "window", "gradient_branch"), "patchgan": ("blocks",)}.items():
+        for kind, names in {
+            "munet": ("ch_mult", "window", "gradient_branch", "recompute"),
+            "patchgan": ("blocks",),
+        }.items():
             given = [n for n in names if getattr(d, n) != DiscriminatorConfig.model_fields[n].default]
             if given and d.type != kind:
                 raise ValueError(f"discriminator.{given[0]} is for {kind}, not {d.type}")
+        if d.recompute and self.compile:
+            raise ValueError(
+                "discriminator.recompute and compile exclude each other: a compiled net decides by itself what it computes "
+                "again; leave one out"
+            )
         return self
 
     @model_validator(mode="after")
