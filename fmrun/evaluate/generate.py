@@ -128,7 +128,7 @@ class GenerateMeasure:
         wanted = self.asked.num or DEFAULT_NUM
         count = self.asked.num or min(wanted, len(valid if valid is not None else train))
         given = any(override.key == "data.path" for override in self.asked.overrides)
-        kind = "" if given else ", held out" if valid is not None else ", trained on"
+        kind = ", held out" if valid is not None else "" if given else ", trained on"
         reals = choose_reals(shown(config.data.valid_path or config.data.path) + kind, train, valid, count)
         self._say(
             f"against {len(reals.reference)} real images ({reals.name}); the floor is what real images score: "

@@ -9,13 +9,12 @@ import torch
 
 from ..config import Config
 from ..data.pair_set import Pairs
-from ..dist import World
 from ..errors import UserError
 from ..metrics.perceptual import METRICS, perceptual_metrics
 from ..metrics.reals import shown
 from ..report import Reporter
 from ..sample import Source
-from ..tasks.upscale import Upscale
+from ..tasks.upscale import Upscale, bicubic, restored, tile_field, upscaled
 from . import Asked
 
 
@@ -41,16 +40,21 @@ class UpscaleMeasure:
         missing = [name for name in METRICS if name not in self.distances]
         if missing:
             report.note(f"without {', '.join(missing)}, whose weights or package are not on this machine")
+        self._bicubic: dict[tuple[str, str, int, int], dict[str, float]] = {}
         self._opened: dict[str, tuple[Config, Pairs, str]] = {}
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         final, pairs, name = self._pairs(config)
-        # what is measured is decided here, and the nets of the measurement in training need not be loaded
-        alone = source.config.model_copy(update={"eval": source.config.eval.model_copy(update={"every": 0})})
-        task = Upscale(alone, self.device, World())
-        task.average.load_state_dict(source.net.state_dict())
+        channels, scale = source.config.data.channels, source.config.data.scale
+        assert channels is not None
+        field = tile_field(source.config, channels)
         count = min(self.asked.num or len(pairs), len(pairs))
-        made, bicubic = task.restored(pairs, count, self.distances)
+        made = restored(lambda low: upscaled(source.net, low, field, scale), pairs, count, self.distances)
+        beside = pairs.fingerprint, pairs.info.low, scale, count
+        if beside not in self._bicubic:
+            self._bicubic[beside] = restored(
+                lambda low: bicubic(low.to(self.device, torch.float32), scale), pairs, count, self.distances
+            )
         return {
             "settings": {
                 "task": "upscale",
@@ -62,7 +66,7 @@ class UpscaleMeasure:
             },
             "metrics": made,
             "floor": {},
-            "bicubic": bicubic,
+            "bicubic": self._bicubic[beside],
         }
 
     def _pairs(self, config: Config) -> tuple[Config, Pairs, str]:
@@ -70,7 +74,7 @@ class UpscaleMeasure:
         if key not in self._opened:
             final, train, valid = Upscale.open(config, self.report.counting("checking images"))
             given = any(override.key == "data.path" for override in self.asked.overrides)
-            kind = "" if given else ", held out" if valid is not None else ", trained on"
+            kind = ", held out" if valid is not None else "" if given else ", trained on"
             if valid is None and not given:
                 self.report.note(
                     "no photographs were held out of training: measuring on those the generator learned from"
@@ -88,6 +92,6 @@ def rows(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]
         return [*head, record["settings"]["num"], *(values.get(name) for name in names)]
 
     found = [row(r, r["metrics"], r["run"], r["step"], r["weights"], ", ".join(r["which"])) for r in records]
-    beside = {(r["settings"]["reals_sha256"], r["settings"]["num"]): r for r in records}
+    beside = {tuple(r["settings"].values()): r for r in records}
     found += [row(r, r["bicubic"], "(bicubic)", None, "", "") for r in beside.values()]
     return ["run", "step", "weights", "which", "photographs", *names], found

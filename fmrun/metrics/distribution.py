@@ -37,6 +37,7 @@ class Cloud:
         wide = features if features.device.type == "cuda" else features.cpu()
         self.points = wide.double()
         self._sums: dict[tuple[int, int, int, bool], Tensor] = {}
+        self._products: dict[int, tuple[Cloud, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.points)
@@ -92,7 +93,13 @@ class Cloud:
 
 
 def blocks(one: Cloud, other: Cloud) -> Iterator[tuple[slice, Tensor]]:
-    """Scalar products (rows, M) of the points of `one` with all of `other`, a few rows at a time."""
+    """Scalar products (rows, M) of the points of `one` with all of `other`, a few rows at a time; kept where they are
+    few, for each score asks for them again."""
+    if len(one) * len(other) <= BLOCK:
+        if id(other) not in one._products:
+            one._products[id(other)] = other, one.points @ other.points.T
+        yield slice(0, len(one)), one._products[id(other)][1]
+        return
     step = max(1, BLOCK // len(other))
     for start in range(0, len(one), step):
         rows = slice(start, min(start + step, len(one)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,47 @@ def _refuse_tiny(valid: Pairs) -> None:
             f"validation images need at least {least} px a side to be measured, and {len(tiny)} of {len(valid)} have "
             f"less, among them {tiny[0]}: remove them"
         )
+
+
+@torch.no_grad()
+def upscaled(net: nn.Module, low: Tensor, field: Tiling, scale: int) -> Tensor:
+    """An image (C, h, w), uint8, by an upscaler, in tiles: (1, C, scale h, scale w) in [0, 1], of the net's type and on
+    its device."""
+    weight = next(net.parameters())
+    image = upscale_in_tiles(
+        net,
+        low[None].to(weight.dtype) / 255,
+        scale=scale,
+        radius=field.radius,
+        smallest=field.smallest,
+        multiple=field.multiple,
+        device=weight.device,
+    )
+    return image.to(weight.device, weight.dtype).clamp(0, 1)
+
+
+def bicubic(low: Tensor, scale: int) -> Tensor:
+    """An image (C, h, w) in [0, 255], enlarged by cubic interpolation: (1, C, scale h, scale w) in [0, 1]."""
+    return F.interpolate(low[None] / 255, scale_factor=scale, mode="bicubic").clamp(0, 1)
+
+
+@torch.no_grad()
+def restored(
+    way: Callable[[Tensor], Tensor], valid: Pairs, count: int, distances: Mapping[str, nn.Module]
+) -> dict[str, float]:
+    """`psnr_y`, `ssim_y` and each of `distances` between the first `count` images and what `way` makes of their low
+    resolution (C, h, w), uint8: means over the images."""
+    count = min(count, len(valid))
+    sums = dict.fromkeys(("psnr_y", "ssim_y", *distances), 0.0)
+    for index in range(count):
+        low, high = valid.whole(index)
+        image = (way(low) * 255).round() / 255
+        original = high[None].to(image.device, image.dtype) / 255
+        sums["psnr_y"] += float(psnr_y(image, original, valid.scale)) / count
+        sums["ssim_y"] += float(ssim_y(image, original, valid.scale)) / count
+        for name, distance in distances.items():
+            sums[name] += float(distance(image.float(), original.float())) / count
+    return sums
 
 
 class Upscale(PairTask):
@@ -257,25 +298,13 @@ class Upscale(PairTask):
         """Upscalers hold no running averages, but SPAN a copy of its weights in another form."""
         settle(self.average)
 
-    @torch.no_grad()
     def upscale(self, low: Tensor) -> Tensor:
         """An image (C, h, w), uint8, by the averaged generator, in tiles: (1, C, scale h, scale w) in [0, 1]."""
-        field, scale = self.tiling, self.config.data.scale
-        image = upscale_in_tiles(
-            self.average,
-            low[None].to(self.dtype) / 255,
-            scale=scale,
-            radius=field.radius,
-            smallest=field.smallest,
-            multiple=field.multiple,
-            device=self.device,
-        )
-        return image.to(self.device, self.dtype).clamp(0, 1)
+        return upscaled(self.average, low, self.tiling, self.config.data.scale)
 
     def bicubic(self, low: Tensor) -> Tensor:
         """What has to be beaten: (1, C, scale h, scale w) in [0, 1]."""
-        x = low[None].to(self.device, self.dtype) / 255
-        return F.interpolate(x, scale_factor=self.config.data.scale, mode="bicubic").clamp(0, 1)
+        return bicubic(low.to(self.device, self.dtype), self.config.data.scale)
 
     @torch.no_grad()
     def preview(self, pairs: Pairs, count: int) -> Tensor:
@@ -307,27 +336,8 @@ class Upscale(PairTask):
         """PSNR and SSIM of luma, and the perceptual distance, over whole validation images, of the averaged generator and
         of bicubic upscaling."""
         distances = dict([self.perceptual] if self.perceptual is not None else [])
-        found = self.restored(valid, count, distances)
-        return {
-            f"eval/{name}{suffix}": v
-            for suffix, own in zip(("", "_bicubic"), found, strict=True)
-            for name, v in own.items()
+        found = {
+            suffix: restored(way, valid, count, distances)
+            for suffix, way in (("", self.upscale), ("_bicubic", self.bicubic))
         }
-
-    @torch.no_grad()
-    def restored(self, valid: Pairs, count: int, distances: Mapping[str, nn.Module]) -> list[dict[str, float]]:
-        """`psnr_y`, `ssim_y` and each of `distances`, means over the first `count` images, of the averaged generator and
-        of bicubic upscaling."""
-        scale = self.config.data.scale
-        count = min(count, len(valid))
-        sums: list[dict[str, float]] = [dict.fromkeys(("psnr_y", "ssim_y", *distances), 0.0) for _ in range(2)]
-        for index in range(count):
-            low, high = valid.whole(index)
-            original = high[None].to(self.device, self.dtype) / 255
-            for image, own in zip((self.upscale(low), self.bicubic(low)), sums, strict=True):
-                image = (image * 255).round() / 255
-                own["psnr_y"] += float(psnr_y(image, original, scale)) / count
-                own["ssim_y"] += float(ssim_y(image, original, scale)) / count
-                for name, distance in distances.items():
-                    own[name] += float(distance(image.float(), original.float())) / count
-        return sums
+        return {f"eval/{name}{suffix}": value for suffix, own in found.items() for name, value in own.items()}
