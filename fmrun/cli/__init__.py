@@ -8,6 +8,7 @@ import typer
 
 from .. import __version__
 from . import listing, looking, pictures, training
+from .compare import compare
 
 app = typer.Typer(
     name="fmrun",
@@ -44,6 +45,7 @@ for command in (
     looking.data_preview,
     pictures.sample,
     pictures.export,
+    compare,
     listing.presets,
     listing.runs,
 ):

@@ -1,0 +1,207 @@
+"""Which group is better, by how much, how sure that is, and what may be the cause: in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..intervals import Interval, paired
+from .comparison import Column, Comparison, Group, Score
+from .configs import show_value
+from .measures import show
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How much better one group is than another by the column that decides; positive is better."""
+
+    other: int
+    """Place of the other group."""
+    difference: float
+    relative: float | None
+    """Of the other's value; None for decibels and where that value is not positive."""
+    interval: Interval | None
+    """Of the difference over the seeds that both have, two or more; positive is better."""
+
+    @property
+    def certain(self) -> bool:
+        return self.interval is not None and self.interval.low is not None and self.interval.low > 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader should take away."""
+
+    winner: str | None
+    """The group with the best value; whether that means anything, `certain` says."""
+    against: str | None
+    """The group it is compared with: the control, or else the next best."""
+    certain: bool
+    """Whether the 95 % interval of the difference, over the same seeds, leaves zero out."""
+    margins: tuple[Margin, ...]
+    """Against `against` first, then against the next best if that is another."""
+    sentence: str
+    detail: str
+    reasons: tuple[str, ...]
+
+
+def verdict(comparison: Comparison) -> Verdict:
+    """The winner by the column that decides, and what may have made it win."""
+    column = comparison.column
+    if column is None:
+        some = " ".join(group.members[0].name for group in comparison.groups[:3])
+        return _undecided(
+            "Nothing yet says which run is better.",
+            f"None was evaluated, and losses cannot be compared between runs. To measure them: fmrun eval {some}",
+            comparison,
+        )
+    scores = column.scores(comparison.by)
+    ranked = _ranking(column, scores)
+    names = [group.name for group in comparison.groups]
+    if len(names) == 1:
+        score = scores[0]
+        told = f"{column.label} is {_value(column, score, True)}." if score else f"It has no {column.label}."
+        return _undecided(f"{names[0]}: one experiment on {len(comparison.groups[0].members)} seeds.", told, comparison)
+    if len(ranked) < 2:
+        missing = ", ".join(name for name, score in zip(names, scores, strict=True) if score is None)
+        return _undecided(
+            "Nothing yet says which run is better.", f"{column.label} is missing for {missing}.", comparison
+        )
+    first, control = ranked[0], comparison.control
+    others = [ranked[1]]
+    if control is not None and control != first and scores[control] is not None:
+        others = list(dict.fromkeys([control, ranked[1]]))
+    margins = tuple(_margin(comparison, column, first, other) for other in others)
+    return Verdict(
+        names[first],
+        names[others[0]],
+        margins[0].certain,
+        margins,
+        _sentence(comparison, column, first, margins[0]),
+        _detail(comparison, column, first, margins),
+        tuple(_reasons(comparison, column, first, others[0], ranked)),
+    )
+
+
+def _undecided(sentence: str, detail: str, comparison: Comparison) -> Verdict:
+    return Verdict(None, None, False, (), sentence, detail, ())
+
+
+def _ranking(column: Column, scores: tuple[Score | None, ...]) -> list[int]:
+    sign = 1 if column.better == "lower" else -1
+    there = [(sign * score.mean, place) for place, score in enumerate(scores) if score is not None]
+    return [place for _, place in sorted(there)]
+
+
+def _margin(comparison: Comparison, column: Column, one: int, other: int) -> Margin:
+    scores = column.scores(comparison.by)
+    a, b = scores[one], scores[other]
+    assert a is not None
+    assert b is not None
+    sign = -1 if column.better == "lower" else 1
+    difference = sign * (a.mean - b.mean)
+    relative = difference / b.mean if b.mean > 0 and column.unit != "dB" else None
+    by_seed = [
+        {m.seed: sign * score.runs[m.name][0] for m in comparison.groups[place].members if m.name in score.runs}
+        for place, score in ((one, a), (other, b))
+    ]
+    found = paired(*by_seed)
+    interval = found.difference if found is not None and found.difference.count > 1 else None
+    return Margin(other, difference, relative, interval)
+
+
+def _value(column: Column, score: Score | None, interval: bool = False) -> str:
+    if score is None:
+        return "not measured"
+    text = show(column.key, score.mean)
+    if interval and score.low is not None and score.high is not None:
+        text += f" (95 % interval {show(column.key, score.low)} to {show(column.key, score.high)})"
+    return f"{text} {column.unit}".rstrip()
+
+
+def _sentence(comparison: Comparison, column: Column, first: int, margin: Margin) -> str:
+    scores, name = column.scores(comparison.by), comparison.groups[first].name
+    other = comparison.groups[margin.other].name
+    how = (
+        f"{100 * margin.relative:.2g} % {column.better}"
+        if margin.relative is not None
+        else f"{show(column.key, margin.difference)} {column.unit}".rstrip() + f" {column.better}"
+    )
+    values = f"{_value(column, scores[first])} against {_value(column, scores[margin.other])}"
+    if margin.certain:
+        return f"{name} beats {other}: its {column.label} is {how}, {values}."
+    if margin.interval is not None:
+        return f"No clear winner: {name} has the {_superlative(column)} {column.label}, {how} than {other} ({values}), but seeds alone make such a difference."
+    return f"{name} leads: its {column.label} is {how} than that of {other}, {values}."
+
+
+def _superlative(column: Column) -> str:
+    return "lowest" if column.better == "lower" else "highest"
+
+
+def _detail(comparison: Comparison, column: Column, first: int, margins: tuple[Margin, ...]) -> str:
+    found = []
+    for margin in margins:
+        other = comparison.groups[margin.other].name
+        if margin.interval is not None and margin.interval.low is not None and margin.interval.high is not None:
+            low, high = (show(column.key, v) for v in (margin.interval.low, margin.interval.high))
+            found.append(
+                f"Over {margin.interval.count} shared seeds it is better than {other} by {show(column.key, margin.interval.mean)} "
+                f"(95 % interval {low} to {high})"
+                + ("." if margin.certain else ", which includes no difference at all.")
+            )
+    if not any(margin.interval for margin in margins):
+        found.append("They share fewer than two seeds, so how much of this is chance is not known.")
+    return " ".join(found)
+
+
+def _reasons(comparison: Comparison, column: Column, first: int, other: int, ranked: list[int]) -> Iterator[str]:
+    """What sets the winner apart: causes perhaps, proofs of none."""
+    groups, scores = comparison.groups, column.scores(comparison.by)
+    one, two = groups[first], groups[other]
+    fields = [
+        d
+        for d in comparison.shown_differences
+        if _said(d.values[first], d.acts[first]) != _said(d.values[other], d.acts[other])
+    ]
+    if fields:
+        told = ", ".join(
+            f"{d.field} {_said(d.values[first], d.acts[first])} instead of {_said(d.values[other], d.acts[other])}"
+            for d in fields
+            if d.acts[first] and d.acts[other]
+        )
+        alone = ", ".join(
+            f"{d.field} {_said(d.values[first], True)}" for d in fields if d.acts[first] and not d.acts[other]
+        )
+        yield "It differs in " + "; with ".join(filter(None, [told, alone])) + "."
+    if one.matches_features and one.share is not None:
+        yield (
+            f"Its feature-matching gradient was {show('fm/share', one.share)} of the adversarial one"
+            + (f", that of {two.name} {show('fm/share', two.share)}" if two.share is not None else "")
+            + "."
+        )
+    if one.step_cost is not None and two.step_cost is not None and two.step_cost > 0:
+        yield _cost(one, two)
+    if one.diversity is not None and two.diversity is not None and abs(one.diversity - two.diversity) >= 0.01:
+        d1, d2 = (show("health/diversity", g.diversity) for g in (one, two) if g.diversity is not None)
+        yield f"Its images vary {d1} as much as real ones, those of {two.name} {d2}."
+    best = _ranking(column, column.last if comparison.by == "best" else column.best)
+    if best and best[0] != first:
+        which = "their best step" if comparison.by == "last" else "the last step"
+        yield f"By {which} {groups[best[0]].name} is ahead."
+    steps = {s for score in (scores[first], scores[other]) if score is not None for s in score.steps}
+    if comparison.by == "last" and len(steps) > 1:
+        yield f"They were not measured at the same step ({', '.join(map(str, sorted(steps)))})."
+
+
+def _said(value: object, acts: bool) -> str:
+    return show_value(value, acts)
+
+
+def _cost(one: Group, two: Group) -> str:
+    assert one.step_cost is not None
+    assert two.step_cost is not None
+    ratio = one.step_cost / two.step_cost
+    if abs(ratio - 1) < 0.02:
+        return f"A step of it takes as long as one of {two.name}."
+    return f"A step of it takes {ratio:.2f} times as long as one of {two.name}."
