@@ -121,6 +121,11 @@ class Column:
     def scores(self, by: str) -> tuple[Score | None, ...]:
         return self.last if by == "last" else self.best
 
+    def ranking(self, by: str) -> tuple[int, ...]:
+        """Places of the groups that have a score, the best first."""
+        sign = 1 if self.better == "lower" else -1
+        return tuple(i for _, i in sorted((sign * s.mean, i) for i, s in enumerate(self.scores(by)) if s is not None))
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -142,6 +147,16 @@ class Comparison:
     @property
     def column(self) -> Column | None:
         return None if self.headline is None else self.columns[self.headline]
+
+    @property
+    def ranking(self) -> tuple[int, ...]:
+        """Places of the groups by the column that decides, the best first; without those that have no score."""
+        return () if self.column is None else self.column.ranking(self.by)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Places of all groups as a reader wants them: by rank, then those without a score."""
+        return (*self.ranking, *(i for i in range(len(self.groups)) if i not in self.ranking))
 
     @property
     def shown_differences(self) -> tuple[Difference, ...]:

@@ -83,7 +83,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> tuple[Difference, ...]:
             continue
         acts = tuple(field in flat for flat in live)
         if field in sections:  # there in some configs only
-            values = tuple(ABSENT if field in flat else "set" for flat in flats)
+            values: tuple[Any, ...] = tuple(ABSENT if field in flat else "set" for flat in flats)
             acts = (True,) * len(flats)
         else:
             values = tuple(flat.get(field) for flat in flats)

@@ -123,9 +123,7 @@ def chart(
     """An SVG of one curve a group over training steps, and what its axis shows. `classes` are the groups' CSS classes,
     `lines` horizontal ones with their names, `show` writes the values at the axis."""
     shown = value_range([c for c in curves if c], [value for value, _ in lines])
-    x = Scale(
-        min(c[0].step for c in curves if c), max(c[-1].step for c in curves if c), LEFT + 4, WIDTH - RIGHT
-    )
+    x = Scale(min(c[0].step for c in curves if c), max(c[-1].step for c in curves if c), LEFT + 4, WIDTH - RIGHT)
     y = Scale(shown.low, shown.high, HEIGHT - BOTTOM, TOP, shown.log)
     if x.low == x.high:
         x = Scale(x.low - 1, x.high + 1, x.start, x.end)
@@ -182,7 +180,9 @@ def _curve(points: Sequence[Point], kind: str, x: Scale, y: Scale) -> str:
     if len(points) == 1:
         parts.append(f'<circle class="dot" r="3.5" cx="{x(points[0].step):.1f}" cy="{y(points[0].mean):.1f}"/>')
     else:
-        parts.append('<path class="line" d="M' + "L".join(f"{x(p.step):.1f} {_kept(y(p.mean)):.1f}" for p in points) + '"/>')
+        parts.append(
+            '<path class="line" d="M' + "L".join(f"{x(p.step):.1f} {_kept(y(p.mean)):.1f}" for p in points) + '"/>'
+        )
     return "".join([*parts, "</g>"])
 
 

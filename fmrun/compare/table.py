@@ -53,16 +53,20 @@ def cost(group: Group) -> str:
 
 def _scores(comparison: Comparison) -> str:
     """A table of groups; measures that make it wider than the terminal go into tables below."""
-    groups = comparison.groups
+    groups = [comparison.groups[i] for i in comparison.order]
+
+    def cells(column: Column, scores: Sequence[Score | None], steps: bool = False) -> list[str]:
+        return [cell(column, scores[i], steps) for i in comparison.order]
+
     name = ("run", [f"{g.name} *" if g.control else g.name for g in groups])
     columns: list[tuple[str, list[str]]] = []
     order = sorted(range(len(comparison.columns)), key=lambda i: i != comparison.headline)
     for column in (comparison.columns[i] for i in order):
         if column.better is None:
             continue
-        columns.append((column.label, [cell(column, s) for s in column.last]))
+        columns.append((column.label, cells(column, column.last)))
         if column.best != column.last:
-            columns.append(("best", [cell(column, s, steps=True) for s in column.best]))
+            columns.append(("best", cells(column, column.best, steps=True)))
     columns += [
         ("share", ["-" if g.share is None else show("fm/share", g.share) for g in groups]),
         ("diversity", ["-" if g.diversity is None else show("health/diversity", g.diversity) for g in groups]),
@@ -73,9 +77,9 @@ def _scores(comparison: Comparison) -> str:
         columns.insert(0, ("seeds", [str(len(g.members)) for g in groups]))
     if any(m.state != "finished" for g in groups for m in g.members):
         columns.append(("state", [state(g) for g in groups]))
-    columns = [(head, cells) for head, cells in columns if set(cells) != {"-"}]
+    columns = [(head, told) for head, told in columns if set(told) != {"-"}]
     notes = ["* what the others are compared with"] if any(g.control for g in groups) else []
-    if any("±" in c for _, cells in columns for c in cells):
+    if any("±" in c for _, told in columns for c in told):
         notes.append("± half of the 95 % interval over seeds")
     return "\n".join([*_tables(name, columns), *notes])
 
@@ -104,8 +108,8 @@ def _tables(name: tuple[str, list[str]], columns: Sequence[tuple[str, list[str]]
 def _differences(comparison: Comparison) -> str:
     """What differs in the configs, groups downwards or fields downwards, whichever is narrower."""
     shown = comparison.shown_differences
-    names = [group.name for group in comparison.groups]
-    values = [[show_value(v, a) for v, a in zip(d.values, d.acts, strict=True)] for d in shown]
+    names = [comparison.groups[i].name for i in comparison.order]
+    values = [[show_value(d.values[i], d.acts[i]) for i in comparison.order] for d in shown]
     tall = format_table(("config", *names), [(d.field, *v) for d, v in zip(shown, values, strict=True)])
     flat = format_table(("config", *short_fields([d.field for d in shown])), list(zip(names, *values, strict=True)))
     narrow = min(tall, flat, key=lambda table: max(map(len, table.splitlines())))

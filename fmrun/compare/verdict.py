@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
-from ..intervals import Interval, paired
+from ..intervals import Interval, Paired, holm, paired
 from .comparison import Column, Comparison, Group, Score
 from .configs import show_value
 from .measures import show
@@ -22,10 +22,14 @@ class Margin:
     """Of the other's value; None for decibels and where that value is not positive."""
     interval: Interval | None
     """Of the difference over the seeds that both have, two or more; positive is better."""
+    p: float | None
+    """That seeds alone make such a difference, corrected by Holm for the number of groups compared with this one."""
 
     @property
     def certain(self) -> bool:
-        return self.interval is not None and self.interval.low is not None and self.interval.low > 0
+        if self.interval is None or self.interval.low is None or self.interval.low <= 0:
+            return False
+        return self.p is None or self.p < 0.05
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Verdict:
     against: str | None
     """The group it is compared with: the control, or else the next best."""
     certain: bool
-    """Whether the 95 % interval of the difference, over the same seeds, leaves zero out."""
+    """Whether the 95 % interval of the difference, over the same seeds, leaves zero out, and the corrected p is below 0.05."""
     margins: tuple[Margin, ...]
     """Against `against` first, then against the next best if that is another."""
     sentence: str
@@ -56,7 +60,7 @@ def verdict(comparison: Comparison) -> Verdict:
             comparison,
         )
     scores = column.scores(comparison.by)
-    ranked = _ranking(column, scores)
+    ranked = comparison.ranking
     names = [group.name for group in comparison.groups]
     if len(names) == 1:
         score = scores[0]
@@ -71,7 +75,18 @@ def verdict(comparison: Comparison) -> Verdict:
     others = [ranked[1]]
     if control is not None and control != first and scores[control] is not None:
         others = list(dict.fromkeys([control, ranked[1]]))
-    margins = tuple(_margin(comparison, column, first, other) for other in others)
+    anchor = control if control is not None and scores[control] is not None else first
+    p_values = _adjusted(comparison, column, anchor)
+    margins = tuple(
+        _margin(
+            comparison,
+            column,
+            first,
+            other,
+            p_values[first if anchor == other else other] if anchor in (first, other) else None,
+        )
+        for other in others
+    )
     return Verdict(
         names[first],
         names[others[0]],
@@ -79,7 +94,7 @@ def verdict(comparison: Comparison) -> Verdict:
         margins,
         _sentence(comparison, column, first, margins[0]),
         _detail(comparison, column, first, margins),
-        tuple(_reasons(comparison, column, first, others[0], ranked)),
+        tuple(_reasons(comparison, column, first, others[0])),
     )
 
 
@@ -87,13 +102,7 @@ def _undecided(sentence: str, detail: str, comparison: Comparison) -> Verdict:
     return Verdict(None, None, False, (), sentence, detail, ())
 
 
-def _ranking(column: Column, scores: tuple[Score | None, ...]) -> list[int]:
-    sign = 1 if column.better == "lower" else -1
-    there = [(sign * score.mean, place) for place, score in enumerate(scores) if score is not None]
-    return [place for _, place in sorted(there)]
-
-
-def _margin(comparison: Comparison, column: Column, one: int, other: int) -> Margin:
+def _margin(comparison: Comparison, column: Column, one: int, other: int, p: float | None) -> Margin:
     scores = column.scores(comparison.by)
     a, b = scores[one], scores[other]
     assert a is not None
@@ -101,13 +110,29 @@ def _margin(comparison: Comparison, column: Column, one: int, other: int) -> Mar
     sign = -1 if column.better == "lower" else 1
     difference = sign * (a.mean - b.mean)
     relative = difference / b.mean if b.mean > 0 and column.unit != "dB" else None
-    by_seed = [
-        {m.seed: sign * score.runs[m.name][0] for m in comparison.groups[place].members if m.name in score.runs}
-        for place, score in ((one, a), (other, b))
-    ]
-    found = paired(*by_seed)
+    found = _paired(comparison, column, one, other)
     interval = found.difference if found is not None and found.difference.count > 1 else None
-    return Margin(other, difference, relative, interval)
+    return Margin(other, difference, relative, interval, p)
+
+
+def _paired(comparison: Comparison, column: Column, one: int, other: int) -> Paired | None:
+    """The first group against the other on the seeds they share, positive where it is better."""
+    sign = -1 if column.better == "lower" else 1
+    mine, theirs = (_by_seed(comparison, column, place, sign) for place in (one, other))
+    return paired(mine, theirs)
+
+
+def _by_seed(comparison: Comparison, column: Column, place: int, sign: int) -> dict[Hashable, float]:
+    score = column.scores(comparison.by)[place]
+    values = {} if score is None else score.runs
+    return {m.seed: sign * values[m.name][0] for m in comparison.groups[place].members if m.name in values}
+
+
+def _adjusted(comparison: Comparison, column: Column, anchor: int) -> dict[int, float | None]:
+    """Holm's p-value of every group against one of them."""
+    others = [i for i in column.ranking(comparison.by) if i != anchor]
+    found = [_paired(comparison, column, i, anchor) for i in others]
+    return dict(zip(others, holm([f.p if f is not None else None for f in found]), strict=True))
 
 
 def _value(column: Column, score: Score | None, interval: bool = False) -> str:
@@ -155,7 +180,14 @@ def _detail(comparison: Comparison, column: Column, first: int, margins: tuple[M
     return " ".join(found)
 
 
-def _reasons(comparison: Comparison, column: Column, first: int, other: int, ranked: list[int]) -> Iterator[str]:
+def _chance(comparison: Comparison, margin: Margin) -> str:
+    if margin.p is None:
+        return ""
+    corrected = " after Holm's correction" if len(comparison.ranking) > 2 else ""
+    return f"; p {'< 0.001' if margin.p < 0.001 else f'= {margin.p:.2g}'}{corrected}"
+
+
+def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> Iterator[str]:
     """What sets the winner apart: causes perhaps, proofs of none."""
     groups, scores = comparison.groups, column.scores(comparison.by)
     one, two = groups[first], groups[other]
@@ -185,7 +217,7 @@ def _reasons(comparison: Comparison, column: Column, first: int, other: int, ran
     if one.diversity is not None and two.diversity is not None and abs(one.diversity - two.diversity) >= 0.01:
         d1, d2 = (show("health/diversity", g.diversity) for g in (one, two) if g.diversity is not None)
         yield f"Its images vary {d1} as much as real ones, those of {two.name} {d2}."
-    best = _ranking(column, column.last if comparison.by == "best" else column.best)
+    best = column.ranking("best" if comparison.by == "last" else "last")
     if best and best[0] != first:
         which = "their best step" if comparison.by == "last" else "the last step"
         yield f"By {which} {groups[best[0]].name} is ahead."
