@@ -17,6 +17,15 @@ NOT_THE_EXPERIMENT = ("log.", "eval.", "checkpoint.", "data.workers", "data.cach
 WEIGHT = re.compile(r"(.*\bfeature_matching\.)weight")
 """The field that turns a section of feature matching off."""
 
+MATCHES = {
+    "criterion": ("sample", "mean", "moments"),
+    "estimator": ("mean",),
+    "running_decay": ("mean",),
+    "kernel": ("mmd",),
+    "directions": ("sliced",),
+}
+"""Fields of feature matching that act under these values of `match` only."""
+
 ABSENT = "none"
 """Value of a section that one run has and another has not."""
 
@@ -31,7 +40,7 @@ class Difference:
     values: tuple[Any, ...]
     """One a group; None is the config's `none`, or a field that does not act."""
     acts: tuple[bool, ...]
-    """Whether the field does anything in that group: no other setting of feature matching does where its weight is 0."""
+    """Whether the field does anything in that group: of feature matching none but the weight does where that is 0."""
     folded: bool
     """Whether it differs only where it does not act, or is no part of the experiment: nothing a reader has to know."""
 
@@ -51,12 +60,13 @@ def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def acting(flat: Flat) -> Flat:
     """The fields that have an effect: without those of feature matching where it is off."""
-    off = [m[1] for key, value in flat.items() if (m := WEIGHT.fullmatch(key)) and value == 0]
-    return {
-        key: value
-        for key, value in flat.items()
-        if not any(key.startswith(section) and key != f"{section}weight" for section in off)
-    }
+    idle: set[str] = set()
+    for section in [m[1] for key in flat if (m := WEIGHT.fullmatch(key))]:
+        if flat[f"{section}weight"] == 0:
+            idle |= {key for key in flat if key.startswith(section)} - {f"{section}weight"}
+        elif (match := flat.get(f"{section}match")) is not None:
+            idle |= {f"{section}{name}" for name, where in MATCHES.items() if match not in where}
+    return {key: value for key, value in flat.items() if key not in idle}
 
 
 def experiment(config: Mapping[str, Any]) -> str:
@@ -152,4 +162,6 @@ def show_value(value: Any, acts: bool = True) -> str:
         return ", ".join(show_value(v) for v in value) or "[]"
     if isinstance(value, dict):
         return json.dumps(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

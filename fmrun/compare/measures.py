@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -124,3 +125,12 @@ def show(name: str, value: float) -> str:
     """A value as a reader wants it, without its unit."""
     stem = base(name)[0]
     return SHOWN[stem](value) if stem in SHOWN else format_number(float(f"{value:.3g}") if abs(value) < 100 else value)
+
+
+def show_interval(name: str, mean: float, low: float | None, high: float | None) -> tuple[str, str]:
+    """The mean and half of its interval, to two digits of the latter: `("0.0361", "0.0016")`; no half where no interval."""
+    if low is None or high is None or high <= low:
+        return show(name, mean), ""
+    half = (high - low) / 2
+    digits = max(0, 1 - math.floor(math.log10(half)))
+    return f"{mean:.{digits}f}", f"{half:.{digits}f}"

@@ -1,6 +1,7 @@
 "use strict";
 // Values under the pointer, and pictures enlarged. All else works without.
 
+document.documentElement.classList.add("js");
 const tip = document.getElementById("tip");
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,9 +19,9 @@ from ..runs import saving, write_atomic
 from .comparison import Column, Comparison, Group, Score
 from .configs import short_fields, show_value
 from .curves import Curve, thinned
-from .measures import base, measure, show
+from .measures import base, measure, show, show_interval
 from .pictures import Picture, pictures
-from .plots import Scale, chart, interval_row
+from .plots import LOG_RANGE, Scale, chart, interval_row
 from .table import state
 from .verdict import Verdict, verdict
 
@@ -154,7 +155,12 @@ def _head(view: View) -> str:
 def _count(comparison: Comparison) -> str:
     runs = sum(len(group.members) for group in comparison.groups)
     groups = len(comparison.groups)
-    return f"{runs} runs" if runs == groups else f"{groups} settings, {runs} runs"
+    sizes = {len(group.members) for group in comparison.groups}
+    return (
+        f"{runs} runs"
+        if runs == groups
+        else f"{groups} settings" + (f", {sizes.pop()} seeds each" if len(sizes) == 1 else f", {runs} runs")
+    )
 
 
 def _intervals(view: View) -> str:
@@ -164,12 +170,14 @@ def _intervals(view: View) -> str:
         return ""
     scores = column.scores(view.comparison.by)
     there = [(place, score) for place in view.order if (score := scores[place]) is not None]
-    levels = [v for v in (column.floor, column.reference) if v is not None]
     values = [v for _, s in there for v in (s.mean, *(value for value, _ in s.runs.values()))]
-    low, high = min([*values, *levels]), max([*values, *levels])
-    ends = [v for _, s in there for v in (s.low, s.high) if v is not None]
+    low, high = min(values), max(values)
     spread = (high - low) or abs(high) or 1.0
+    # what lies far from all scores would press them together: the words below tell it
+    levels = [v for v in (column.floor, column.reference) if v is not None and low - spread < v < high + spread]
+    ends = [v for _, s in there for v in (s.low, s.high) if v is not None]
     low, high = max(min([low, *ends]), low - spread / 2), min(max([high, *ends]), high + spread / 2)
+    low, high = min([low, *levels]), max([high, *levels])
     scale = Scale(low - 0.04 * spread, high + 0.04 * spread, 0.0, 100.0)
     control = view.comparison.control
     mark = scores[control].mean if control is not None and (scores[control] is not None) else None  # type: ignore[union-attr]
@@ -192,14 +200,12 @@ def _intervals(view: View) -> str:
         f'<span style="left:{scale(t):.2f}%">{_(show(column.key, t) if base(column.key)[0] != "kid" else f"{t:g}")}</span>'
         for t in ticks
     )
-    key = (
-        ["large dot: mean", "small dots: seeds", "bar: 95 % interval over seeds"]
-        if any(s.count > 1 for _, s in there)
-        else []
-    )
-    key += ["dashed: the control"] if mark is not None else []
-    key += [f"dashed: real against real images, {show(column.key, column.floor)}"] if column.floor is not None else []
-    key += [f"dashed: bicubic, {show(column.key, column.reference)}"] if column.reference is not None else []
+    seeds = any(score.count > 1 for _, score in there)
+    key = ["Large dots are means, small ones seeds, bars 95 % intervals"] if seeds else []
+    key += ["dashed: control"] if mark is not None else []
+    for level, what in ((column.floor, "real images against real ones"), (column.reference, "bicubic")):
+        if level is not None:
+            key.append(f"{'dashed: ' if level in levels else ''}{what}: {show(column.key, level)}")
     when = "at the last step measured" if view.comparison.by == "last" else "at each run's best step"
     return (
         f'<section class="intervals"><h2>{_(column.label)}{_(f", {column.unit}" if column.unit else "")}'
@@ -222,10 +228,8 @@ def _taken(column: Column) -> str:
 def _score(column: Column, score: Score | None) -> str:
     if score is None:
         return '<span class="quiet">–</span>'
-    text = _(show(column.key, score.mean))
-    if score.low is not None and score.high is not None:
-        text += f" <small>± {_(show(column.key, (score.high - score.low) / 2))}</small>"
-    return text
+    text, half = show_interval(column.key, score.mean, score.low, score.high)
+    return f"{text} <small>± {half}</small>" if half else text
 
 
 # ---- tables
@@ -235,25 +239,32 @@ def _table(kind: str, heads: Sequence[str], rows: Sequence[Sequence[str]], title
     """A table whose cells are HTML, and heads text; on a phone each row is a card that names its cells."""
     tips = [*titles, *[""] * (len(heads) - len(titles))]
     top = "".join(
-        f'<th title="{_(tip)}">{_(head)}</th>' if tip else f"<th>{_(head)}</th>"
+        f'<th title="{_(tip)}">{_head_cell(head)}</th>' if tip else f"<th>{_head_cell(head)}</th>"
         for head, tip in zip(heads, tips, strict=True)
     )
     body = "".join(
         "<tr>"
         + "".join(
-            f"<th>{value}</th>" if i == 0 else f'<td data-name="{_(head)}">{value}</td>'
+            f"<th>{value}</th>" if i == 0 else f'<td data-name="{_(head)}"><span>{value}</span></td>'
             for i, (head, value) in enumerate(zip(heads, row, strict=True))
         )
         + "</tr>"
         for row in rows
     )
+    kind = f"{kind} many" if len(rows) > 3 else kind
     return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _head_cell(head: str) -> str:
+    """What stands in brackets, the extractor, goes below."""
+    found = re.fullmatch(r"(.+?) \((.+?)\)(.*)", head)
+    return f"{_(found[1])}{_(found[3])}<br><small>{_(found[2])}</small>" if found else _(head)
 
 
 def _summary(view: View) -> str:
     comparison = view.comparison
     columns = [c for c in comparison.columns if c.better is not None]
-    heads, cells, titles = ["run"], [[_name(view, i)] for i in view.order], [""]
+    heads, cells, titles = ["run"], [[_name(view, i) + _state(comparison.groups[i])] for i in view.order], [""]
 
     def add(head: str, values: Sequence[str], title: str = "") -> None:
         if any(value not in ("", "–", '<span class="quiet">–</span>') for value in values):
@@ -263,7 +274,7 @@ def _summary(view: View) -> str:
                 row.append(value)
 
     groups = [comparison.groups[i] for i in view.order]
-    if any(len(g.members) > 1 for g in groups):
+    if len({len(g.members) for g in groups}) > 1:
         add("seeds", [str(len(g.members)) for g in groups])
     for column in columns:
         arrow = "↓" if column.better == "lower" else "↑"
@@ -292,12 +303,12 @@ def _summary(view: View) -> str:
         ["–" if g.step_cost is None else f"{g.step_cost:.2f}×" for g in groups],
         "Relative to the control.",
     )
-    add(
-        "images/s",
-        ["–" if g.images_per_second is None else f"{g.images_per_second:,.0f}" for g in groups],
-        "Median over training.",
-    )
-    add("state", [_state(g) for g in groups])
+    if all(g.step_cost is None for g in groups):
+        add(
+            "images/s",
+            ["–" if g.images_per_second is None else f"{g.images_per_second:,.0f}" for g in groups],
+            "Median over training.",
+        )
     return f"<section><h2>Summary</h2>{_table('cards', heads, cells, titles)}</section>"
 
 
@@ -315,7 +326,7 @@ def _best(column: Column, score: Score | None) -> str:
 
 def _state(group: Group) -> str:
     told = state(group)
-    return told if told == "finished" else f'<span class="bad">{_(told)}</span>'
+    return "" if told == "finished" else f'<span class="badge bad">{_(told)}</span>'
 
 
 def _differences(view: View) -> str:
@@ -330,7 +341,7 @@ def _differences(view: View) -> str:
         heads = ["field", *(comparison.groups[i].name for i in view.order)]
         parts.append(
             _table(
-                "fields",
+                "fields words",
                 heads,
                 [
                     [f"<code>{_(d.field)}</code>", *(_setting(d.values[i], d.acts[i]) for i in view.order)]
@@ -344,15 +355,15 @@ def _differences(view: View) -> str:
             [f"{_chip(view, i)}{_(comparison.groups[i].name)}", *(_setting(d.values[i], d.acts[i]) for d in shown)]
             for i in view.order
         ]
-        parts.append(_table("cards", heads, rows, ["", *(d.field for d in shown)]))
+        parts.append(_table("cards words", heads, rows, ["", *(d.field for d in shown)]))
     if any(not there for d in shown for there in d.acts):
-        parts.append('<p class="quiet">· does not act: features are not matched there.</p>')
+        parts.append('<p class="quiet">· does not act there.</p>')
     if folded:
         heads = ["field", *(comparison.groups[i].name for i in view.order)]
         rows = [[f"<code>{_(d.field)}</code>", *(_setting(d.values[i], True) for i in view.order)] for d in folded]
         noun = "field differs" if len(folded) == 1 else "fields differ"
         parts.append(
-            f"<details><summary>{len(folded)} more {noun} without effect</summary>{_table('fields', heads, rows)}</details>"
+            f"<details><summary>{len(folded)} more {noun} without effect</summary>{_table('fields words', heads, rows)}</details>"
         )
     return "".join([*parts, "</section>"])
 
@@ -390,7 +401,7 @@ def _curves(view: View) -> str:
     first = "".join(text for telling, text in drawn if telling)
     rest = "".join(text for telling, text in drawn if not telling)
     parts = [
-        f'<section class="curves"><style>{hidden}</style><h2>Over training</h2><p class="quiet">{told}Point at a chart to read its values.</p>',
+        f'<section class="curves"><style>{hidden}</style><h2>Over training</h2><p class="quiet">{told}<span class="scripted">Point at a chart to read its values.</span></p>',
         f'<div class="legend">{legend}</div><div class="charts">{first}</div>',
     ]
     if rest:
@@ -413,9 +424,16 @@ def _chart(view: View, curve: Curve) -> str:
         lines += [(column.floor, "real against real")] if column.floor is not None else []
         lines += [(column.reference, "bicubic")] if column.reference is not None else []
     classes = [f"{colour} g{i}" for i, colour in enumerate(view.colours)]
+    # of a distance that shrinks in training, the end is what runs are told apart by
+    near = 4.0 if column is not None and column.key == curve.key and known.better == "lower" else LOG_RANGE
     percent = base(curve.key)[0] in ("fm/share", "health/diversity")
     svg, shown = chart(
-        groups, classes, known.label, lines=lines, show=(lambda v: f"{100 * v:.3g} %") if percent else None
+        groups,
+        classes,
+        known.label,
+        lines=lines,
+        show=(lambda v: f"{100 * v:.3g} %") if percent else None,
+        log_from=near,
     )
     notes = [known.about] if known.about else []
     notes += ["Logarithmic axis."] if shown.log else []
@@ -461,8 +479,8 @@ def _pictures(view: View, drawn: Sequence[Picture]) -> str:
         )
     wide = " wide" if view.comparison.task == "upscale" else ""
     return (
-        f'<section id="pictures"><h2>Samples</h2><p class="quiet">Of {what}, place by place. Click to enlarge; arrow keys '
-        f'then go from run to run.</p><div class="pictures{wide}">{"".join(figures)}</div></section>'
+        f'<section id="pictures"><h2>Samples</h2><p class="quiet">Of {what}, place by place. Click to enlarge'
+        f'<span class="scripted">; arrow keys then go from run to run</span>.</p><div class="pictures{wide}">{"".join(figures)}</div></section>'
     )
 
 
@@ -486,7 +504,7 @@ def _runs(view: View) -> str:
             ]
             remarks += [f"<h3>{_chip(view, i)}{_(m.name)}</h3><ul>{''.join(said)}</ul>"] if said else []
     parts = [
-        f"<section><h2>Runs</h2><details><summary>All {len(rows)} runs</summary>{_table('cards', heads, rows)}</details>"
+        f"<section><h2>Runs</h2><details><summary>All {len(rows)} runs</summary>{_table('cards words', heads, rows)}</details>"
     ]
     if remarks:
         parts.append(f"<details><summary>What was noticed in their training</summary>{''.join(remarks)}</details>")

@@ -86,14 +86,15 @@ class Range:
     """Values beyond it."""
 
 
-def value_range(curves: Sequence[Sequence[Point]], lines: Sequence[float] = ()) -> Range:
-    """An axis for these curves and horizontal lines. Bands lie in it as far as they reach no further beyond the means than
+def value_range(curves: Sequence[Sequence[Point]], lines: Sequence[float] = (), log_from: float = LOG_RANGE) -> Range:
+    """An axis for these curves and, where they are near, horizontal lines. Bands lie in it as far as they reach no further beyond the means than
     the means reach among themselves: an interval over two seeds is often wider than all there is to see."""
     means = sorted(p.mean for curve in curves for p in curve)
     low, high = means[0], means[-1]
-    if low > 0 and high / low > LOG_RANGE:
-        reach = [v for v in lines if v > 0]
-        return Range(min(low, *reach, low) * 0.8, max(high, *reach, high) * 1.25, True, 0)
+    if low > 0 and high / low > log_from:
+        near = [v for v in lines if low / 3 < v < high * 3]
+        room = (high / low) ** 0.04
+        return Range(min([low, *near]) / room, max([high, *near]) * room, True, 0)
     left_out = 0
     inner = means[round(0.02 * (len(means) - 1))], means[round(0.98 * (len(means) - 1))]
     if inner[1] > inner[0] and high - low > OUTLYING * (inner[1] - inner[0]):
@@ -119,10 +120,12 @@ def chart(
     *,
     lines: Sequence[tuple[float, str]] = (),
     show: Callable[[float], str] | None = None,
+    log_from: float = LOG_RANGE,
 ) -> tuple[str, Range]:
     """An SVG of one curve a group over training steps, and what its axis shows. `classes` are the groups' CSS classes,
-    `lines` horizontal ones with their names, `show` writes the values at the axis."""
-    shown = value_range([c for c in curves if c], [value for value, _ in lines])
+    `lines` horizontal ones with their names, `show` writes the values at the axis, which is logarithmic where positive values
+    span more than `log_from`."""
+    shown = value_range([c for c in curves if c], [value for value, _ in lines], log_from)
     x = Scale(min(c[0].step for c in curves if c), max(c[-1].step for c in curves if c), LEFT + 4, WIDTH - RIGHT)
     y = Scale(shown.low, shown.high, HEIGHT - BOTTOM, TOP, shown.log)
     if x.low == x.high:
@@ -138,6 +141,8 @@ def chart(
     # an inner SVG cuts off what lies beyond it, and needs no id as a clip path would
     parts.append(f'{inside} viewBox="{LEFT} {TOP} {WIDTH - LEFT - RIGHT} {HEIGHT - TOP - BOTTOM}">')
     for value, what in lines:
+        if not shown.low <= value <= shown.high:
+            continue
         at = y(value)
         parts.append(f'<path class="level" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="level" x="{WIDTH - RIGHT - 3}" y="{at - 4:.1f}">{escape(what)}</text>')

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..report import format_table
 from .comparison import Column, Comparison, Group, Score
 from .configs import short_fields, show_value
-from .measures import show
+from .measures import show, show_interval
 from .verdict import verdict
 
 WIDTH = 80
@@ -30,9 +30,8 @@ def cell(column: Column, score: Score | None, steps: bool = False) -> str:
     """`0.0123 ±0.002`, with `@500` where the step is wanted; `-` where there is nothing."""
     if score is None:
         return "-"
-    told = show(column.key, score.mean)
-    if score.low is not None and score.high is not None:
-        told += f" ±{show(column.key, (score.high - score.low) / 2)}"
+    told, half = show_interval(column.key, score.mean, score.low, score.high)
+    told += f" ±{half}" if half else ""
     if steps and score.steps:
         told += f" @{score.steps[0]}" if len(score.steps) == 1 else f" @{score.steps[0]}-{score.steps[-1]}"
     return told
@@ -60,6 +59,10 @@ def _scores(comparison: Comparison) -> str:
 
     name = ("run", [f"{g.name} *" if g.control else g.name for g in groups])
     columns: list[tuple[str, list[str]]] = []
+    if any(len(g.members) > 1 for g in groups):
+        columns.append(("seeds", [str(len(g.members)) for g in groups]))
+    if any(m.state != "finished" for g in groups for m in g.members):
+        columns.append(("state", [state(g) for g in groups]))
     order = sorted(range(len(comparison.columns)), key=lambda i: i != comparison.headline)
     for column in (comparison.columns[i] for i in order):
         if column.better is None:
@@ -73,10 +76,6 @@ def _scores(comparison: Comparison) -> str:
         ("step cost", [cost(g) for g in groups]),
         ("images/s", ["-" if g.images_per_second is None else f"{g.images_per_second:.0f}" for g in groups]),
     ]
-    if any(len(g.members) > 1 for g in groups):
-        columns.insert(0, ("seeds", [str(len(g.members)) for g in groups]))
-    if any(m.state != "finished" for g in groups for m in g.members):
-        columns.append(("state", [state(g) for g in groups]))
     columns = [(head, told) for head, told in columns if set(told) != {"-"}]
     notes = ["* what the others are compared with"] if any(g.control for g in groups) else []
     if any("±" in c for _, told in columns for c in told):
@@ -114,5 +113,5 @@ def _differences(comparison: Comparison) -> str:
     flat = format_table(("config", *short_fields([d.field for d in shown])), list(zip(names, *values, strict=True)))
     narrow = min(tall, flat, key=lambda table: max(map(len, table.splitlines())))
     folded = len(comparison.differences) - len(shown)
-    note = "\n· does not act, as features are not matched there" if any("·" in v for row in values for v in row) else ""
+    note = "\n· does not act there" if any("·" in v for row in values for v in row) else ""
     return narrow + note + (f"\n{folded} more differ without effect (--json lists them)" if folded else "")

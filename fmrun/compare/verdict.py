@@ -153,59 +153,45 @@ def _sentence(comparison: Comparison, column: Column, first: int, margin: Margin
         else f"{show(column.key, margin.difference)} {column.unit}".rstrip() + f" {column.better}"
     )
     values = f"{_value(column, scores[first])} against {_value(column, scores[margin.other])}"
+    what = f"{column.label} {values}, {how}."
     if margin.certain:
-        return f"{name} beats {other}: its {column.label} is {how}, {values}."
+        return f"{name} beats {other}: {what}"
     if margin.interval is not None:
-        return f"No clear winner: {name} has the {_superlative(column)} {column.label}, {how} than {other} ({values}), but seeds alone make such a difference."
-    return f"{name} leads: its {column.label} is {how} than that of {other}, {values}."
-
-
-def _superlative(column: Column) -> str:
-    return "lowest" if column.better == "lower" else "highest"
+        return f"{name} is ahead of {other}, but it could be chance: {what}"
+    return f"{name} is ahead of {other}: {what}"
 
 
 def _detail(comparison: Comparison, column: Column, first: int, margins: tuple[Margin, ...]) -> str:
-    found = []
+    found: list[str] = []
     for margin in margins:
         other = comparison.groups[margin.other].name
         if margin.interval is not None and margin.interval.low is not None and margin.interval.high is not None:
             low, high = (show(column.key, v) for v in (margin.interval.low, margin.interval.high))
-            found.append(
-                f"Over {margin.interval.count} shared seeds it is better than {other} by {show(column.key, margin.interval.mean)} "
-                f"(95 % interval {low} to {high})"
-                + ("." if margin.certain else ", which includes no difference at all.")
-            )
-    if not any(margin.interval for margin in margins):
-        found.append("They share fewer than two seeds, so how much of this is chance is not known.")
-    return " ".join(found)
-
-
-def _chance(comparison: Comparison, margin: Margin) -> str:
-    if margin.p is None:
-        return ""
-    corrected = " after Holm's correction" if len(comparison.ranking) > 2 else ""
-    return f"; p {'< 0.001' if margin.p < 0.001 else f'= {margin.p:.2g}'}{corrected}"
+            mean, corrected = show(column.key, margin.interval.mean), ""
+            if margin.p is not None:
+                corrected = f"; p {'below 0.001' if margin.p < 0.001 else f'{margin.p:.2g}'}"
+                corrected += " after Holm's correction" if len(comparison.ranking) > 2 else ""
+            zero = ", with no difference inside" if margin.interval.low <= 0 else ""
+            over = f"Over the {margin.interval.count} seeds they share" if not found else "and"
+            found.append(f"{over} it is better than {other} by {mean} (95 % interval {low} to {high}{zero}{corrected})")
+    if not found:
+        return "They share fewer than two seeds, so how much of this is chance is not known."
+    return " ".join(found) + "."
 
 
 def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> Iterator[str]:
     """What sets the winner apart: causes perhaps, proofs of none."""
     groups, scores = comparison.groups, column.scores(comparison.by)
     one, two = groups[first], groups[other]
-    fields = [
-        d
+    shown = [
+        (d.field, show_value(d.values[first]), show_value(d.values[other]) if d.acts[other] else None)
         for d in comparison.shown_differences
-        if _said(d.values[first], d.acts[first]) != _said(d.values[other], d.acts[other])
+        if d.acts[first]
     ]
-    if fields:
-        told = ", ".join(
-            f"{d.field} {_said(d.values[first], d.acts[first])} instead of {_said(d.values[other], d.acts[other])}"
-            for d in fields
-            if d.acts[first] and d.acts[other]
-        )
-        alone = ", ".join(
-            f"{d.field} {_said(d.values[first], True)}" for d in fields if d.acts[first] and not d.acts[other]
-        )
-        yield "It differs in " + "; with ".join(filter(None, [told, alone])) + "."
+    told = [f"{field} is {own}, not {theirs}" for field, own, theirs in shown if theirs is not None and own != theirs]
+    told += [f"{field} is {own}" for field, own, theirs in shown if theirs is None]
+    if told:
+        yield f"In its config {', '.join(told)}."
     if one.matches_features and one.share is not None:
         yield (
             f"Its feature-matching gradient was {show('fm/share', one.share)} of the adversarial one"
@@ -224,10 +210,6 @@ def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> 
     steps = {s for score in (scores[first], scores[other]) if score is not None for s in score.steps}
     if comparison.by == "last" and len(steps) > 1:
         yield f"They were not measured at the same step ({', '.join(map(str, sorted(steps)))})."
-
-
-def _said(value: object, acts: bool) -> str:
-    return show_value(value, acts)
 
 
 def _cost(one: Group, two: Group) -> str:
