@@ -10,30 +10,19 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..health import Health
-from ..intervals import mean_interval
 from ..runs import Run
+from .columns import Column, columns_of, headline_of
 from .configs import Difference, differences, flatten, group_names, grouped, matches_features
-from .curves import Curve, Series, is_finite, mean_curve, series, tail_mean
-from .measures import REFERENCE, TELLING, Better, measure, rank
+from .curves import Curve, Series, is_finite, mean, mean_curve, series, tail_mean
+from .measures import REFERENCE, TELLING, measure, rank
 
 FAILED = ("diverged", "failed")
 """States of runs whose scores do not count: what they reached is no result of the experiment."""
 
 UNFINISHED = ("running", "interrupted", "stopped", "unknown")
 
-QUICK = (
-    "task",
-    "data.path",
-    "data.image_size",
-    "data.scale",
-    "data.fit",
-    "data.valid_path",
-    "data.valid_fraction",
-    "eval.num",
-)
-"""Fields that two measurements during training must share to be compared."""
-
 DATA = ("data.path", "data.image_size", "data.scale", "data.channels", "data.lr_path", "data.degradation.kind")
+"""Fields in which runs must agree to learn the same."""
 
 MACHINE = ("processor", "gpus", "cores", "threads")
 """What of env.json must be equal for speeds to be compared."""
@@ -80,51 +69,6 @@ class Group:
     @property
     def failures(self) -> int:
         return sum(member.failed for member in self.members)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A group in one column: the mean over its runs that have not failed, with its 95 % interval over seeds."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    count: int
-    runs: Mapping[str, tuple[float, int]]
-    """Name of the run to its value and the step at which it was measured."""
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        return tuple(sorted({step for _, step in self.runs.values()}))
-
-
-@dataclass(frozen=True)
-class Column:
-    """One measure, taken in one way: what differs in extractor, number of images, data or weights is another column."""
-
-    key: str
-    label: str
-    better: Better | None
-    unit: str
-    about: str
-    source: str
-    """`eval`, or `training` for the quick measurements in metrics.jsonl."""
-    weights: str
-    settings: Mapping[str, Any]
-    floor: float | None
-    """What real images score against other real ones."""
-    reference: float | None
-    """What bicubic upscaling scores."""
-    last: tuple[Score | None, ...]
-    best: tuple[Score | None, ...]
-
-    def scores(self, by: str) -> tuple[Score | None, ...]:
-        return self.last if by == "last" else self.best
-
-    def ranking(self, by: str) -> tuple[int, ...]:
-        """Places of the groups that have a score, the best first."""
-        sign = 1 if self.better == "lower" else -1
-        return tuple(i for _, i in sorted((sign * s.mean, i) for i, s in enumerate(self.scores(by)) if s is not None))
 
 
 @dataclass(frozen=True)
@@ -197,16 +141,16 @@ def compare(
                 tuple(members[i] for i in group),
                 matches_features(heads[place]),
                 place == chosen,
-                _mean(tail_mean(rows[i].get("fm/share", {}), 0.5) for i in group),
-                _mean(tail_mean(rows[i].get("health/diversity", {})) for i in group),
-                _mean(speeds[i] for i in group),
+                mean(tail_mean(rows[i].get("fm/share", {}), 0.5) for i in group),
+                mean(tail_mean(rows[i].get("health/diversity", {})) for i in group),
+                mean(speeds[i] for i in group),
                 None if chosen is None else _cost(place, chosen, places, heads, speeds, machines),
             )
         )
-    columns = _columns(runs, members, configs, rows, places)
-    headline = _headline(columns, by, metric, [run.name for run in runs])
+    columns = columns_of(runs, names, [member.failed for member in members], configs, rows, places)
+    headline = headline_of(columns, by, metric, names)
     decisive = None if headline is None else columns[headline]
-    curves, telling = _curves(runs, rows, members, places, decisive)
+    curves, telling = _curves(runs, rows, places, decisive)
     return Comparison(
         task=str(configs[0].get("task", "generate")),
         groups=tuple(groups),
@@ -267,11 +211,6 @@ def _median(values: Series) -> float | None:
     return median(list(values.values())[1:] or values.values()) if values else None
 
 
-def _mean(values: Any) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
-
-
 def _cost(
     place: int,
     control: int,
@@ -286,136 +225,11 @@ def _cost(
 
     def seconds(group: int) -> float | None:
         batch = heads[group].get("train", {}).get("batch_size")
-        speed = _mean(speeds[i] for i in places[group])
+        speed = mean(speeds[i] for i in places[group])
         return batch / speed if batch and speed else None
 
     own, theirs = seconds(place), seconds(control)
     return own / theirs if own and theirs else None
-
-
-# ---- columns
-
-
-@dataclass(frozen=True)
-class _Way:
-    """A measure and how it was taken: what a column holds is equal in all of this."""
-
-    key: str
-    source: str
-    weights: str
-    settings: str
-    """JSON."""
-
-
-def _columns(
-    runs: Sequence[Run],
-    members: Sequence[Member],
-    configs: Sequence[Mapping[str, Any]],
-    rows: Sequence[Mapping[str, Series]],
-    places: Sequence[Sequence[int]],
-) -> tuple[Column, ...]:
-    measured: dict[_Way, dict[int, Series]] = {}
-    floors: dict[_Way, float] = {}
-    for i, run in enumerate(runs):
-        for record in run.evaluations():
-            settings = json.dumps(record.get("settings", {}), sort_keys=True)
-            for name, value in record.get("metrics", {}).items():
-                way = _Way(name, "eval", str(record.get("weights", "ema")), settings)
-                if is_finite(value):
-                    measured.setdefault(way, {}).setdefault(i, {})[int(record["step"])] = float(value)
-                if is_finite(floor := record.get("floor", {}).get(name)):
-                    floors[way] = float(floor)
-        flat = flatten(configs[i])
-        settings = json.dumps({field: flat.get(field) for field in QUICK if field in flat}, sort_keys=True)
-        for key, values in rows[i].items():
-            if key.startswith("eval/"):
-                measured.setdefault(_Way(key, "training", "ema", settings), {})[i] = values
-    order = sorted(measured, key=lambda way: (rank(way.key), way.source, way.weights))
-    return tuple(
-        _column(way, measured, floors, members, places, order) for way in order if not way.key.endswith(REFERENCE)
-    )
-
-
-def _column(
-    way: _Way,
-    measured: Mapping[_Way, Mapping[int, Series]],
-    floors: Mapping[_Way, float],
-    members: Sequence[Member],
-    places: Sequence[Sequence[int]],
-    ways: Sequence[_Way],
-) -> Column:
-    known, own = measure(way.key), measured[way]
-
-    def last(values: Series) -> tuple[float, int]:
-        step = max(values)
-        return values[step], step
-
-    def best(values: Series) -> tuple[float, int]:
-        if known.better is None:
-            return last(values)
-        value = (min if known.better == "lower" else max)(values.values())
-        return value, next(step for step, v in values.items() if v == value)
-
-    def scores(pick: Any) -> tuple[Score | None, ...]:
-        return tuple(_score({i: pick(own[i]) for i in group if own.get(i)}, members) for group in places)
-
-    bicubic = measured.get(_Way(f"{way.key}{REFERENCE}", way.source, way.weights, way.settings), {})
-    return Column(
-        way.key,
-        _label(way, ways),
-        known.better,
-        known.unit,
-        known.about,
-        way.source,
-        way.weights,
-        json.loads(way.settings),
-        floors.get(way),
-        _mean(last(values)[0] for values in bicubic.values()),
-        scores(last),
-        scores(best),
-    )
-
-
-def _score(found: Mapping[int, tuple[float, int]], members: Sequence[Member]) -> Score | None:
-    counted = {i: value for i, value in found.items() if not members[i].failed}
-    if not counted:
-        return None
-    interval = mean_interval([value for value, _ in counted.values()])
-    runs = {members[i].name: value for i, value in counted.items()}
-    return Score(interval.mean, interval.low, interval.high, interval.count, runs)
-
-
-def _label(way: _Way, ways: Sequence[_Way]) -> str:
-    """The measure's name, with what tells it from others of its name."""
-    label = measure(way.key).label
-    others = [w for w in ways if w != way and measure(w.key).label == label]
-    own = json.loads(way.settings)
-    extra = ["in training"] if way.source == "training" and any(w.source == "eval" for w in others) else []
-    same = [w for w in others if w.source == way.source]
-    if any(w.weights != way.weights for w in same):
-        extra.append(way.weights)
-    differing = {key for w in same for key, value in json.loads(w.settings).items() if own.get(key) != value}
-    extra += [f"{key.rpartition('.')[2]} {own[key]}" for key in sorted(differing) if key in own]
-    return f"{label}, {', '.join(extra)}" if extra else label
-
-
-def _headline(columns: Sequence[Column], by: str, asked: str | None, runs: Sequence[str]) -> int | None:
-    """The column that decides: the one that covers the most groups, then the most telling measure."""
-    if asked is not None:
-        wanted = [i for i, column in enumerate(columns) if asked in (column.key, column.key.removeprefix("eval/"))]
-        if not wanted:
-            known = list(dict.fromkeys(column.key for column in columns))
-            there = (
-                f"; there are: {', '.join(known)}" if known else f"; `fmrun eval {' '.join(runs[:2])}` measures some"
-            )
-            raise UserError(f"--metric {asked}: these runs have no such measure{nearest(asked, known) or there}")
-        if columns[wanted[0]].better is None:
-            raise UserError(f"--metric {asked}: neither more nor less of it is better; give another, like --metric kid")
-    else:
-        wanted = [i for i, c in enumerate(columns) if c.better is not None and rank(c.key) < rank("eval/overfit")]
-    covered = {i: sum(score is not None for score in columns[i].scores(by)) for i in wanted}
-    found = [i for i in wanted if covered[i] >= min(2, len(columns[i].last))]
-    return min(found or wanted, key=lambda i: (-covered[i], i), default=None)
 
 
 # ---- curves
@@ -424,7 +238,6 @@ def _headline(columns: Sequence[Column], by: str, asked: str | None, runs: Seque
 def _curves(
     runs: Sequence[Run],
     rows: Sequence[dict[str, Series]],
-    members: Sequence[Member],
     places: Sequence[Sequence[int]],
     decisive: Column | None,
 ) -> tuple[tuple[Curve, ...], int]:

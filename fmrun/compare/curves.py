@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -58,6 +58,12 @@ def mean_curve(runs: Sequence[Series]) -> tuple[Point, ...]:
             interval = mean_interval(values)
             found.append(Point(step, interval.mean, interval.low, interval.high, interval.count))
     return tuple(found)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are there; None without any."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None
 
 
 def tail_mean(values: Series, part: float = 0.25) -> float | None:

@@ -145,7 +145,9 @@ def chart(
             continue
         at = y(value)
         parts.append(f'<path class="level" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="level" x="{WIDTH - RIGHT - 3}" y="{at - 4:.1f}">{escape(what)}</text>')
+        parts.append(
+            f'<text class="level" x="{WIDTH - RIGHT - 3}" y="{at - 4 if at > TOP + 16 else at + 13:.1f}">{escape(what)}</text>'
+        )
     for curve, kind in zip(curves, classes, strict=True):
         parts.append(_curve(curve, kind, x, y))
     parts.append('</svg><g class="at"></g></svg>')

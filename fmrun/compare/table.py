@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..report import format_table
-from .comparison import Column, Comparison, Group, Score
+from .columns import Column, Score
+from .comparison import Comparison, Group
 from .configs import short_fields, show_value
 from .measures import show, show_interval
 from .verdict import verdict

@@ -6,7 +6,8 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 from ..intervals import Interval, Paired, holm, paired
-from .comparison import Column, Comparison, Group, Score
+from .columns import Column, Score
+from .comparison import Comparison, Group
 from .configs import show_value
 from .measures import show
 
@@ -37,7 +38,7 @@ class Verdict:
     """What a reader should take away."""
 
     winner: str | None
-    """The group with the best value; whether that means anything, `certain` says."""
+    """The group with the best value; whether that means anything, `certain` says. None where two are level."""
     against: str | None
     """The group it is compared with: the control, or else the next best."""
     certain: bool
@@ -88,7 +89,7 @@ def verdict(comparison: Comparison) -> Verdict:
         for other in others
     )
     return Verdict(
-        names[first],
+        None if level(column, scores[first], scores[others[0]]) else names[first],
         names[others[0]],
         margins[0].certain,
         margins,
@@ -144,6 +145,11 @@ def _value(column: Column, score: Score | None, interval: bool = False) -> str:
     return f"{text} {column.unit}".rstrip()
 
 
+def level(column: Column, one: Score | None, other: Score | None) -> bool:
+    """Whether two scores are the same in all digits that are shown."""
+    return one is not None and other is not None and show(column.key, one.mean) == show(column.key, other.mean)
+
+
 def _sentence(comparison: Comparison, column: Column, first: int, margin: Margin) -> str:
     scores, name = column.scores(comparison.by), comparison.groups[first].name
     other = comparison.groups[margin.other].name
@@ -152,6 +158,8 @@ def _sentence(comparison: Comparison, column: Column, first: int, margin: Margin
         if margin.relative is not None
         else f"{show(column.key, margin.difference)} {column.unit}".rstrip() + f" {column.better}"
     )
+    if level(column, scores[first], scores[margin.other]):
+        return f"{name} and {other} are level: {column.label} {_value(column, scores[first])}."
     values = f"{_value(column, scores[first])} against {_value(column, scores[margin.other])}"
     what = f"{column.label} {values}, {how}."
     if margin.certain:
@@ -191,10 +199,10 @@ def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> 
     told = [f"{field} is {own}, not {theirs}" for field, own, theirs in shown if theirs is not None and own != theirs]
     told += [f"{field} is {own}" for field, own, theirs in shown if theirs is None]
     if told:
-        yield f"In its config {', '.join(told)}."
+        yield f"In the config of {one.name} {', '.join(told)}."
     if one.matches_features and one.share is not None:
         yield (
-            f"Its feature-matching gradient was {show('fm/share', one.share)} of the adversarial one"
+            f"The feature-matching gradient of {one.name} was {show('fm/share', one.share)} of the adversarial one"
             + (f", that of {two.name} {show('fm/share', two.share)}" if two.share is not None else "")
             + "."
         )
@@ -202,7 +210,7 @@ def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> 
         yield _cost(one, two)
     if one.diversity is not None and two.diversity is not None and abs(one.diversity - two.diversity) >= 0.01:
         d1, d2 = (show("health/diversity", g.diversity) for g in (one, two) if g.diversity is not None)
-        yield f"Its images vary {d1} as much as real ones, those of {two.name} {d2}."
+        yield f"Images of {one.name} vary {d1} as much as real ones, those of {two.name} {d2}."
     best = column.ranking("best" if comparison.by == "last" else "last")
     if best and best[0] != first:
         which = "their best step" if comparison.by == "last" else "the last step"
@@ -217,5 +225,5 @@ def _cost(one: Group, two: Group) -> str:
     assert two.step_cost is not None
     ratio = one.step_cost / two.step_cost
     if abs(ratio - 1) < 0.02:
-        return f"A step of it takes as long as one of {two.name}."
-    return f"A step of it takes {ratio:.2f} times as long as one of {two.name}."
+        return f"A step of {one.name} takes as long as one of {two.name}."
+    return f"A step of {one.name} takes {ratio:.2f} times as long as one of {two.name}."
