@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..errors import UserError
 from .options import RUNS, Json, RunsDir, choose_device, complete_runs
 
 
@@ -48,6 +49,8 @@ def compare(
     from ..report import Reporter, emit, emit_json
     from ..runs import find
 
+    if html is not None and (html.is_dir() or html.suffix.lower() not in (".html", ".htm")):
+        raise UserError(f"--html {html}: a page is a file whose name ends in .html")
     report = Reporter()
     comparison = read([find(runs_dir, run) for run in runs or []], metric=metric, by=by, control=control)
     for sentence in comparison.warnings:

@@ -165,9 +165,9 @@ def compare(
 
 
 def _one_task(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> None:
-    first = {
-        str(config.get("task", "generate")): run for run, config in reversed(list(zip(runs, configs, strict=True)))
-    }
+    first: dict[str, Run] = {}
+    for run, config in zip(runs, configs, strict=True):
+        first.setdefault(str(config.get("task", "generate")), run)
     if len(first) > 1:
         told = " and ".join(f"{run.name} ({task})" for task, run in first.items())
         raise UserError(f"{told} learn different tasks and have no measure in common; compare runs of one task")

@@ -53,7 +53,8 @@ MEASURES = {
         "gradient share", about="Gradient of feature matching at the generated images, relative to the adversarial one."
     ),
     "fm/distance": Measure(
-        "feature distance", about=f"Between features of real and generated images, as each run's own D sees them {_D}."
+        "feature distance",
+        about="Between features of real and generated images, as each run's own discriminator sees them.",
     ),
     "loss/d": Measure("loss of D", about="Of the discriminator; near 0 it tells every image, and teaches little."),
     "loss/g_adv": Measure("adversarial loss of G", about="Of the generator, without feature matching."),

@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..errors import UserError
 from ..report import Reporter
 from ..runs import saving, write_atomic
 from . import sections
 from .comparison import Comparison
-from .html import View, _, colours
+from .markup import View, _, colours
 from .pictures import Picture, pictures
 from .verdict import verdict
 
@@ -22,9 +21,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 
 def write(comparison: Comparison, path: Path, *, seed: int, device: torch.device, report: Reporter) -> None:
-    """Write the page, whole or not at all; UserError where it cannot be a file."""
-    if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--html {path}: a page is a file whose name ends in .html")
+    """Write the page, whole or not at all. Raises SaveError when the disk refuses."""
     drawn = pictures(comparison, seed=seed, device=device, report=report)
     text = page(comparison, drawn)
     with saving(path):

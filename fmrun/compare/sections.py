@@ -10,7 +10,7 @@ from .columns import Column, Score
 from .comparison import Comparison, Group
 from .configs import short_fields, show_value
 from .curves import Curve, thinned
-from .html import View, _, chip, name_of, score_of, table, taken
+from .markup import View, _, chip, name_of, score_of, table, taken
 from .measures import base, measure, show
 from .pictures import Picture
 from .plots import LOG_RANGE, Scale, chart, interval_row, tick_labels
