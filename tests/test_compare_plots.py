@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -52,7 +53,7 @@ def test_ticks_lie_within_evenly_and_are_neither_few_nor_many(low: float, size: 
     ticks = nice_ticks(low, high, count)
     assert all(low - 1e-6 * size <= t <= high + 1e-6 * size for t in ticks)
     assert 1 <= len(ticks) <= count + 1
-    steps = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(ticks)]
     for step in steps:
         assert step == pytest.approx(steps[0], rel=1e-3)
         leading = step / 10 ** math.floor(math.log10(step * (1 + 1e-6)))
