@@ -318,6 +318,13 @@ def test_speeds_of_different_machines_are_not_compared(folder: Path) -> None:
     assert any("different machines" in warning for warning in comparison.warnings)
 
 
+def test_runs_of_different_versions_are_warned_of(folder: Path) -> None:
+    a = made_run(folder, "a", env=MACHINE | {"fmrun": "1.0", "torch": "2.11"}, **PLAIN)
+    b = made_run(folder, "b", env=MACHINE | {"fmrun": "1.0", "torch": "2.12"}, **MATCHED)
+    (warning,) = compare([a, b]).warnings
+    assert "different versions (fmrun 1.0 and torch 2.11, fmrun 1.0 and torch 2.12)" in warning
+
+
 # ---- runs that went wrong, and comparisons that cannot be
 
 

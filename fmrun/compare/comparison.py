@@ -133,6 +133,7 @@ def compare(
     chosen = _control(control, labels, [[names[i] for i in group] for group in places], heads)
     machines = [json.dumps([run.env().get(key) for key in MACHINE]) for run in runs]
     speeds = [_median(rows[i].get("time/images_per_second", {})) for i in range(len(runs))]
+    made_by = {f"fmrun {env.get('fmrun')} and torch {env.get('torch')}" for run in runs if (env := run.env())}
     groups = []
     for place, group in enumerate(places):
         groups.append(
@@ -160,7 +161,7 @@ def compare(
         by=by,
         curves=curves,
         telling=telling,
-        warnings=tuple(_warnings(groups, heads, machines, columns)),
+        warnings=tuple(_warnings(groups, heads, machines, sorted(made_by), columns)),
     )
 
 
@@ -280,7 +281,11 @@ def _evaluated(run: Run, column: Column) -> Series:
 
 
 def _warnings(
-    groups: Sequence[Group], heads: Sequence[Mapping[str, Any]], machines: Sequence[str], columns: Sequence[Column]
+    groups: Sequence[Group],
+    heads: Sequence[Mapping[str, Any]],
+    machines: Sequence[str],
+    made_by: Sequence[str],
+    columns: Sequence[Column],
 ) -> list[str]:
     found = []
     flats = [flatten(head) for head in heads]
@@ -305,6 +310,10 @@ def _warnings(
                 found += [
                     f"{m.name} is {state} at step {m.step} of {m.steps}: what it shows is not its end" for m in members
                 ]
+    if len(made_by) > 1:
+        found.append(
+            f"the runs were trained by different versions ({', '.join(made_by)}), which may differ in more than is seen here"
+        )
     if len(set(machines)) > 1:
         found.append("the runs were trained on different machines: their speeds are not comparable")
     split = {c.key for c in columns if sum(other.key == c.key and other.source == c.source for other in columns) > 1}
