@@ -46,6 +46,10 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group() -> None:
     assert grouped(configs) == [[0, 1, 3], [2]]
 
 
+def test_a_seed_that_is_there_twice_is_no_second_sample() -> None:
+    assert grouped([config(seed=0), config(seed=1), config(seed=0), config(seed=2)]) == [[0, 1, 3], [2]]
+
+
 @pytest.mark.parametrize("field", ["log__every", "checkpoint__every", "eval__num", "device", "data__workers"])
 def test_what_is_not_the_experiment_makes_no_group(field: str) -> None:
     value = "cpu" if field == "device" else 7
@@ -58,7 +62,7 @@ def test_what_is_the_experiment_does(field: str) -> None:
 
 
 def test_settings_of_feature_matching_that_is_off_make_no_difference() -> None:
-    off = [config(**PLAIN), config(**PLAIN, feature_matching__match="sample", feature_matching__ramp=5)]
+    off = [config(**PLAIN), config(**PLAIN, feature_matching__match="sample", feature_matching__ramp=5, seed=1)]
     assert grouped(off) == [[0, 1]]
     assert all(d.folded for d in differences(off))
     on = [config(**MATCHED, feature_matching__match=match) for match in ("mean", "sample")]
@@ -98,6 +102,7 @@ def test_the_seed_and_equal_fields_are_no_differences() -> None:
         ([("plain-seed0", 0), ("plain-seed1", 1)], "plain"),
         ([("mean-0.1-seed1", 1), ("mean-0.1-seed10", 10)], "mean-0.1"),
         ([("mean-0.1-0", 0), ("mean-0.1-1", 1)], "mean-0.1"),
+        ([("weight=0.1_seed-0", 0), ("weight=0.1_seed-1", 1)], "weight=0.1"),
         ([("fm-s3", 3), ("fm-s4", 4)], "fm"),
         ([("dcgan-fm-001", 5), ("dcgan-fm-002", 6)], "dcgan-fm"),
         ([("left", 0), ("right", 1)], "left"),
@@ -179,6 +184,17 @@ def test_more_is_better_of_psnr(folder: Path) -> None:
     assert verdict(comparison).sentence == "a is ahead of b: PSNR-Y 32.00 dB against 31.00 dB, 1.00 dB higher."
 
 
+def test_the_reference_of_an_evaluation_is_bicubic(folder: Path) -> None:
+    runs = [made_run(folder, name, task="upscale", generator__width=w) for name, w in (("a", 4), ("b", 8))]
+    for run in runs:
+        settings = {"task": "upscale", "num": 2}
+        record = {"step": 100, "weights": "ema", "settings": settings, "metrics": {"psnr_y": 33.0}, "floor": {}}
+        run.add_evaluation(record | {"bicubic": {"psnr_y": 31.0}})
+    column = compare(runs).column
+    assert column is not None
+    assert (column.key, column.reference, column.floor) == ("psnr_y", 31.0, None)
+
+
 def test_what_was_measured_otherwise_is_another_column(folder: Path) -> None:
     a = made_run(folder, "a", kid={100: 0.2}, **PLAIN)
     b = made_run(folder, "b", kid={100: 0.1}, settings=SETTINGS | {"num": 500}, **MATCHED)
@@ -205,6 +221,8 @@ def test_a_plain_name_is_inceptions() -> None:
     assert measure("fid_mobilenet_v2").label == "FID (MobileNetV2)"
     assert measure("eval/kid").label == "KID (Inception)"
     assert measure("psnr_y").label == "PSNR-Y"
+    assert measure("modes").better == "higher"
+    assert measure("modes_kl").better == "lower"
     assert measure("kidney/score").label == "kidney/score"
 
 

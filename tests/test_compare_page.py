@@ -98,6 +98,16 @@ def test_the_page_tells_who_won_and_shows_all_sections(folder: Path) -> None:
     assert len(here.of("interval")) == 2
 
 
+def test_a_page_of_runs_that_all_failed_says_so(folder: Path) -> None:
+    a = made_run(folder, "a", kid={50: 0.4}, state="diverged", **PLAIN)
+    b = made_run(folder, "b", kid={50: 0.3}, state="failed", **MATCHED)
+    here = Page(page(compare([a, b])))
+    assert "Nothing yet says which run is better." in here.text
+    assert "missing for a, b" in here.text
+    assert len(here.of("bad")) >= 2
+    assert here.of("interval") == []
+
+
 def test_it_asks_for_nothing_from_elsewhere(folder: Path) -> None:
     text = page(compare(runs(folder)))
     here = Page(text)

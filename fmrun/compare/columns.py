@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UserError, nearest
@@ -83,6 +83,7 @@ def columns_of(
     rows: Sequence[Mapping[str, Series]],
     places: Sequence[Sequence[int]],
 ) -> tuple[Column, ...]:
+    """A column for each way in which anything was measured, the most telling measures first."""
     measured: dict[Way, dict[int, Series]] = {}
     floors: dict[Way, float] = {}
     for i, run in enumerate(runs):
@@ -94,6 +95,8 @@ def columns_of(
                     measured.setdefault(way, {}).setdefault(i, {})[int(record["step"])] = float(value)
                 if is_finite(floor := record.get("floor", {}).get(name)):
                     floors[way] = float(floor)
+                if is_finite(bicubic := record.get("bicubic", {}).get(name)):
+                    measured.setdefault(replace(way, key=f"{name}{REFERENCE}"), {})[i] = {0: float(bicubic)}
         flat = flatten(configs[i])
         quick = {key: value for key, value in flat.items() if QUICK.fullmatch(key)}
         for key, values in rows[i].items():

@@ -327,7 +327,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     """Everything, as plain data; keys stay as they are from version to version:
 
     `task`, `by`, `headline` (index into `columns`, or null), `warnings`;
-    `verdict`: `winner`, `against`, `sentence`, `detail`, `certain`, `reasons` (see `verdict.Verdict`);
+    `verdict`: `winner`, `against`, `certain`, `margins` (`other`, an index into `groups`, `difference`, `relative`,
+    `interval`, `p`), `sentence`, `detail`, `reasons` (see `verdict.Verdict`);
     `groups`: `name`, `control`, `matches_features`, `share`, `diversity`, `images_per_second`, `step_cost`, `members`
     (`name`, `path`, `seed`, `state`, `step`, `steps`, `message`, `remarks`);
     `differences`: `field`, and one a group `values` and `acts`, and `folded`;

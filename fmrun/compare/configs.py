@@ -108,11 +108,18 @@ def _all_equal(values: Sequence[Any]) -> bool:
 
 
 def grouped(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Places of the configs that are one experiment, groups in the order of their first."""
-    groups: dict[str, list[int]] = {}
+    """Places of the configs that are one experiment on different seeds, groups in the order of their first. A seed that is
+    there twice begins a group of its own: two runs of it are no two samples."""
+    groups: dict[str, list[list[int]]] = {}
     for place, config in enumerate(configs):
-        groups.setdefault(experiment(config), []).append(place)
-    return list(groups.values())
+        same = groups.setdefault(experiment(config), [])
+        free = (g for g in same if config.get(SEED) not in [configs[i].get(SEED) for i in g])
+        group = next(free, None)
+        if group is None:
+            same.append([place])
+        else:
+            group.append(place)
+    return sorted(group for same in groups.values() for group in same)
 
 
 def group_names(members: Sequence[Sequence[tuple[str, Any]]]) -> list[str]:

@@ -9,7 +9,7 @@ from html import escape
 
 from .columns import Column, Score
 from .comparison import Comparison
-from .measures import show_interval
+from .measures import EXTRACTORS, show_interval
 from .verdict import Verdict
 
 COLOURS = 8
@@ -96,7 +96,7 @@ def taken(column: Column) -> str:
     }
     for field, words in names.items():
         if (value := column.settings.get(field)) is not None:
-            told.append(words.format(f"{value:,}" if isinstance(value, int) else value))
+            told.append(words.format(f"{value:,}" if isinstance(value, int) else EXTRACTORS.get(str(value), value)))
     return ("Measured in training: " if column.source == "training" else "Measured by fmrun eval: ") + ", ".join(told)
 
 

@@ -35,8 +35,10 @@ MEASURES = {
     "recall": Measure("recall", "higher", about="Share of real images that lie among generated ones."),
     "density": Measure("density", "higher", about="How densely real images surround the generated ones; 1 is real."),
     "coverage": Measure("coverage", "higher", about="Share of real images with a generated one near."),
-    "modes": Measure("modes covered", "higher", about="Kinds of image that the generator makes at all."),
-    "kl": Measure("KL to uniform", "lower", about="How unevenly the kinds of image are made; 0 is even."),
+    "modes": Measure("kinds covered", "higher", about="Kinds of image that the generator makes at all."),
+    "modes_kl": Measure(
+        "KL of kinds", "lower", "nats", "How far the kinds of image are from their real shares; 0 is equal."
+    ),
     "psnr_y": Measure("PSNR-Y", "higher", "dB", "Pixel error of luma on held-out photographs, as a ratio."),
     "ssim_y": Measure("SSIM-Y", "higher", about="Structural similarity of luma on held-out photographs; 1 is equal."),
     "lpips": Measure("LPIPS", "lower", about="Perceptual distance to the original; 0 is equal."),
@@ -92,7 +94,9 @@ def base(name: str) -> tuple[str, str]:
     if name in MEASURES:
         return name, ""
     short = name.removeprefix("eval/")
-    stem = next((k for k in MEASURES if "/" not in k and (short == k or short.startswith(f"{k}_"))), None)
+    if short in MEASURES:
+        return short, ""
+    stem = next((k for k in MEASURES if "/" not in k and short.startswith(f"{k}_")), None)
     return (name, "") if stem is None else (stem, short[len(stem) + 1 :])
 
 

@@ -52,10 +52,10 @@ def _count(comparison: Comparison) -> str:
 def _intervals(view: View) -> str:
     """Every group's score on one axis, the best first."""
     column = view.comparison.column
-    if column is None:
+    if column is None or not view.comparison.ranking:
         return ""
     scores = column.scores(view.comparison.by)
-    there = [(place, score) for place in view.order if (score := scores[place]) is not None]
+    there = [(place, score) for place in view.comparison.ranking if (score := scores[place]) is not None]
     values = [v for _, s in there for v in (s.mean, *(value for value, _ in s.runs.values()))]
     low, high = min(values), max(values)
     spread = (high - low) or abs(high) or 1.0
@@ -66,7 +66,8 @@ def _intervals(view: View) -> str:
     low, high = min([low, *levels]), max([high, *levels])
     scale = Scale(low - 0.04 * spread, high + 0.04 * spread, 0.0, 100.0)
     control = view.comparison.control
-    mark = scores[control].mean if control is not None and (scores[control] is not None) else None  # type: ignore[union-attr]
+    marked = None if control is None else scores[control]
+    drawn = [*([marked.mean] if marked is not None else []), *levels]
     rows = []
     for place, score in there:
         plot = interval_row(
@@ -75,7 +76,7 @@ def _intervals(view: View) -> str:
             score.low,
             score.high,
             [value for value, _ in score.runs.values()],
-            [*([mark] if mark is not None else []), *levels],
+            drawn,
         )
         rows.append(
             f'<li class="{view.colours[place]}"><span class="who">{name_of(view, place)}</span>{plot}'
@@ -88,7 +89,7 @@ def _intervals(view: View) -> str:
     )
     seeds = any(score.count > 1 for _, score in there)
     key = ["Large dots are means, small ones seeds, bars 95 % intervals"] if seeds else []
-    key += ["dashed: control"] if mark is not None else []
+    key += ["dashed: control"] if marked is not None else []
     for level, what in ((column.floor, "real images against real ones"), (column.reference, "bicubic")):
         if level is not None:
             key.append(f"{'dashed: ' if level in levels else ''}{what}: {show(column.key, level)}")
