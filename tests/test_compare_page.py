@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import good, train
 from made_runs import made_run, read_outs
 from PIL import Image
@@ -147,6 +148,21 @@ def test_data_of_a_chart_cannot_end_its_script(folder: Path) -> None:
     assert all("<" not in d and json.loads(d)["groups"] for d in data)
 
 
+def test_a_page_of_ten_long_runs_stays_small(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    keys = [*(f"fm/block{i}" for i in range(8)), "loss/d", "loss/g_adv", "fm/share", "health/diversity", "fm/distance"]
+    made = []
+    for i in range(10):
+        rows = [{"step": 50 * s, **dict(zip(keys, rng.uniform(size=len(keys)), strict=True))} for s in range(1, 601)]
+        run = made_run(folder, f"run-{i}", **MATCHED, generator__width=4 + i // 5, seed=i, kid={100: 0.1})
+        run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        Image.fromarray(rng.integers(0, 256, (532, 532, 3), dtype=np.uint8)).save(run.samples / "step-00000100.png")
+        made.append(run)
+    comparison = compare(made)
+    drawn = pictures(comparison, seed=0, device=torch.device("cpu"), report=Reporter(quiet_rank=True))
+    assert len(page(comparison, drawn).encode()) < 3_000_000
+
+
 def test_a_group_keeps_its_colour_and_the_control_is_grey(folder: Path) -> None:
     a, b, c, d = runs(folder)
     third = made_run(folder, "third", kid={100: 0.05}, **MATCHED, generator__width=9)
@@ -205,8 +221,6 @@ def test_sheets_of_photographs_are_cut_to_whole_rows(folder: Path) -> None:
     for run in made:
         Image.fromarray(sheet).save(run.samples / "step-00000010.png")
         Image.fromarray(sheet).save(run.samples / "step-00000100.png")
-    import torch
-
     comparison = compare(made)
     drawn = pictures(comparison, seed=0, device=torch.device("cpu"), report=Reporter(quiet_rank=True))
     for picture in drawn:
@@ -314,8 +328,6 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (274, 274), dtype=np.uint8)).save(
             run.samples / "step-00000100.png"
         )
-    import torch
-
     comparison = compare(made)
     drawn = pictures(comparison, seed=0, device=torch.device("cpu"), report=Reporter(quiet_rank=True))
     path = folder / "page.html"

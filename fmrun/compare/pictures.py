@@ -21,7 +21,7 @@ from ..sample import draw, open_source
 from ..tasks.generate import latents
 from .comparison import Comparison, Group, Member
 
-BUDGET = 2_000_000
+BUDGET = 1_400_000
 """Bytes of pixels that all pictures of a page may hold together; a PNG is somewhat smaller."""
 
 MOST = 64

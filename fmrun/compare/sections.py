@@ -16,8 +16,8 @@ from .pictures import Picture
 from .plots import LOG_RANGE, Scale, chart, interval_row, tick_labels
 from .table import state
 
-POINTS = 160
-"""Of a curve, more than a chart has pixels for."""
+POINTS, FEWER_POINTS = 140, 70
+"""Of a curve: about one for every two pixels of a chart, and half of that for charts that are folded away."""
 
 
 def head(view: View) -> str:
@@ -227,7 +227,8 @@ def curves(view: View) -> str:
         if len(values) == 1:
             constant.append(f"{curve.key} {show(curve.key, values.pop())}")
         else:
-            drawn.append((i < comparison.telling, _chart(view, curve)))
+            telling = i < comparison.telling
+            drawn.append((telling, _chart(view, curve, POINTS if telling else FEWER_POINTS)))
     if not drawn:
         return ""
     legend = "".join(
@@ -257,9 +258,9 @@ def _swatch() -> str:
     return '<svg class="swatch" viewBox="0 0 26 10" aria-hidden="true"><path class="line" d="M1 5H25"/></svg>'
 
 
-def _chart(view: View, curve: Curve) -> str:
+def _chart(view: View, curve: Curve, most: int) -> str:
     known, column = measure(curve.key), view.comparison.column
-    groups = [thinned(points, POINTS) for points in curve.groups]
+    groups = [thinned(points, most) for points in curve.groups]
     lines = []
     if column is not None and column.key == curve.key:
         lines += [(column.floor, "real against real")] if column.floor is not None else []
