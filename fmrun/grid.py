@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -26,13 +27,17 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
     return sheet
 
 
-def save_png(image: Tensor, path: Path) -> None:
-    """Write a uint8 image (C, H, W), C 1 or 3, whole or not at all. Raises SaveError when the disk refuses."""
-    import io
-
+def encode_png(image: Tensor) -> bytes:
+    """A uint8 image (C, H, W), C 1 or 3, as a PNG file."""
     array = image.movedim(0, -1).squeeze(-1).numpy()
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write a uint8 image (C, H, W), C 1 or 3, whole or not at all. Raises SaveError when the disk refuses."""
+    data = encode_png(image)
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, buffer.getvalue())
+        write_atomic(path, data)

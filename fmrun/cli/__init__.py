@@ -8,6 +8,7 @@ import typer
 
 from .. import __version__
 from . import listing, looking, measuring, pictures, sweep, training
+from .compare import compare
 
 app = typer.Typer(
     name="fmrun",
@@ -44,6 +45,7 @@ for command in (
     looking.data_preview,
     pictures.sample,
     measuring.eval,
+    compare,
     sweep.sweep,
     pictures.export,
     listing.presets,

@@ -1,0 +1,68 @@
+"""`compare`: runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..errors import UserError
+from .options import RUNS, Json, RunsDir, choose_device, complete_runs
+
+
+def compare(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Two runs or more.", autocompletion=complete_runs, show_default=False),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with curves and pictures.", show_default=False),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", metavar="KEY", help="What decides, e.g. kid (default: by task).", show_default=False),
+    ] = None,
+    by: Annotated[
+        Literal["last", "best"], typer.Option("--by", help="Which of its values: at the last step, or the best.")
+    ] = "last",
+    control: Annotated[
+        str | None,
+        typer.Option(
+            "--control",
+            metavar="RUN",
+            help="Compare the others with this (default: the one without feature matching).",
+            autocompletion=complete_runs,
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the pictures of --html, the same for all runs.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="To draw them on: auto, cpu, cuda, cuda:N, mps")] = "auto",
+    runs_dir: RunsDir = RUNS,
+    json: Json = False,
+) -> int:
+    """Show what differs between runs, which is better and how they got there. Runs that differ in their seed are averaged."""
+    from ..compare.comparison import compare as read
+    from ..compare.comparison import to_json
+    from ..compare.table import text
+    from ..report import Reporter, emit, emit_json
+    from ..runs import find
+
+    if html is not None and (html.is_dir() or html.suffix.lower() not in (".html", ".htm")):
+        raise UserError(f"--html {html}: a page is a file whose name ends in .html")
+    report = Reporter()
+    comparison = read([find(runs_dir, run) for run in runs or []], metric=metric, by=by, control=control)
+    for sentence in comparison.warnings:
+        report.warn(sentence)
+    if html is not None:
+        from ..compare.page import write
+
+        write(comparison, html, seed=seed, device=choose_device(device), report=report)
+    if json:
+        emit_json(to_json(comparison))
+    else:
+        emit(text(comparison))
+    if html is not None:
+        report.note(f"the page is {html}: open it in a browser")
+    return 0

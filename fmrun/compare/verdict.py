@@ -1,0 +1,229 @@
+"""Which group is better, by how much, how sure that is, and what may be the cause: in words."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+from ..intervals import Interval, Paired, holm, paired
+from .columns import Column, Score
+from .comparison import Comparison, Group
+from .configs import show_value
+from .measures import show
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How much better one group is than another by the column that decides; positive is better."""
+
+    other: int
+    """Place of the other group."""
+    difference: float
+    relative: float | None
+    """Of the other's value; None for decibels and where that value is not positive."""
+    interval: Interval | None
+    """Of the difference over the seeds that both have, two or more; positive is better."""
+    p: float | None
+    """That seeds alone make such a difference, corrected by Holm for the number of groups compared with this one."""
+
+    @property
+    def certain(self) -> bool:
+        if self.interval is None or self.interval.low is None or self.interval.low <= 0:
+            return False
+        return self.p is None or self.p < 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader should take away."""
+
+    winner: str | None
+    """The group with the best value; whether that means anything, `certain` says. None where two are level."""
+    against: str | None
+    """The group it is compared with: the control, or else the next best."""
+    certain: bool
+    """Whether the 95 % interval of the difference, over the same seeds, leaves zero out, and the corrected p is below 0.05."""
+    margins: tuple[Margin, ...]
+    """Against `against` first, then against the next best if that is another."""
+    sentence: str
+    detail: str
+    reasons: tuple[str, ...]
+
+
+def verdict(comparison: Comparison) -> Verdict:
+    """The winner by the column that decides, and what may have made it win."""
+    column = comparison.column
+    if column is None:
+        some = " ".join(group.members[0].name for group in comparison.groups[:3])
+        return _undecided(
+            "Nothing yet says which run is better.",
+            f"None was evaluated, and losses cannot be compared between runs. To measure them: fmrun eval {some}",
+            comparison,
+        )
+    scores = column.scores(comparison.by)
+    ranked = comparison.ranking
+    names = [group.name for group in comparison.groups]
+    if len(names) == 1:
+        score = scores[0]
+        told = f"{column.label} is {_value(column, score, True)}." if score else f"It has no {column.label}."
+        return _undecided(f"{names[0]}: one experiment on {len(comparison.groups[0].members)} seeds.", told, comparison)
+    if len(ranked) < 2:
+        missing = ", ".join(name for name, score in zip(names, scores, strict=True) if score is None)
+        return _undecided(
+            "Nothing yet says which run is better.", f"{column.label} is missing for {missing}.", comparison
+        )
+    first, control = ranked[0], comparison.control
+    others = [ranked[1]]
+    if control is not None and control != first and scores[control] is not None:
+        others = list(dict.fromkeys([control, ranked[1]]))
+    anchor = control if control is not None and scores[control] is not None else first
+    p_values = _adjusted(comparison, column, anchor)
+    margins = tuple(
+        _margin(
+            comparison,
+            column,
+            first,
+            other,
+            p_values[first if anchor == other else other] if anchor in (first, other) else None,
+        )
+        for other in others
+    )
+    return Verdict(
+        None if level(column, scores[first], scores[others[0]]) else names[first],
+        names[others[0]],
+        margins[0].certain,
+        margins,
+        _sentence(comparison, column, first, margins[0]),
+        _detail(comparison, column, first, margins),
+        tuple(_reasons(comparison, column, first, others[0])),
+    )
+
+
+def _undecided(sentence: str, detail: str, comparison: Comparison) -> Verdict:
+    return Verdict(None, None, False, (), sentence, detail, ())
+
+
+def _margin(comparison: Comparison, column: Column, one: int, other: int, p: float | None) -> Margin:
+    scores = column.scores(comparison.by)
+    a, b = scores[one], scores[other]
+    assert a is not None
+    assert b is not None
+    sign = -1 if column.better == "lower" else 1
+    difference = sign * (a.mean - b.mean)
+    relative = difference / b.mean if b.mean > 0 and column.unit != "dB" else None
+    found = _paired(comparison, column, one, other)
+    interval = found.difference if found is not None and found.difference.count > 1 else None
+    return Margin(other, difference, relative, interval, p)
+
+
+def _paired(comparison: Comparison, column: Column, one: int, other: int) -> Paired | None:
+    """The first group against the other on the seeds they share, positive where it is better."""
+    sign = -1 if column.better == "lower" else 1
+    mine, theirs = (_by_seed(comparison, column, place, sign) for place in (one, other))
+    return paired(mine, theirs)
+
+
+def _by_seed(comparison: Comparison, column: Column, place: int, sign: int) -> dict[Hashable, float]:
+    score = column.scores(comparison.by)[place]
+    values = {} if score is None else score.runs
+    return {m.seed: sign * values[m.name][0] for m in comparison.groups[place].members if m.name in values}
+
+
+def _adjusted(comparison: Comparison, column: Column, anchor: int) -> dict[int, float | None]:
+    """Holm's p-value of every group against one of them."""
+    others = [i for i in column.ranking(comparison.by) if i != anchor]
+    found = [_paired(comparison, column, i, anchor) for i in others]
+    return dict(zip(others, holm([f.p if f is not None else None for f in found]), strict=True))
+
+
+def _value(column: Column, score: Score | None, interval: bool = False) -> str:
+    if score is None:
+        return "not measured"
+    text = show(column.key, score.mean)
+    if interval and score.low is not None and score.high is not None:
+        text += f" (95 % interval {show(column.key, score.low)} to {show(column.key, score.high)})"
+    return f"{text} {column.unit}".rstrip()
+
+
+def level(column: Column, one: Score | None, other: Score | None) -> bool:
+    """Whether two scores are the same in all digits that are shown."""
+    return one is not None and other is not None and show(column.key, one.mean) == show(column.key, other.mean)
+
+
+def _sentence(comparison: Comparison, column: Column, first: int, margin: Margin) -> str:
+    scores, name = column.scores(comparison.by), comparison.groups[first].name
+    other = comparison.groups[margin.other].name
+    how = (
+        f"{100 * margin.relative:.2g} % {column.better}"
+        if margin.relative is not None
+        else f"{show(column.key, margin.difference)} {column.unit}".rstrip() + f" {column.better}"
+    )
+    if level(column, scores[first], scores[margin.other]):
+        return f"{name} and {other} are level: {column.label} {_value(column, scores[first])}."
+    values = f"{_value(column, scores[first])} against {_value(column, scores[margin.other])}"
+    what = f"{column.label} {values}, {how}."
+    if margin.certain:
+        return f"{name} beats {other}: {what}"
+    if margin.interval is not None:
+        return f"{name} is ahead of {other}, but it could be chance: {what}"
+    return f"{name} is ahead of {other}: {what}"
+
+
+def _detail(comparison: Comparison, column: Column, first: int, margins: tuple[Margin, ...]) -> str:
+    found: list[str] = []
+    for margin in margins:
+        other = comparison.groups[margin.other].name
+        if margin.interval is not None and margin.interval.low is not None and margin.interval.high is not None:
+            low, high = (show(column.key, v) for v in (margin.interval.low, margin.interval.high))
+            mean, corrected = show(column.key, margin.interval.mean), ""
+            if margin.p is not None:
+                corrected = f"; p {'below 0.001' if margin.p < 0.001 else f'{margin.p:.2g}'}"
+                corrected += " after Holm's correction" if len(comparison.ranking) > 2 else ""
+            zero = ", with no difference inside" if margin.interval.low <= 0 else ""
+            over = f"Over the {margin.interval.count} seeds they share" if not found else "and"
+            found.append(f"{over} it is better than {other} by {mean} (95 % interval {low} to {high}{zero}{corrected})")
+    if not found:
+        return "They share fewer than two seeds, so how much of this is chance is not known."
+    return " ".join(found) + "."
+
+
+def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> Iterator[str]:
+    """What sets the winner apart: causes perhaps, proofs of none."""
+    groups, scores = comparison.groups, column.scores(comparison.by)
+    one, two = groups[first], groups[other]
+    shown = [
+        (d.field, show_value(d.values[first]), show_value(d.values[other]) if d.acts[other] else None)
+        for d in comparison.shown_differences
+        if d.acts[first]
+    ]
+    told = [f"{field} is {own}, not {theirs}" for field, own, theirs in shown if theirs is not None and own != theirs]
+    told += [f"{field} is {own}" for field, own, theirs in shown if theirs is None]
+    if told:
+        yield f"In the config of {one.name} {', '.join(told)}."
+    if one.matches_features and one.share is not None:
+        yield (
+            f"The feature-matching gradient of {one.name} was {show('fm/share', one.share)} of the adversarial one"
+            + (f", that of {two.name} {show('fm/share', two.share)}" if two.share is not None else "")
+            + "."
+        )
+    if one.step_cost is not None and two.step_cost is not None and two.step_cost > 0:
+        yield _cost(one, two)
+    if one.diversity is not None and two.diversity is not None and abs(one.diversity - two.diversity) >= 0.01:
+        d1, d2 = (show("health/diversity", g.diversity) for g in (one, two) if g.diversity is not None)
+        yield f"Images of {one.name} vary {d1} as much as real ones, those of {two.name} {d2}."
+    best = column.ranking("best" if comparison.by == "last" else "last")
+    if best and best[0] != first:
+        which = "their best step" if comparison.by == "last" else "the last step"
+        yield f"By {which} {groups[best[0]].name} is ahead."
+    steps = {s for score in (scores[first], scores[other]) if score is not None for s in score.steps}
+    if comparison.by == "last" and len(steps) > 1:
+        yield f"They were not measured at the same step ({', '.join(map(str, sorted(steps)))})."
+
+
+def _cost(one: Group, two: Group) -> str:
+    assert one.step_cost is not None
+    assert two.step_cost is not None
+    ratio = one.step_cost / two.step_cost
+    if abs(ratio - 1) < 0.02:
+        return f"A step of {one.name} takes as long as one of {two.name}."
+    return f"A step of {one.name} takes {ratio:.2f} times as long as one of {two.name}."

@@ -1,0 +1,455 @@
+"""Runs side by side: which are one experiment, what differs, which is better and how sure that is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import fmrun, good
+from hypothesis import given
+from hypothesis import strategies as st
+from made_runs import MACHINE, SETTINGS, config, made_run, read_outs
+from scipy import stats
+
+from fmrun.compare.comparison import Comparison, compare
+from fmrun.compare.configs import differences, experiment, group_names, grouped, short_fields
+from fmrun.compare.curves import Point, mean_curve, tail_mean, thinned
+from fmrun.compare.measures import measure, show_interval
+from fmrun.compare.verdict import verdict
+from fmrun.errors import UserError
+from fmrun.runs import Run
+
+PLAIN = {"feature_matching__weight": 0.0}
+MATCHED = {"feature_matching__weight": 0.1, "feature_matching__balance": "gradient"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+def seeds(folder: Path, name: str, values: list[float], **fields: object) -> list[Run]:
+    """A run a seed, with these KIDs at their end."""
+    return [
+        made_run(folder, f"{name}-seed{i}", kid={50: 2 * v, 100: v}, seed=i, **fields)  # type: ignore[arg-type]
+        for i, v in enumerate(values)
+    ]
+
+
+# ---- configs
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group() -> None:
+    configs = [config(seed=0), config(seed=1), config(optim__clip_grad_norm=1.0), config(seed=2)]
+    assert grouped(configs) == [[0, 1, 3], [2]]
+
+
+def test_a_seed_that_is_there_twice_is_no_second_sample() -> None:
+    assert grouped([config(seed=0), config(seed=1), config(seed=0), config(seed=2)]) == [[0, 1, 3], [2]]
+
+
+@pytest.mark.parametrize("field", ["log__every", "checkpoint__every", "eval__num", "device", "data__workers"])
+def test_what_is_not_the_experiment_makes_no_group(field: str) -> None:
+    value = "cpu" if field == "device" else 7
+    assert experiment(config(**{field: value})) == experiment(config())
+
+
+@pytest.mark.parametrize("field", ["train__steps", "train__batch_size", "data__path", "generator__width"])
+def test_what_is_the_experiment_does(field: str) -> None:
+    assert experiment(config(**{field: 9})) != experiment(config())
+
+
+def test_settings_of_feature_matching_that_is_off_make_no_difference() -> None:
+    off = [config(**PLAIN), config(**PLAIN, feature_matching__match="sample", feature_matching__ramp=5, seed=1)]
+    assert grouped(off) == [[0, 1]]
+    assert all(d.folded for d in differences(off))
+    on = [config(**MATCHED, feature_matching__match=match) for match in ("mean", "sample")]
+    assert grouped(on) == [[0], [1]]
+
+
+def test_fields_that_differ_only_where_they_do_not_act_are_folded() -> None:
+    found = {
+        d.field: d
+        for d in differences([config(**PLAIN), config(**MATCHED), config(**MATCHED, feature_matching__match="sample")])
+    }
+    assert {f: d.folded for f, d in found.items()} == {
+        "feature_matching.weight": False,
+        "feature_matching.match": False,
+        "feature_matching.balance": True,
+    }
+    assert found["feature_matching.match"].acts == (False, True, True)
+    assert found["feature_matching.weight"].values == (0.0, 0.1, 0.1)
+
+
+def test_a_section_that_one_run_lacks_is_one_difference_and_its_weight() -> None:
+    loss = {"weight": 0.5, "start_step": 0, "ramp": 0}
+    found = differences([config(), config(losses__l1=loss)])
+    assert [(d.field, d.values, d.folded) for d in found if not d.folded] == [
+        ("losses.l1", ("none", "set"), False),
+        ("losses.l1.weight", (None, 0.5), False),
+    ]
+
+
+def test_the_seed_and_equal_fields_are_no_differences() -> None:
+    assert differences([config(seed=1), config(seed=2)]) == ()
+
+
+@pytest.mark.parametrize(
+    ("runs", "name"),
+    [
+        ([("plain-seed0", 0), ("plain-seed1", 1)], "plain"),
+        ([("mean-0.1-seed1", 1), ("mean-0.1-seed10", 10)], "mean-0.1"),
+        ([("mean-0.1-0", 0), ("mean-0.1-1", 1)], "mean-0.1"),
+        ([("weight=0.1_seed-0", 0), ("weight=0.1_seed-1", 1)], "weight=0.1"),
+        ([("fm-s3", 3), ("fm-s4", 4)], "fm"),
+        ([("dcgan-fm-001", 5), ("dcgan-fm-002", 6)], "dcgan-fm"),
+        ([("left", 0), ("right", 1)], "left"),
+        ([("alone-seed0", 0)], "alone-seed0"),
+    ],
+)
+def test_a_group_is_called_what_its_runs_have_in_common(runs: list[tuple[str, int]], name: str) -> None:
+    assert group_names([runs]) == [name]
+
+
+def test_groups_of_the_same_name_take_that_of_a_run() -> None:
+    assert group_names([[("a-1", 1), ("a-2", 2)], [("a-3", 3), ("a-4", 4)]]) == ["a-1", "a-3"]
+
+
+def test_fields_are_as_short_as_tells_them_apart() -> None:
+    assert short_fields(["optim.generator.lr", "optim.discriminator.lr", "seed", "data.scale"]) == [
+        "generator.lr",
+        "discriminator.lr",
+        "seed",
+        "scale",
+    ]
+
+
+# ---- curves
+
+
+def test_a_curve_is_the_mean_and_students_interval_over_seeds() -> None:
+    runs = [{10: 1.0, 20: 2.0}, {10: 3.0, 20: 2.5}, {10: 4.0}]
+    first, second = mean_curve(runs)
+    low, high = stats.t.interval(0.95, 2, loc=8 / 3, scale=stats.sem([1.0, 3.0, 4.0]))
+    assert (first.step, first.mean, first.count) == (10, pytest.approx(8 / 3), 3)
+    assert (first.low, first.high) == (pytest.approx(low), pytest.approx(high))
+    assert (second.mean, second.count) == (2.25, 2)
+
+
+def test_a_curve_ends_where_most_of_its_runs_have() -> None:
+    assert [p.step for p in mean_curve([{1: 0.0}, {1: 0.0}, {1: 0.0, 2: 9.0}])] == [1]
+
+
+@given(st.integers(0, 500), st.integers(1, 200))
+def test_thinned_curves_keep_their_end_and_mean(count: int, most: int) -> None:
+    points = [Point(i, float(i % 7), None, None, 1) for i in range(count)]
+    thin = thinned(points, most)
+    assert len(thin) <= most
+    if points:
+        assert thin[-1].step == points[-1].step
+        assert min(p.mean for p in points) <= thin[0].mean <= max(p.mean for p in points)
+    if count <= most:
+        assert list(thin) == points
+
+
+def test_the_tail_is_the_last_part() -> None:
+    assert tail_mean({i: float(i) for i in range(8)}) == 6.5
+    assert tail_mean({}) is None
+
+
+# ---- scores
+
+
+def test_best_goes_by_direction_and_last_by_step(folder: Path) -> None:
+    a = made_run(folder, "a", kid={10: 0.5, 60: 0.1, 100: 0.2}, **PLAIN)
+    b = made_run(folder, "b", kid={10: 0.4, 100: 0.3}, **MATCHED)
+    (column,) = compare([a, b]).columns
+    assert [s and s.runs for s in column.last] == [{"a": (0.2, 100)}, {"b": (0.3, 100)}]
+    assert [s and s.runs for s in column.best] == [{"a": (0.1, 60)}, {"b": (0.3, 100)}]
+    assert (column.better, column.floor, column.label) == ("lower", 0.001, "KID (MobileNetV2)")
+
+
+def test_more_is_better_of_psnr(folder: Path) -> None:
+    rows = [{"step": s, "eval/psnr_y": v, "eval/psnr_y_bicubic": 30.0} for s, v in ((10, 31.0), (20, 33.0), (30, 32.0))]
+    a = made_run(folder, "a", rows=rows, task="upscale")
+    b = made_run(folder, "b", rows=rows[:1], task="upscale", generator__width=7)
+    comparison = compare([a, b])
+    column = comparison.column
+    assert column is not None
+    assert column.best[0] is not None
+    assert column.best[0].runs == {"a": (33.0, 20)}
+    assert column.reference == 30.0
+    assert verdict(comparison).sentence == "a is ahead of b: PSNR-Y 32.00 dB against 31.00 dB, 1.00 dB higher."
+
+
+def test_the_reference_of_an_evaluation_is_bicubic(folder: Path) -> None:
+    runs = [made_run(folder, name, task="upscale", generator__width=w) for name, w in (("a", 4), ("b", 8))]
+    for run in runs:
+        settings = {"task": "upscale", "num": 2}
+        record = {"step": 100, "weights": "ema", "settings": settings, "metrics": {"psnr_y": 33.0}, "floor": {}}
+        run.add_evaluation(record | {"bicubic": {"psnr_y": 31.0}})
+    column = compare(runs).column
+    assert column is not None
+    assert (column.key, column.reference, column.floor) == ("psnr_y", 31.0, None)
+
+
+def test_what_was_measured_otherwise_is_another_column(folder: Path) -> None:
+    a = made_run(folder, "a", kid={100: 0.2}, **PLAIN)
+    b = made_run(folder, "b", kid={100: 0.1}, settings=SETTINGS | {"num": 500}, **MATCHED)
+    comparison = compare([a, b])
+    assert [column.label for column in comparison.columns] == [
+        "KID (MobileNetV2), num 2000",
+        "KID (MobileNetV2), num 500",
+    ]
+    assert all(None in column.last for column in comparison.columns)
+    assert verdict(comparison).winner is None
+    assert any("more than one way" in warning for warning in comparison.warnings)
+
+
+def test_quick_measurements_of_different_numbers_of_images_are_not_compared(folder: Path) -> None:
+    rows = [row | {"eval/kid_mobilenet_v2": 0.5} for row in read_outs()]
+    a = made_run(folder, "a", rows=rows, **PLAIN, eval__num=500)
+    b = made_run(folder, "b", rows=[r | {"eval/psnr_y": 1.0} for r in rows], **MATCHED, eval__num=500)
+    c = made_run(folder, "c", rows=[r | {"eval/psnr_y": 1.0} for r in rows], **MATCHED, eval__num=9, seed=1)
+    assert [len([s for s in col.last if s]) for col in compare([a, b, c]).columns] == [2, 1, 1]
+
+
+def test_a_plain_name_is_inceptions() -> None:
+    assert measure("fid").label == "FID (Inception)"
+    assert measure("fid_mobilenet_v2").label == "FID (MobileNetV2)"
+    assert measure("eval/kid").label == "KID (Inception)"
+    assert measure("psnr_y").label == "PSNR-Y"
+    assert measure("modes").better == "higher"
+    assert measure("modes_kl").better == "lower"
+    assert measure("kidney/score").label == "kidney/score"
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "told"),
+    [
+        (0.036123, 0.00163, ("0.0361", "0.0016")),
+        (95.41, 6.6, ("95.4", "6.6")),
+        (1234.5, 123.0, ("1234", "123")),
+        (0.2, 0.0, ("0.2", "")),
+    ],
+)
+def test_a_mean_has_the_digits_of_its_interval(mean: float, half: float, told: tuple[str, str]) -> None:
+    assert show_interval("kid", mean, mean - half, mean + half) == told
+
+
+# ---- verdicts
+
+
+def both(folder: Path, plain: list[float], matched: list[float]) -> Comparison:
+    return compare([*seeds(folder, "plain", plain, **PLAIN), *seeds(folder, "matched", matched, **MATCHED)])
+
+
+def test_a_difference_beyond_chance_is_a_win(folder: Path) -> None:
+    comparison = both(folder, [0.20, 0.21, 0.22], [0.10, 0.115, 0.12])
+    found = verdict(comparison)
+    assert (found.winner, found.against, found.certain) == ("matched", "plain", True)
+    assert found.sentence == "matched beats plain: KID (MobileNetV2) 0.112 against 0.21, 47 % lower."
+    interval, pair = found.margins[0].interval, stats.ttest_rel([0.20, 0.21, 0.22], [0.10, 0.115, 0.12])
+    bounds = pair.confidence_interval(0.95)
+    assert interval is not None
+    assert (interval.low, interval.high) == (pytest.approx(bounds.low), pytest.approx(bounds.high))
+    assert found.margins[0].p == pytest.approx(pair.pvalue)
+
+
+def test_a_difference_within_chance_is_none(folder: Path) -> None:
+    found = verdict(both(folder, [0.20, 0.10, 0.15], [0.14, 0.14, 0.14]))
+    assert (found.winner, found.certain) == ("matched", False)
+    assert "could be chance" in found.sentence
+
+
+def test_of_many_comparisons_the_p_value_is_corrected(folder: Path) -> None:
+    plain, matched = [0.20, 0.21, 0.22, 0.20], [0.19, 0.195, 0.20, 0.196]
+    alone = verdict(both(folder, plain, matched))
+    more = [
+        run
+        for i, match in enumerate(("sample", "moments", "coral", "mmd", "sliced"))
+        for run in seeds(
+            folder,
+            match,
+            [v + 0.02 * (-1) ** j + 0.001 * i for j, v in enumerate(plain)],
+            **MATCHED,
+            feature_matching__match=match,
+        )
+    ]
+    every = verdict(compare([Run(p) for p in sorted(folder.iterdir()) if Run(p) not in more] + more))
+    assert alone.margins[0].p is not None
+    assert every.margins[0].p is not None
+    assert every.margins[0].p > alone.margins[0].p
+    assert (alone.winner, every.winner) == ("matched", "matched")
+    assert alone.certain
+    assert not every.certain
+    assert "Holm" in every.detail
+    assert "Holm" not in alone.detail
+
+
+def test_one_seed_each_is_ahead_and_no_more(folder: Path) -> None:
+    found = verdict(both(folder, [0.2], [0.1]))
+    assert found.sentence == "matched-seed0 is ahead of plain-seed0: KID (MobileNetV2) 0.1 against 0.2, 50 % lower."
+    assert "not known" in found.detail
+    assert not found.certain
+
+
+def test_equal_scores_are_level(folder: Path) -> None:
+    found = verdict(both(folder, [0.2], [0.2]))
+    assert found.winner is None
+    assert "level" in found.sentence
+
+
+def test_without_evaluations_nobody_wins(folder: Path) -> None:
+    a, b = made_run(folder, "a", **PLAIN), made_run(folder, "b", **MATCHED)
+    found = verdict(compare([a, b]))
+    assert found.winner is None
+    assert "fmrun eval a b" in found.detail
+
+
+def test_by_best_another_may_win(folder: Path) -> None:
+    a = made_run(folder, "a", kid={50: 0.05, 100: 0.3}, **PLAIN)
+    b = made_run(folder, "b", kid={50: 0.4, 100: 0.1}, **MATCHED)
+    last, best = verdict(compare([a, b])), verdict(compare([a, b], by="best"))
+    assert (last.winner, best.winner) == ("b", "a")
+    assert "By their best step a is ahead." in last.reasons
+
+
+def test_reasons_name_config_share_and_cost(folder: Path) -> None:
+    a = made_run(folder, "a", kid={100: 0.3}, rows=read_outs(**{"time/images_per_second": 600.0}), **PLAIN)
+    b = made_run(
+        folder, "b", kid={100: 0.1}, rows=read_outs(**{"fm/share": 0.12, "time/images_per_second": 500.0}), **MATCHED
+    )
+    reasons = " ".join(verdict(compare([a, b])).reasons)
+    assert "feature_matching.weight is 0.1, not 0" in reasons
+    assert "gradient of b was 12 % of the adversarial one" in reasons
+    assert "1.20 times as long as one of a" in reasons
+
+
+def test_speeds_of_different_machines_are_not_compared(folder: Path) -> None:
+    a = made_run(folder, "a", **PLAIN)
+    b = made_run(folder, "b", env=MACHINE | {"processor": "another"}, **MATCHED)
+    comparison = compare([a, b])
+    assert [group.step_cost for group in comparison.groups] == [1.0, None]
+    assert any("different machines" in warning for warning in comparison.warnings)
+
+
+def test_runs_of_different_versions_are_warned_of(folder: Path) -> None:
+    a = made_run(folder, "a", env=MACHINE | {"fmrun": "1.0", "torch": "2.11"}, **PLAIN)
+    b = made_run(folder, "b", env=MACHINE | {"fmrun": "1.0", "torch": "2.12"}, **MATCHED)
+    (warning,) = compare([a, b]).warnings
+    assert "different versions (fmrun 1.0 and torch 2.11, fmrun 1.0 and torch 2.12)" in warning
+
+
+# ---- runs that went wrong, and comparisons that cannot be
+
+
+def test_a_diverged_run_is_marked_and_does_not_count(folder: Path) -> None:
+    runs = [*seeds(folder, "plain", [0.2, 0.21, 0.22], **PLAIN), *seeds(folder, "matched", [0.1, 0.11, 9.0], **MATCHED)]
+    runs[-1].write_status(state="diverged", message="training diverged")
+    comparison = compare(runs)
+    column = comparison.column
+    assert column is not None
+    assert column.last[1] is not None
+    assert (column.last[1].count, column.last[1].mean) == (2, pytest.approx(0.105))
+    assert any("1 of the 3 runs of matched diverged" in warning for warning in comparison.warnings)
+    done = good("compare", *(run.name for run in runs))
+    assert "1 of 3 diverged" in done.out
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_an_unfinished_run_is_marked(folder: Path, state: str) -> None:
+    made_run(folder, "a", **PLAIN, kid={100: 0.1})
+    made_run(folder, "b", **MATCHED, kid={100: 0.2}, state=state)
+    done = good("compare", "a", "b")
+    word = "interrupted" if state == "running" else state
+    assert done.warnings == [f"warning: b is {word} at step 100 of 2500: what it shows is not its end"]
+    assert word in done.out
+
+
+def test_runs_of_different_tasks_are_refused(folder: Path) -> None:
+    made_run(folder, "a")
+    made_run(folder, "b", task="upscale")
+    done = fmrun("compare", "a", "b")
+    assert done.code == 2
+    assert done.errors == [
+        "error: a (generate) and b (upscale) learn different tasks and have no measure in common; compare runs of one task"
+    ]
+
+
+def test_runs_on_different_data_are_warned_of(folder: Path) -> None:
+    a, b = made_run(folder, "a"), made_run(folder, "b", data__path="elsewhere")
+    assert any("different data (data.path)" in warning for warning in compare([a, b]).warnings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "needs two runs or more"),
+        (["a"], "needs two runs or more"),
+        (["a", "a"], "needs two runs or more"),
+        (["a", "c"], "there is no run 'c'"),
+        (["a", "b", "--metric", "fid"], "there are: kid_mobilenet_v2"),
+        (["a", "b", "--metric", "kid_mobilenet"], "did you mean 'kid_mobilenet_v2'?"),
+        (["a", "b", "--control", "x"], "no run or group here is called so"),
+        (["a", "b", "--html", "page.png"], "ends in .html"),
+        (["a", "b", "--html", "runs"], "ends in .html"),
+    ],
+)
+def test_a_mistake_is_one_sentence(folder: Path, arguments: list[str], said: str) -> None:
+    made_run(folder, "a", **PLAIN, kid={100: 0.1})
+    made_run(folder, "b", **MATCHED, kid={100: 0.2})
+    done = fmrun("compare", *arguments)
+    assert done.code == 2
+    assert len(done.errors) == 1
+    assert said in done.errors[0]
+    assert done.out == ""
+
+
+def test_a_measure_without_a_better_way_cannot_decide(folder: Path) -> None:
+    rows = [row | {"eval/d_fake": 1.0} for row in read_outs()]
+    a, b = made_run(folder, "a", rows=rows, **PLAIN), made_run(folder, "b", rows=rows, **MATCHED)
+    with pytest.raises(UserError, match="neither more nor less of it is better"):
+        compare([a, b], metric="d_fake")
+
+
+# ---- what is printed
+
+
+def test_the_table_names_groups_best_first_and_what_differs(folder: Path) -> None:
+    runs = [*seeds(folder, "plain", [0.2, 0.21], **PLAIN), *seeds(folder, "matched", [0.1, 0.12], **MATCHED)]
+    runs += seeds(folder, "sample", [0.3, 0.31], **MATCHED, feature_matching__match="sample")
+    out = good("compare", *(run.name for run in runs)).out
+    lines = out.splitlines()
+    table = next(i for i, line in enumerate(lines) if line.startswith("run "))
+    assert lines[table + 2].startswith("matched ")
+    assert lines[table + 3].startswith("plain * ")
+    assert "· does not act there" in out
+    assert all(len(line) <= 80 for line in lines if "  " in line)
+
+
+def test_json_has_everything(folder: Path) -> None:
+    runs = [*seeds(folder, "plain", [0.2, 0.21], **PLAIN), *seeds(folder, "matched", [0.1, 0.12], **MATCHED)]
+    done = json.loads(good("compare", *(run.name for run in runs), "--json").out)
+    assert set(done) == {
+        *("task", "by", "headline", "warnings", "verdict", "groups", "differences", "columns", "curves", "telling")
+    }
+    assert [g["name"] for g in done["groups"]] == ["plain", "matched"]
+    assert [g["control"] for g in done["groups"]] == [True, False]
+    column = done["columns"][done["headline"]]
+    assert column["key"] == "kid_mobilenet_v2"
+    assert column["settings"] == SETTINGS
+    assert column["last"][1]["runs"] == {"matched-seed0": [0.1, 100], "matched-seed1": [0.12, 100]}
+    assert column["best"][1]["mean"] == pytest.approx(0.11)
+    assert done["verdict"]["winner"] == "matched"
+    curve = next(c for c in done["curves"] if c["key"] == "kid_mobilenet_v2")
+    assert [p["step"] for p in curve["groups"][0]] == [50, 100]
+    assert done["curves"].index(curve) == 0
+
+
+def test_runs_lie_where_they_are_said_to(folder: Path) -> None:
+    made_run(folder.parent / "other", "a", **PLAIN, kid={100: 0.1})
+    made_run(folder.parent / "other", "b", **MATCHED, kid={100: 0.2})
+    assert "a is ahead of b" in good("compare", "a", "b", "--runs-dir", "other").out
