@@ -15,9 +15,9 @@ from scipy import stats
 from fmrun.compare.comparison import Comparison, compare
 from fmrun.compare.configs import differences, experiment, group_names, grouped, short_fields
 from fmrun.compare.curves import Point, mean_curve, tail_mean, thinned
-from fmrun.compare.measures import measure, show_interval
 from fmrun.compare.verdict import verdict
 from fmrun.errors import UserError
+from fmrun.measures import measure, show_interval
 from fmrun.runs import Run
 
 PLAIN = {"feature_matching__weight": 0.0}

@@ -186,7 +186,7 @@ def test_only_scores_taken_in_the_same_way_are_compared(tmp_path: Path) -> None:
         ("health/d_real", None),
         ("eval/d_valid", None),
         ("modes", "higher"),
-        ("kl", "lower"),
+        ("eval/kid_mobilenet_v2", "lower"),
         ("modes_kl", "lower"),
         ("health/g_grad_norm", None),
         ("fm/share", None),

@@ -10,10 +10,10 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..intervals import mean_interval
+from ..measures import REFERENCE, Better, base, measure, rank
 from ..runs import Run
 from .configs import flatten
 from .curves import Series, is_finite, mean
-from .measures import REFERENCE, Better, base, measure, rank
 
 QUICK = re.compile(r"task|data\.(path|image_size|scale|fit|valid_path|valid_fraction)")
 """Fields that two measurements during training must share to be compared, beside the number of images."""

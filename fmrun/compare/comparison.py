@@ -10,11 +10,11 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..health import Health
+from ..measures import REFERENCE, TELLING, measure, rank
 from ..runs import Run
 from .columns import Column, columns_of, headline_of
 from .configs import Difference, differences, flatten, group_names, grouped, matches_features
 from .curves import Curve, Series, is_finite, mean, mean_curve, series, tail_mean
-from .measures import REFERENCE, TELLING, measure, rank
 
 FAILED = ("diverged", "failed")
 """States of runs whose scores do not count: what they reached is no result of the experiment."""

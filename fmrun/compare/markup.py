@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from ..measures import EXTRACTORS, show_interval
 from .columns import Column, Score
 from .comparison import Comparison
-from .measures import EXTRACTORS, show_interval
 from .verdict import Verdict
 
 COLOURS = 8

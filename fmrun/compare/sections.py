@@ -6,12 +6,12 @@ import base64
 import json
 from collections.abc import Sequence
 
+from ..measures import base, measure, show
 from .columns import Column, Score
 from .comparison import Comparison, Group
 from .configs import short_fields, show_value
 from .curves import Curve, thinned
 from .markup import View, _, chip, name_of, score_of, table, taken
-from .measures import base, measure, show
 from .pictures import Picture
 from .plots import LOG_RANGE, Scale, chart, interval_row, tick_labels
 from .table import state

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..measures import show, show_interval
 from ..report import format_table
 from .columns import Column, Score
 from .comparison import Comparison, Group
 from .configs import short_fields, show_value
-from .measures import show, show_interval
 from .verdict import verdict
 
 WIDTH = 80

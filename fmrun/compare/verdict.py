@@ -6,10 +6,10 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 from ..intervals import Interval, Paired, holm, paired
+from ..measures import show
 from .columns import Column, Score
 from .comparison import Comparison, Group
 from .configs import show_value
-from .measures import show
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,11 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..health import collapsed
+from ..measures import FIRST, REFERENCE, measure, rank
 from ..runs import Run
 from .plan import Planned, Sweep
 
-FIRST = ("kid", "psnr_y", "fid", "lpips", "dists", "mobilenet", "ssim_y", "coverage", "recall", "density", "precision")
-"""Which score decides where several could."""
-
 LAST_RESORT = ("loss/g_adv", "loss/g")
-
-HIGHER = ("psnr", "ssim", "precision", "recall", "density", "coverage", "modes", "diversity", "images_per_second")
-LOWER = ("kid", "fid", "lpips", "dists", "mobilenet", "kl", "modes_kl", "overfit")
-REFERENCE = "_bicubic"
-"""Ending of what super-resolution has to beat, which no run reached."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +28,7 @@ class Metric:
     @property
     def better(self) -> str | None:
         """`lower`, `higher`, or None where neither is, as of the losses of two nets against each other."""
-        stem = self.key.rpartition("/")[2]
-        for way, names in (("lower", LOWER), ("higher", HIGHER)):
-            if any(stem == name or stem.startswith(f"{name}_") for name in names):
-                return way
-        return None
+        return measure(self.key).better
 
 
 @dataclass(frozen=True)
@@ -94,17 +83,16 @@ def choose(runs: Sequence[Run], asked: str | None) -> Metric | None:
             known = sorted(found, key=lambda key: (_rank(found[key]), key))
             raise UserError(f"--metric: no run has '{asked}'{nearest(asked, known)}; there are {', '.join(known)}")
         return found.get(asked)
-    telling = sorted((m for m in found.values() if _rank(m) < len(FIRST) * 4), key=_rank)
+    telling = sorted((m for m in found.values() if _rank(m)[0] < len(FIRST)), key=_rank)
     return telling[0] if telling else next((found[key] for key in LAST_RESORT if key in found), None)
 
 
-def _rank(metric: Metric) -> int:
+def _rank(metric: Metric) -> tuple[int, bool, int]:
     """The first is the most telling: evaluations before measurements in training, Inception before other extractors."""
-    stem = metric.key.removeprefix("eval/")
-    place = next((i for i, name in enumerate(FIRST) if stem == name or stem.startswith(f"{name}_")), len(FIRST))
-    if stem.endswith(REFERENCE) or (metric.settings is None and not metric.key.startswith("eval/")):
+    place, other_extractor = rank(metric.key)
+    if metric.key.endswith(REFERENCE) or (metric.settings is None and not metric.key.startswith("eval/")):
         place = len(FIRST)
-    return 4 * place + 2 * (metric.settings is None) + (stem not in FIRST)
+    return place, metric.settings is None, other_extractor
 
 
 def series(run: Run, metric: Metric) -> dict[int, float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..report import format_number
+from .report import format_number
 
 Better = Literal["lower", "higher"]
 
