@@ -63,7 +63,7 @@ def largest_batch(config: Config, world: World) -> int | None:
     return None
 
 
-def _full_step(config: Config) -> int:
+def full_step(config: Config) -> int:
     """The first step at which everything acts."""
     gan = config.losses.gan
     terms: list[Any] = [gan, config.feature_matching, *config.losses.image.values()]
@@ -76,7 +76,7 @@ def _fits(config: Config, world: World) -> bool:
     try:
         device = choose_device(config.device, world.local_rank)
         state = State(config, device, world)
-        state.step = _full_step(config)
+        state.step = full_step(config)
         state.advance([state.task.prepare(state.task.blank(), d) for d in range(state.draws_per_step)])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -1,0 +1,317 @@
+"""The steps that are measured: fmrun's own, of real configs, and the textbook's, of the same pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..data.pairs import PairBatch
+from ..dist import World
+from ..memory import full_step
+from ..presets import Override, resolve
+from ..state import TASKS, State
+from ..step import step
+from ..tasks import Batch
+from .ledger import Unit, unit
+from .textbook import Textbook, textbook
+
+IMAGES = 1200
+"""Made-up images that the loop trains on; half are held out."""
+
+FP32, BF16 = "fp32", "bf16"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair of nets: where its configs come from, and which of its layers are matched."""
+
+    name: str
+    cpu: str
+    """Preset on a CPU."""
+    gpu: str
+    size_field: str
+    size: int | None
+    """Side of the images in pixels; None leaves the preset's."""
+    layers: Mapping[str, str]
+    """Steps with feature matching and their layers; the textbook matches those of `fm`."""
+    book: Sequence[str]
+    """Textbook steps."""
+    bundled: bool
+    """Whether it trains on bundled images; else on made-up ones, for no bundled ones are large enough."""
+
+    def preset(self, device: torch.device) -> str:
+        return self.gpu if device.type == "cuda" else self.cpu
+
+    def config(self, folder: Path, device: torch.device, settings: Mapping[str, Any]) -> Config:
+        """The preset as it would be trained, with the number of channels known."""
+        overrides = [Override(f"-s {key}={value}", key, value) for key, value in settings.items()]
+        preset = self.preset(device)
+        config = resolve(preset, None, [Override("--device", "device", str(device)), *overrides], need_data=False)
+        if not self.bundled:
+            size = config.data.image_size
+            path = folder / f"{size}.npz"
+            if not path.exists():
+                images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), dtype=np.uint8)
+                np.savez(path, images=images)
+            data = {"path": str(path), "valid_fraction": 0.5, "channels": 3}
+        else:
+            data = {"channels": 3}
+        return config.model_copy(update={"data": config.data.model_copy(update=data)})
+
+
+PAIRS = {
+    "dcgan": Pair(
+        "dcgan",
+        "dcgan-64",
+        "dcgan-64",
+        "data.image_size",
+        64,
+        {"fm": "all", "fm_key": "key"},
+        ("textbook_plain", "textbook_fm", "textbook_fm_nhwc"),
+        bundled=False,
+    ),
+    "munet": Pair(
+        "munet",
+        "munet-x2-cpu",
+        "munet-x2",
+        "data.patch_size",
+        None,
+        {"fm": "key", "fm_all": "all"},
+        ("textbook_plain", "textbook_fm", "textbook_fm_nhwc", "separate_nhwc"),
+        bundled=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make a step."""
+
+    name: str
+    words: str
+    precision: str
+    run: Callable[[], object]
+    held: Callable[[], Sequence[Tensor]]
+    """Tensors that stay between steps."""
+    forget: Callable[[], None]
+    """Drop the gradients of the last step."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that is measured of one pair."""
+
+    preset: str
+    config: Config
+    size: int
+    variants: list[Variant]
+    counted: list[Variant]
+    """Steps that are counted and not timed."""
+    matched: dict[str, tuple[str, ...]]
+    """Layers by the name of the variant; none where nothing is matched."""
+    own: frozenset[str]
+    """Names of the variants that are fmrun's own."""
+    precision: dict[str, str]
+    units: dict[str, Unit]
+    """A forward of each net."""
+    forwards: dict[str, Callable[[], object]]
+    """A forward of each net without a graph, to time one against the other."""
+
+
+def ordinary_step(state: State, measuring: bool = False) -> int:
+    """A step at which every term acts and nothing is looked at; with `measuring`, the gradient share alone is."""
+    step = full_step(state.config)
+    critic = state.task.critics[0]
+    if critic.matching is not None:
+        while critic.matching.due(step, critic.gan.start_step) != measuring or state.task.plan(step).observe:
+            step += 1
+    else:
+        while state.task.plan(step).observe:
+            step += 1
+    return step
+
+
+def bare_step(state: State, draws: list[list[Batch]], at: int) -> None:
+    """The losses and updates of step `at`, and nothing else: no schedule, average or log."""
+    plan = replace(state.task.plan(at), observe=False)
+    state.live.step = at
+    step(state.task, draws, plan, state.live, state.optimisers, state.world, state.config.train.d_updates)
+
+
+def random_draws(state: State) -> list[list[Batch]]:
+    """Batches of one step made of noise, in memory."""
+    rng = torch.Generator().manual_seed(0)
+    raw = state.task.blank()
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randint(0, 256, like.shape, generator=rng, dtype=torch.uint8).to(like.device)
+
+    def one() -> Any:
+        return PairBatch(*map(noise, raw)) if isinstance(raw, PairBatch) else noise(raw)
+
+    return [state.task.prepare(one(), draw) for draw in range(state.draws_per_step)]
+
+
+def few(batch: Batch) -> Batch:
+    """Two images of a batch."""
+    return Batch(*(None if t is None else t[:2] for t in (batch.real, batch.noise, batch.condition)))  # type: ignore[arg-type]
+
+
+class Own:
+    """fmrun's step of a config: `State.advance`, again and again at the same step of the run."""
+
+    def __init__(self, config: Config, device: torch.device):
+        self.config = config
+        self.state = State(config, device, World())
+        self.draws = random_draws(self.state)
+        # a step on two images makes the moments, which are there in every step but the first
+        self.at(ordinary_step(self.state), [[few(batch) for batch in draw] for draw in self.draws])
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        matching = self.state.task.critics[0].matching
+        return matching.layers if matching is not None else ()
+
+    def at(self, step: int, draws: list[list[Batch]]) -> None:
+        self.state.step = step
+        self.state.advance(draws)
+
+    def variant(self, name: str, words: str, measuring: bool = False) -> Variant:
+        step = ordinary_step(self.state, measuring)
+        return Variant(
+            name, words, self.config.precision, lambda: self.at(step, self.draws), self.held, self.forget
+        )
+
+    def held(self) -> list[Tensor]:
+        task = self.state.task
+        nets = [task.generator, task.average, *(critic.net for critic in task.critics)]
+        moments = [value for optimiser in self.state.optimisers.values() for value in optimiser.state().values()]
+        return [*(t for net in nets for t in (*net.parameters(), *net.buffers())), *moments]
+
+    def forget(self) -> None:
+        for optimiser in self.state.optimisers.values():
+            optimiser.zero_grad()
+
+
+class Published:
+    """A textbook pair with its batch."""
+
+    def __init__(self, own: Own, layers: Sequence[str], memory_format: torch.memory_format):
+        self.book: Textbook = textbook(own.state, layers).layout(memory_format)
+        batch = own.draws[0][0]
+        self.batch = replace(
+            batch,
+            real=batch.real.contiguous(memory_format=memory_format),
+            condition=None if batch.condition is None else batch.condition.contiguous(memory_format=memory_format),
+        )
+        self.book.plain(few(self.batch))
+
+    def variant(self, name: str, words: str, step: Callable[[Textbook, Batch], None]) -> Variant:
+        return Variant(name, words, FP32, lambda: step(self.book, self.batch), self.held, self.forget)
+
+    def held(self) -> list[Tensor]:
+        nets = (self.book.generator, self.book.discriminator)
+        entries = [entry for o in (self.book.optimise_d, self.book.optimise_g) for entry in o.state.values()]
+        moments = [value for entry in entries for value in entry.values()]
+        return [*(t for net in nets for t in (*net.parameters(), *net.buffers())), *moments]
+
+    def forget(self) -> None:
+        self.book.optimise_d.zero_grad()
+        self.book.optimise_g.zero_grad()
+
+
+STEPS: dict[str, tuple[str, Callable[[Textbook, Batch], None]]] = {
+    "textbook_plain": ("no feature matching", Textbook.plain),
+    "textbook_fm": ("feature matching as published", Textbook.matching),
+    "separate": ("feature matching in passes of its own", Textbook.separate),
+}
+
+
+def build(
+    pair: Pair,
+    folder: Path,
+    device: torch.device,
+    size: int | None,
+    batch_size: int | None,
+    precisions: Sequence[str],
+    settings: Mapping[str, Any],
+) -> Bench:
+    """Nets, batches and steps of a pair, every variant with weights of its own.
+
+    What is compared with the textbook is in the first of `precisions`; names in another end in it.
+    """
+    given: dict[str, Any] = {pair.size_field: size or pair.size, "train.batch_size": batch_size}
+    given = {key: value for key, value in given.items() if value is not None} | dict(settings)
+    if device.type == "cuda":
+        given["deterministic"] = False  # speed is what is asked for, of the textbook's kernels too
+
+    def config(**more: Any) -> Config:
+        return pair.config(folder, device, given | more)
+
+    variants: list[Variant] = []
+    counted: list[Variant] = []
+    matched: dict[str, tuple[str, ...]] = {}
+    ways: dict[str, Any] = {"plain": {"feature_matching.weight": 0.0}}
+    ways |= {name: {"feature_matching.layers": [layers]} for name, layers in pair.layers.items()}
+    owns: dict[str, Own] = {}
+    for precision in precisions:
+        first = precision == precisions[0]
+        for name, way in ways.items():
+            if not first and name not in ("plain", "fm"):
+                continue
+            own = Own(config(precision=precision, **way), device)
+            name += "" if first else f"_{precision}"
+            layers = f"feature matching, {', '.join(way['feature_matching.layers'])} layers" if own.layers else ""
+            variants.append(own.variant(name, f"fmrun, {precision}: {layers or 'no feature matching'}"))
+            owns[name], matched[name] = own, own.layers
+    counted.append(owns["fm"].variant("fm_measuring", "a step that measures the share", measuring=True))
+    for name in pair.book:
+        stem = name.removesuffix("_nhwc")
+        nhwc = stem != name
+        words, step = STEPS[stem]
+        book = Published(owns["fm"], owns["fm"].layers, torch.channels_last if nhwc else torch.contiguous_format)
+        variants.append(book.variant(name, f"textbook, fp32, {'NHWC' if nhwc else 'NCHW'}: {words}", step))
+        matched[name] = () if stem == "textbook_plain" else owns["fm"].layers
+    units, forwards = _units(owns["fm"])
+    chosen = owns["fm"].config
+    return Bench(
+        pair.preset(device),
+        config(precision=precisions[0 if device.type == "cpu" else -1]),
+        chosen.data.image_size if chosen.task == "generate" else chosen.data.patch_size,
+        variants,
+        counted,
+        matched,
+        frozenset(owns),
+        {variant.name: variant.precision for variant in variants},
+        units,
+        forwards,
+    )
+
+
+def _units(own: Own) -> tuple[dict[str, Unit], dict[str, Callable[[], object]]]:
+    """A forward of each net, as a measure of passes and as a thing to time."""
+    task, batch = own.state.task, own.draws[0][0]
+    critic = task.critics[0]
+    with torch.no_grad():
+        image = task.generate(batch)
+
+    def judge() -> Tensor:
+        logits = critic(image, None).logits
+        assert logits is not None
+        return logits
+
+    def generate() -> Tensor:
+        made: Tensor = task.generate(batch)
+        return made
+
+    d, g = unit(judge), unit(generate)
+    own.forget()
+    forwards = {"discriminator": torch.no_grad()(judge), "generator": torch.no_grad()(generate)}
+    return {"discriminator": d.without(g), "generator": g.without(d)}, forwards
