@@ -94,11 +94,14 @@ class Optimiser:
         self.adam.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def step(self, step: int) -> Tensor:
-        """Update the weights from the gradients they hold; returns the gradient norm before clipping."""
+    def step(self, step: int, scale: Tensor | None = None) -> Tensor:
+        """Update the weights from the gradients they hold; returns the gradient norm before clipping.
+
+        `scale` is the loss scale that the gradients carry, where the guard may have changed its own since.
+        """
         grads = [p.grad for p in self.parameters if p.grad is not None]
         self.world.average_(grads)
-        scale = self.guard.scale.clone()
+        scale = self.guard.scale.clone() if scale is None else scale
         norm = torch.nn.utils.get_total_norm(grads) / scale
         skip = self.guard.skip(norm, step, self.index)
         if self.clip is not None:

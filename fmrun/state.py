@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,12 +11,14 @@ from torch import Tensor
 from .config import Config
 from .dist import World
 from .optim import Ema, Guard, Optimiser, lr_factor
+from .simultaneous import simultaneous_step
 from .step import Terms, step
 from .tasks import Batch
 from .tasks.generate import Generate
 from .tasks.upscale import Upscale
 
 TASKS: dict[str, Any] = {"generate": Generate, "upscale": Upscale}
+UPDATES: dict[str, Callable[..., Terms]] = {"alternating": step, "simultaneous": simultaneous_step}
 
 
 class Window:
@@ -121,7 +123,8 @@ class State:
         """Make one step. Waits for nothing."""
         self.set_live(self.step)
         plan = self.task.plan(self.step)
-        terms = step(self.task, draws, plan, self.live, self.optimisers, self.world, self.config.train.d_updates)
+        train = self.config.train
+        terms = UPDATES[train.update](self.task, draws, plan, self.live, self.optimisers, self.world, train.d_updates)
         for critic, critic_plan in zip(self.task.critics, plan.critics, strict=True):
             if critic_plan.measure and critic.matching is not None:
                 terms["fm/share" + critic.suffix] = critic.matching.share

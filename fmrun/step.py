@@ -12,8 +12,9 @@ gradient are at hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,39 +50,64 @@ def step(
     terms: Terms = {}
     images: list[Tensor] = []
     for draw in range(d_updates):
-        images = _generate(task, draws[draw], graph=draw == d_updates - 1)
+        images = generate(task, draws[draw], graph=draw == d_updates - 1)
         for critic, critic_plan in zip(task.critics, plan.critics, strict=True):
             if critic_plan.train:
                 terms |= _update_discriminator(critic, critic_plan, draws[draw], images, optimisers[critic.name], live)
     for draw in range(d_updates - 1, len(draws)):
         if draw >= d_updates:
-            images = _generate(task, draws[draw], graph=True)
+            images = generate(task, draws[draw], graph=True)
         terms |= _update_generator(task, plan, draws[draw], images, optimisers["generator"], live, world)
     return terms
 
 
-def _generate(task: Task, micro_batches: Sequence[Batch], graph: bool) -> list[Tensor]:
+def generate(task: Task, micro_batches: Sequence[Batch], graph: bool) -> list[Tensor]:
     """Images of every micro-batch; with a graph only if there is one micro-batch, for a graph holds all activations."""
     with torch.set_grad_enabled(graph and len(micro_batches) == 1):
         return [task.generate(batch) for batch in micro_batches]
 
 
-def _add(terms: Terms, name: str, value: Tensor, share: float = 1.0) -> None:
+def add(terms: Terms, name: str, value: Tensor, share: float = 1.0) -> None:
     value = value.detach() * share
     terms[name] = terms[name] + value if name in terms else value
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Images that no graph leads to, and what a discriminator says of them, with a graph to its weights."""
+
+    source: Tensor
+    out: Out
+
+
+def judge(
+    critic: Critic, plan: CriticPlan, batch: Batch, image: Tensor, *, shared: bool = False
+) -> tuple[Judged, Judged]:
+    """Real and generated images of one micro-batch as the discriminator's own update needs them.
+
+    `shared`: the generator learns from the same passes, so they give its features and a gradient at its images too.
+    Features that are compared are then of one arithmetic, also where one of the two is penalised.
+    """
+    numbers = batch.augment[0] if batch.augment is not None else None
+    taps = plan.taps if shared else ()
+    gammas = (critic.gan.r1, critic.gan.r2)
+    judged = []
+    for source, gamma, leaf in ((batch.real, gammas[0], False), (image, gammas[1], shared)):
+        exact = plan.penalty and (gamma > 0 or (bool(taps) and max(gammas) > 0))
+        source = source.detach().requires_grad_(leaf or (plan.penalty and gamma > 0))
+        judged.append(Judged(source, critic(source, numbers, taps, exact=exact)))
+    return judged[0], judged[1]
+
+
 def discriminator_loss(critic: Critic, plan: CriticPlan, batch: Batch, image: Tensor) -> Loss:
     """The discriminator's loss on one micro-batch, its penalties included."""
+    return loss_of(critic, plan, *judge(critic, plan, batch, image))
+
+
+def loss_of(critic: Critic, plan: CriticPlan, on_real: Judged, on_fake: Judged) -> Loss:
+    """The discriminator's loss, its penalties included, from what it said of a micro-batch."""
     gan = critic.gan
-    numbers = batch.augment[0] if batch.augment is not None else None
-    judged: dict[str, tuple[Tensor, Out]] = {}
-    gammas = {"real": gan.r1, "fake": gan.r2}
-    for kind, source in (("real", batch.real), ("fake", image)):
-        exact = plan.penalty and gammas[kind] > 0
-        source = source.detach().requires_grad_(exact)
-        judged[kind] = source, critic(source, numbers, exact=exact)
-    real, fake = judged["real"][1].logits, judged["fake"][1].logits
+    real, fake = on_real.out.logits, on_fake.out.logits
     assert real is not None
     assert fake is not None
     adversarial = D_LOSSES[gan.type](real, fake)
@@ -93,13 +119,14 @@ def discriminator_loss(critic: Critic, plan: CriticPlan, batch: Batch, image: Te
         "health/d_fake" + critic.suffix: fake.mean(),
     }
     if plan.penalty:
-        for name, kind in (("r1", "real"), ("r2", "fake")):
-            if gammas[kind]:
-                source, out = judged[kind]
-                assert out.logits is not None
-                penalty = squared_gradient(out.logits, source)
+        for name, gamma, logits, source in (
+            ("r1", gan.r1, real, on_real.source),
+            ("r2", gan.r2, fake, on_fake.source),
+        ):
+            if gamma:
+                penalty = squared_gradient(logits, source)
                 terms[f"{prefix}_{name}"] = penalty
-                total = total + 0.5 * gammas[kind] * gan.penalty_every * penalty
+                total = total + 0.5 * gamma * gan.penalty_every * penalty
     return Loss(total, terms)
 
 
@@ -119,7 +146,7 @@ def _update_discriminator(
         with parametrize.cached():
             loss = discriminator_loss(critic, plan, batch, image)
         for name, value in loss.terms.items():
-            _add(terms, name, value, share)
+            add(terms, name, value, share)
         (loss.total * (share * optimiser.guard.scale)).backward()
     terms["health/d_grad_norm" + critic.suffix] = optimiser.step(live.step)
     return terms
@@ -189,6 +216,37 @@ def _matching_gradients(
     return loss, [dict(zip(plan.taps, parts, strict=True)) for parts in zip(*split, strict=True)]
 
 
+@dataclass(frozen=True)
+class View:
+    """One micro-batch as a discriminator shows it to the generator."""
+
+    leaf: Tensor
+    """The generated images: where the generator's loss is differentiated at."""
+    real: Out
+    """What it says of the real images, without graph."""
+    fake: Out
+    """What it says of the generated ones, with a graph down to `leaf`."""
+    keep: bool = False
+    """Whether that graph is wanted afterwards."""
+
+
+Look = Callable[[Critic, CriticPlan, Sequence[Batch], Sequence[Tensor], Sequence[Out] | None], Iterator[View]]
+"""Views of all micro-batches, each made when it is asked for; the real images' `Out` where they are at hand."""
+
+
+def look_frozen(
+    critic: Critic,
+    plan: CriticPlan,
+    micro_batches: Sequence[Batch],
+    leaves: Sequence[Tensor],
+    reals: Sequence[Out] | None,
+) -> Iterator[View]:
+    """Views of a discriminator that is `frozen`."""
+    for m, (batch, leaf) in enumerate(zip(micro_batches, leaves, strict=True)):
+        real = reals[m] if reals is not None else _judge_real(critic, plan, batch)
+        yield View(leaf, real, critic(leaf, _generator_numbers(batch), plan.taps, logits=plan.adversarial))
+
+
 def generator_image_gradients(
     task: Task,
     plan: Plan,
@@ -197,10 +255,11 @@ def generator_image_gradients(
     live: Live,
     world: World,
     scale: Tensor | float = 1.0,
+    look: Look = look_frozen,
 ) -> tuple[list[Tensor], Terms]:
     """Gradient of the generator's loss at each micro-batch's images, times `scale`, and the loss's terms.
 
-    Call inside `frozen(task.critics)`. Measures the gradient share where the plan says so.
+    `look_frozen` wants to be called inside `frozen(task.critics)`. Measures the gradient share where the plan says so.
     """
     terms: Terms = {}
     count = len(micro_batches)
@@ -209,46 +268,47 @@ def generator_image_gradients(
     if plan.image_losses:
         for m, (batch, leaf) in enumerate(zip(micro_batches, leaves, strict=True)):
             for name, loss in task.image_losses(batch, leaf, live.step).items():
-                _add(terms, f"loss/{name}", loss, 1 / count)
-                _add(terms, "loss/g", loss, 1 / count)
+                add(terms, f"loss/{name}", loss, 1 / count)
+                add(terms, "loss/g", loss, 1 / count)
                 totals[m] += torch.autograd.grad(loss * (scale / count), leaf)[0]
 
     for i, (critic, critic_plan) in enumerate(zip(task.critics, plan.critics, strict=True)):
         if not critic_plan.adversarial and not critic_plan.taps:
             continue
         matching = critic.matching
-        reals = [_judge_real(critic, critic_plan, batch) for batch in micro_batches]
-        cached = None
+        reals = cached = None
         if critic_plan.taps and count > 1 and matching is not None and matching.whole_batch:
-            whole, cached = _matching_gradients(critic, critic_plan, micro_batches, leaves, reals, live, world)
+            with held_averages(critic.net), parametrize.cached():
+                reals = [_judge_real(critic, critic_plan, batch) for batch in micro_batches]
+                whole, cached = _matching_gradients(critic, critic_plan, micro_batches, leaves, reals, live, world)
             _matching_terms(terms, critic, whole, 1.0)
         parts: dict[str, list[Tensor]] = {"adversarial": [], "matching": []}
-        for m, (batch, leaf, real) in enumerate(zip(micro_batches, leaves, reals, strict=True)):
-            judged = critic(leaf, _generator_numbers(batch), critic_plan.taps, logits=critic_plan.adversarial)
+        for m, view in enumerate(look(critic, critic_plan, micro_batches, leaves, reals)):
             losses: dict[str, Tensor] = {}
             if critic_plan.adversarial:
-                assert judged.logits is not None
-                adversarial = G_LOSSES[critic.gan.type](judged.logits, real.logits)
-                _add(terms, "loss/g_adv" + critic.suffix, adversarial, 1 / count)
-                _add(terms, "loss/g", live.adversarial[i] * adversarial, 1 / count)
+                assert view.fake.logits is not None
+                adversarial = G_LOSSES[critic.gan.type](view.fake.logits, view.real.logits)
+                add(terms, "loss/g_adv" + critic.suffix, adversarial, 1 / count)
+                add(terms, "loss/g", live.adversarial[i] * adversarial, 1 / count)
                 losses["adversarial"] = live.adversarial[i] * adversarial / count
             if critic_plan.taps:
                 assert matching is not None
                 if cached is not None:
-                    pairs = [(judged.features[name], cached[m][name]) for name in critic_plan.taps]
+                    pairs = [(view.fake.features[name], cached[m][name]) for name in critic_plan.taps]
                     losses["matching"] = torch.stack([(widen(f) * g).sum() for f, g in pairs]).sum()
                 else:
-                    distance = matching(real.features, judged.features, step=live.step, world=world)
+                    distance = matching(view.real.features, view.fake.features, step=live.step, world=world)
                     _matching_terms(terms, critic, distance, 1 / count)
                     losses["matching"] = distance.total / count
             if critic_plan.measure:
                 for name, loss in losses.items():
-                    last = name == list(losses)[-1]
-                    parts[name].append(torch.autograd.grad(loss * scale, leaf, retain_graph=not last)[0])
+                    keep = view.keep or name != list(losses)[-1]
+                    parts[name].append(torch.autograd.grad(loss * scale, view.leaf, retain_graph=keep)[0])
             else:
                 strength = matching.strength(live.matching[i]) if matching is not None else 1.0
                 weighted = [value * strength if name == "matching" else value for name, value in losses.items()]
-                totals[m] += torch.autograd.grad(torch.stack(weighted).sum() * scale, leaf)[0]
+                loss = torch.stack(weighted).sum() * scale
+                totals[m] += torch.autograd.grad(loss, view.leaf, retain_graph=view.keep)[0]
         if critic_plan.measure:
             assert matching is not None
             # before the adversarial term acts, the share is of the generator's other losses
@@ -264,15 +324,15 @@ def generator_image_gradients(
             weight = matching.strength(live.matching[i])
             terms["fm/weight" + critic.suffix] = weight
             terms["fm/loss" + critic.suffix] = terms["fm/distance" + critic.suffix] * weight
-            _add(terms, "loss/g", terms["fm/loss" + critic.suffix])
+            add(terms, "loss/g", terms["fm/loss" + critic.suffix])
 
     return totals, terms
 
 
 def _matching_terms(terms: Terms, critic: Critic, loss: Loss, share: float) -> None:
-    _add(terms, "fm/distance" + critic.suffix, loss.total, share)
+    add(terms, "fm/distance" + critic.suffix, loss.total, share)
     for layer, value in loss.terms.items():
-        _add(terms, f"fm/{layer}{critic.suffix}", value, share)
+        add(terms, f"fm/{layer}{critic.suffix}", value, share)
 
 
 def _update_generator(
@@ -288,6 +348,22 @@ def _update_generator(
         gradients, terms = generator_image_gradients(
             task, plan, micro_batches, images, live, world, optimiser.guard.scale
         )
+    return terms | apply_to_generator(task, plan, micro_batches, images, gradients, optimiser, live, world)
+
+
+def apply_to_generator(
+    task: Task,
+    plan: Plan,
+    micro_batches: Sequence[Batch],
+    images: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    optimiser: Optimiser,
+    live: Live,
+    world: World,
+    scale: Tensor | None = None,
+) -> Terms:
+    """Send the gradients at the images, which carry the loss scale `scale`, through the generator, and update it."""
+    terms: Terms = {}
     optimiser.zero_grad()
     if len(micro_batches) == 1:
         images[0].backward(gradients[0])
@@ -295,7 +371,7 @@ def _update_generator(
         with held_averages(task.generator):
             for batch, gradient in zip(micro_batches, gradients, strict=True):
                 task.generate(batch).backward(gradient)
-    terms["health/g_grad_norm"] = optimiser.step(live.step)
+    terms["health/g_grad_norm"] = optimiser.step(live.step, scale)
     if plan.observe:
         terms["health/diversity"] = _diversity(micro_batches, images, world)
     return terms

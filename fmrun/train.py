@@ -17,7 +17,7 @@ from .config import Config
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
-from .memory import is_out_of_memory, within_memory
+from .memory import check_fit, is_out_of_memory, within_memory
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
 from .precision import choose_device, choose_precision, set_determinism
@@ -117,6 +117,7 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
         raise UserError(
             f"checkpoint.best: there is no metric '{best}'{nearest(best, known)}; this run has {', '.join(known)}"
         )
+    check_fit(state)
     return config, train, valid, state
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from fmrun.config import Config
 from fmrun.dist import World
@@ -112,3 +115,21 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self.asked)
+
+
+class Flops(TorchDispatchMode):
+    """Multiply-adds of all matrix products and convolutions. (`FlopCounterMode` cannot look into `autograd.grad`.)"""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def flops(work: Callable[[], object]) -> int:
+    with Flops() as counter:
+        work()
+    return counter.total

@@ -111,8 +111,14 @@ def test_two_processes_are_one_in_float64() -> None:
             "losses.gan.r2=1",
             "optim.clip_grad_norm=1",
         ),
+        s(
+            "train.update=simultaneous",
+            "feature_matching.match=coral",
+            "losses.gan.r2=1",
+            "losses.gan.penalty_every=2",
+        ),
     ],
-    ids=["moments", "mmd"],
+    ids=["moments", "mmd", "simultaneous"],
 )
 def test_two_processes_are_one_with(settings: tuple[str, ...]) -> None:
     flags = (*TINY, "--steps", "6", *s("precision=fp64", "log.every=3"), *settings)

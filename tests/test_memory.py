@@ -1,14 +1,19 @@
-"""Out of memory is one sentence with a batch size that was tried."""
+"""Out of memory is one sentence with a batch size that was tried; what will not fit is said before the first step."""
 
+import random
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers import WORLD, advance, differing, everything, tiny_state
 
+from fmrun import memory
 from fmrun.config import Config
 from fmrun.dist import World
 from fmrun.errors import UserError
-from fmrun.memory import largest_batch, within_memory
+from fmrun.memory import check_fit, extrapolate, largest_batch, step_bytes, within_memory
 from fmrun.tasks.generate import Generate
 
 SMALL = {"generator": {"width": 4}, "discriminator": {"width": 4}, "data": {"channels": 1}}
@@ -77,3 +82,104 @@ def test_a_training_run_that_runs_out_of_memory_exits_2(room_for_16, tmp_path: P
     assert out == ""
     assert "out of memory at batch size 32; 16 fits" in err
     assert "Traceback" not in err
+
+
+# Before the first step
+
+
+def measured(**settings):
+    """A state of which everything is measured, and no tensor is so small that only weights count."""
+    return tiny_state(**{"train__batch_size": 48, "feature_matching__weight": 0.1, "precision": "fp32", **settings})
+
+
+CASES = {
+    "plain": {"feature_matching__weight": 0.0},
+    "all layers": {"feature_matching__layers": "all", "train__augment": ("color", "translation", "cutout")},
+    "spectral": {"discriminator__norm": "spectral", "feature_matching__estimator": "running"},
+    "simultaneous": {"train__update": "simultaneous", "losses__gan__r1": 1.0, "losses__gan__penalty_every": 4},
+    "in parts": {"train__accumulate": 2, "feature_matching__match": "moments", "feature_matching__balance": "gradient"},
+    "updates": {"train__d_updates": 2, "train__g_updates": 2, "losses__gan__start_step": 7},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_small_steps_tell_what_a_large_one_holds(name):
+    """Exactly, for every operation's need is a line in the number of images."""
+    state = measured(**CASES[name])
+    parts = state.config.train.accumulate
+    courses = {size: step_bytes(state, size) for size in (2, 4)}
+    for size in (3, 48 // parts):
+        assert extrapolate(courses, size) == max(step_bytes(state, size))
+
+
+def test_from_one_small_step_there_is_an_upper_bound():
+    state = measured()
+    one = {2: step_bytes(state, 2)}
+    assert max(step_bytes(state, 2)) == extrapolate(one, 2)
+    assert max(step_bytes(state, 48)) <= extrapolate(one, 48)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_measuring_changes_nothing(name, monkeypatch):
+    state, untouched = measured(**CASES[name]), measured(**CASES[name])
+    for s in (state, untouched):
+        advance(s, 2)
+    before = everything(state)
+    streams = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    monkeypatch.setattr(memory, "available_on", lambda device: 0)
+    with pytest.raises(UserError, match="not even the smallest batch fits"):
+        check_fit(state)
+    assert differing(before, everything(state)) == []
+    assert torch.equal(torch.get_rng_state(), streams[0])
+    assert np.array_equal(np.random.get_state()[1], streams[1])
+    assert random.getstate() == streams[2]
+    for s in (state, untouched):
+        advance(s)
+    assert differing(everything(state), everything(untouched)) == []
+    assert state.window.read(WORLD) == untouched.window.read(WORLD)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_is_proposed_fits_and_one_more_does_not(monkeypatch, accumulate):
+    monkeypatch.setattr(memory, "available_on", lambda device: 500_000)
+    with pytest.raises(UserError) as refused:
+        check_fit(measured(train__accumulate=accumulate))
+    said = re.fullmatch(
+        r"batch size 48 needs about 0\.0 GB of memory and 0\.0 GB is free on cpu; (\d+) fits: --batch-size (\d+), or the "
+        r"same batch in parts: -s train\.accumulate=(\d+)",
+        str(refused.value),
+    )
+    assert said is not None, refused.value
+    fits, parts = int(said[1]), int(said[3])
+    assert 4 <= fits < 48
+    check_fit(measured(train__accumulate=accumulate, train__batch_size=fits))
+    with pytest.raises(UserError, match=f"{fits} fits"):
+        check_fit(measured(train__accumulate=accumulate, train__batch_size=fits + accumulate))
+    assert 48 % parts == 0
+    assert 48 // parts <= fits // accumulate
+
+
+def test_what_surely_fits_is_not_measured_and_what_plainly_fits_measured_once(monkeypatch):
+    sizes, measure = [], memory.step_bytes
+    monkeypatch.setattr(memory, "step_bytes", lambda state, images: (sizes.append(images), measure(state, images))[1])
+    state = measured()
+    check_fit(state)
+    assert sizes == []
+    monkeypatch.setattr(memory, "_surely_small", lambda state, room: False)
+    check_fit(state)
+    assert sizes == [2]
+
+
+def test_a_run_that_will_not_fit_exits_2_and_leaves_no_folder(tmp_path: Path, monkeypatch, capsys):
+    from fmrun.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(memory, "available_on", lambda device: 2_000_000)
+    small = ("-s", "generator.width=4", "-s", "discriminator.width=4", "--batch-size", "64", "--device", "cpu")
+    monkeypatch.setattr("sys.argv", ["fmrun", "train", *small])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    assert re.search(r"error: batch size 64 needs about .* fits: --batch-size \d+", err)
+    assert not (tmp_path / "runs").exists()

@@ -93,6 +93,7 @@ VARIATIONS = {
     "spectral": ("discriminator.norm=spectral", "losses.gan.type=hinge", "optim.clip_grad_norm=0.5"),
     "accumulate": ("train.accumulate=2", "discriminator.norm=group"),
     "updates": ("train.d_updates=2", "train.g_updates=2"),
+    "simultaneous": ("train.update=simultaneous", "losses.gan.r1=1", "losses.gan.penalty_every=3"),
     "augment": ("train.augment=color,translation,cutout", "data.hflip=true"),
     "r3gan": (
         "losses.gan.type=r3gan",

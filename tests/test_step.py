@@ -43,6 +43,8 @@ def per_image(**settings) -> State:
         {"feature_matching__elements": "sum", "feature_matching__criterion": "charbonnier"},
         {"losses__gan__type": "r3gan", "losses__gan__r1": 1.0, "losses__gan__r2": 0.5},
         {"train__d_updates": 2, "train__g_updates": 2, "optim__clip_grad_norm": 0.5},
+        {"train__update": "simultaneous"},
+        {"train__update": "simultaneous", "feature_matching__match": "sample", "losses__gan__type": "r3gan"},
     ],
     ids=str,
 )
@@ -250,7 +252,7 @@ def test_each_update_takes_a_draw_and_the_last_of_one_net_shares_with_the_first_
     order = []
     for name, optimiser in state.optimisers.items():
         step = optimiser.step
-        optimiser.step = lambda s, name=name, step=step: (order.append(name), step(s))[1]
+        optimiser.step = lambda *a, name=name, step=step: (order.append(name), step(*a))[1]
     state.advance(draws)
     assert made == list(range(d_updates + g_updates - 1))
     assert graphs == [False] * (d_updates - 1) + [True] * g_updates

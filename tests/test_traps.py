@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import WORLD, Calls, advance, differing, draws_of, everything, tensors_of, tiny_state
+from helpers import WORLD, Calls, advance, differing, draws_of, everything, flops, tensors_of, tiny_state
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from fmrun.checks import check_start, passes_gradient
 from fmrun.errors import UserError
@@ -283,24 +281,6 @@ def test_trap_07_real_and_generated_features_both_come_from_the_updated_discrimi
 
 
 # 8 Wasted work
-
-
-class Flops(TorchDispatchMode):
-    """Multiply-adds of all matrix products and convolutions. (`FlopCounterMode` cannot look into `autograd.grad`.)"""
-
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def flops(work) -> int:
-    with Flops() as counter:
-        work()
-    return counter.total
 
 
 @pytest.mark.parametrize("layers", [("block1.conv",), ("block2",), ("all",)])

@@ -18,6 +18,11 @@ class TrainConfig(Section):
     """Micro-batches an update is computed in, to save memory. Exact for per-image terms and for feature matching;
     batch norm sees each micro-batch by itself."""
 
+    update: Literal["alternating", "simultaneous"] = "alternating"
+    """`alternating` updates the discriminator, then the generator against it. `simultaneous` updates both at once from
+    one discriminator pass over each set of images (Mescheder et al. 2017): another algorithm, and a cheaper one,
+    feature matching costing no pass of its own."""
+
     d_updates: int = Field(default=1, ge=1)
     """Discriminator updates per step, each on fresh images."""
 
@@ -33,6 +38,11 @@ class TrainConfig(Section):
             raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
         if self.batch_size // self.accumulate < 2:
             raise ValueError(f"accumulate {self.accumulate} leaves one image per micro-batch; at least 2 are needed")
+        if self.update == "simultaneous" and (self.d_updates > 1 or self.g_updates > 1):
+            raise ValueError(
+                "update 'simultaneous' moves both nets once from the same passes; set d_updates and g_updates to 1, or "
+                "update to alternating"
+            )
         return self
 
 

@@ -152,6 +152,10 @@ class PairTask:
         """Whether the generator has losses at `step` that no discriminator judges."""
         return False
 
+    def nets(self) -> list[nn.Module]:
+        """Every net that a step may run."""
+        return [self.generator, *(critic.net for critic in self.critics)]
+
     def live(self) -> Live:
         return Live(len(self.critics), self.device, self.dtype)
 

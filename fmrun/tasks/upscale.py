@@ -204,6 +204,10 @@ class Upscale(PairTask):
         assert batch.condition is not None
         return self._upscale(self.forward, batch.condition)
 
+    def nets(self) -> list[nn.Module]:
+        pretrained = [net for net in self.losses.functions.values() if isinstance(net, nn.Module)]
+        return [*super().nets(), *pretrained]
+
     @property
     def image_loss_names(self) -> tuple[str, ...]:
         return tuple(NAMES.get(name, name) for name in self.losses.configs)
