@@ -13,6 +13,7 @@ import torch
 from commands import Background, fmrun, good, rows, same_runs, same_tensors, saved, status, steps
 from helpers import WORLD, Calls, differing, everything, tensors_of, worst
 from pair_images import picture, save
+from pair_states import advance, draws_of, make_state
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_distributed import closeness, free_port
@@ -20,8 +21,6 @@ from torch import nn
 
 from fmrun import memory
 from fmrun.checks import blind, check_start
-from fmrun.config import Config
-from fmrun.data.pair_feed import PairBatch
 from fmrun.errors import UserError
 from fmrun.health import Health
 from fmrun.models.upscalers import ARCHITECTURES, build_upscaler, export_weights
@@ -32,7 +31,6 @@ from fmrun.train import warnings
 pytestmark = pytest.mark.usefixtures("workplace")
 
 RUNS = Path("runs")
-CPU = torch.device("cpu")
 FEATURES = ["input", "enc1", "enc2", "enc3", "enc4", "bottleneck", "spatial", "frequency", "patch", "fusion"]
 """MUNet's, as they are documented."""
 
@@ -73,48 +71,6 @@ def refused(*arguments: str | Path) -> str:
     assert "Traceback" not in done.err
     (error,) = done.errors
     return error
-
-
-def make_state(**sections: Any) -> State:
-    """A tiny pair in float64; `losses={...}` replaces the default, one pixel loss and the adversarial one."""
-    tree: dict[str, Any] = {
-        "task": "upscale",
-        "precision": "fp64",
-        "device": "cpu",
-        "data": {"path": "photographs", "patch_size": 32, "channels": 3},
-        "generator": {"type": "compact", "features": 4, "blocks": 1},
-        "discriminator": {"type": "munet", "norm": "spectral", "width": 4},
-        "losses": {"charbonnier": {"weight": 1.0}, "gan": {"weight": 0.1}},
-        "feature_matching": {"weight": 0.1, "match": "sample", "criterion": "l1", "layers": ["key"]},
-        "train": {"batch_size": 4},
-    }
-    for name, value in sections.items():
-        tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) and name != "losses" else value
-    return State(Config.model_validate(tree), CPU, WORLD)
-
-
-class Patches:
-    """A feed of smooth pairs; draw number d always has the same."""
-
-    def __init__(self, state: State) -> None:
-        self.data, self.size = state.config.data, state.config.train.batch_size
-
-    def batch(self, draw: int) -> PairBatch:
-        rng, n = torch.Generator().manual_seed(draw), self.data.patch_size
-        coarse = torch.rand(self.size, self.data.channels, n // 8, n // 8, generator=rng)
-        high = (255 * nn.functional.interpolate(coarse, size=(n, n), mode="bicubic").clamp(0, 1)).to(torch.uint8)
-        scale = self.data.scale
-        low = nn.functional.avg_pool2d(high.float(), scale).to(torch.uint8)
-        return PairBatch(low, high)
-
-
-def draws_of(state: State) -> list[list[Any]]:
-    return state.prepare(Patches(state), state.step)
-
-
-def advance(state: State, count: int = 1) -> None:
-    for _ in range(count):
-        state.advance(draws_of(state))
 
 
 # ---- probe
@@ -173,6 +129,7 @@ EXACT: dict[str, tuple[str, ...]] = {
     "bicubic streamed by two workers": s("data.cache=none", "data.workers=2"),
     "chain": (*CHAIN, *s("data.workers=0")),
     "chain with two workers": (*CHAIN, *s("data.workers=2", "data.crops_per_image=2")),
+    "simultaneous": s("train.update=simultaneous", "discriminator.recompute=true"),
     "span and ldl": s(
         "generator.type=span", "generator.blocks=none", "losses.ldl={}", "losses.gan.type=hinge", "losses.gan.r1=1"
     ),

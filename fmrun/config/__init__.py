@@ -98,6 +98,13 @@ class Config(Section):
             raise ValueError(f"discriminator.norm '{d.norm}' is not for {d.type}, which has spectral norm")
         if d.type != "munet" and (d.gradient_branch or d.ch_mult != (1, 2, 4, 8)):
             raise ValueError(f"discriminator.ch_mult and gradient_branch are for munet, not {d.type}")
+        if d.recompute and d.type != "munet":
+            raise ValueError(f"discriminator.recompute is for munet, not {d.type}; leave it out")
+        if d.recompute and self.compile:
+            raise ValueError(
+                "discriminator.recompute and compile exclude each other: a compiled net decides by itself what it computes "
+                "again; leave one out"
+            )
         return self
 
     @model_validator(mode="after")

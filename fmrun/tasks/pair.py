@@ -39,7 +39,7 @@ def _dcgan(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
 
 def _munet(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
     d = config.discriminator
-    return MUNet(image[0], d.width, rng, ch_mult=d.ch_mult, gradient=d.gradient_branch)
+    return MUNet(image[0], d.width, rng, ch_mult=d.ch_mult, gradient=d.gradient_branch, recompute=d.recompute)
 
 
 def _patchgan(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
