@@ -159,10 +159,10 @@ def step_bytes(state: State, images: int) -> list[int]:
     """Bytes that a step with everything acting holds after each of its operations, beside weights and moments, on blank
     micro-batches of `images` images. Leaves parameters, buffers and random streams as they were."""
     task, train = state.task, state.config.train
-    at = _full_step(state.config)
+    at = full_step(state.config)
     nets: list[nn.Module] = [task.generator, *(critic.net for critic in task.critics)]
     moved = [*nets, *(critic.matching for critic in task.critics)]
-    draws = [[_few(b, images) for b in task.prepare(task.blank(), d)] for d in range(state.draws_per_step)]
+    draws = [[few(b, images) for b in task.prepare(task.blank(), d)] for d in range(state.draws_per_step)]
     state.set_live(at)
     with ExitStack() as kept:
         for module in moved:
@@ -191,7 +191,7 @@ def extrapolate(courses: dict[int, list[int]], images: int) -> float:
     return max(b + (b - a) * slope * (images - many) for a, b in zip(courses[few], courses[many], strict=True))
 
 
-def _few(batch: Batch, images: int) -> Batch:
+def few(batch: Batch, images: int) -> Batch:
     """The first images of a micro-batch, in memory of their own."""
 
     def first(x: Tensor | None, dim: int = 0) -> Tensor | None:

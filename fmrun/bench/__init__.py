@@ -63,6 +63,7 @@ def bench(
             built = build(PAIRS[name], Path(folder), place, size, batch_size, precisions, settings or {})
             measuring = Measuring(built, place, machine_rates)
             found[name] = measuring.result(rounds, BUDGET / len(pairs), Path(folder))
+            machine_rates = machine_rates.best(measuring.rates)
             if profile:
                 found[name]["profile"] = measuring.profile()
     result: dict[str, Any] = {

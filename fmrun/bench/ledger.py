@@ -1,10 +1,9 @@
-"""What a step does, operation by operation: passes through each net, FLOPs, bytes, memory, and the least time for it."""
+"""What a step does, operation by operation: passes through each net, FLOPs and bytes."""
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .machine import Rates
-
 aten = torch.ops.aten
 
 FORWARD, TO_INPUT, TO_WEIGHT = "forward", "input_gradient", "weight_gradient"
@@ -23,6 +20,9 @@ KINDS = (FORWARD, TO_INPUT, TO_WEIGHT)
 
 Layer = tuple[tuple[int, ...], bool]
 """A convolution, known by its weight's shape and whether it is a transposed one."""
+
+Operation = tuple[int, int, torch.dtype]
+"""FLOPs, bytes, and the number format."""
 
 NO_KERNEL = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 """Operations that touch no memory."""
@@ -37,16 +37,13 @@ class Ledger(TorchDispatchMode):
     """Inside, notes every operation that reaches the device, forward and backward.
 
     `layers` has the FLOPs of convolutions by kind of pass and layer; `flops` is the sum over convolutions and matrix
-    products; `bytes` what all operations would read and write if no cache helped; `least` the seconds that `rates`
-    allow, operation by operation; `peak` the most bytes that tensors made inside held at once.
+    products; `bytes` what all operations would read and write if no cache helped; `operations` has both for each.
     """
 
-    def __init__(self, rates: Rates | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.rates = rates
         self.layers: dict[str, Counter[Layer]] = {kind: Counter() for kind in KINDS}
-        self.flops = self.bytes = self.alive = self.peak = 0
-        self.least = 0.0
+        self.operations: list[Operation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -56,7 +53,6 @@ class Ledger(TorchDispatchMode):
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         behind = {t.untyped_storage().data_ptr() for t in given}
         fresh = [t for t in made if t.untyped_storage().data_ptr() not in behind]
-        self._hold(fresh)
         if packet in NO_KERNEL or (not fresh and not func._schema.is_mutable):
             return out
         flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
@@ -68,16 +64,20 @@ class Ledger(TorchDispatchMode):
             if isinstance(t, Tensor)
         ]
         size = sum(map(_bytes, [*given, *written, *fresh]))
-        self.flops += flops
-        self.bytes += size
-        if self.rates is not None:
-            dtype = given[0].dtype if given else torch.float32
-            self.least += self.rates.seconds(flops, size, dtype)
+        self.operations.append((flops, size, given[0].dtype if given else torch.float32))
         if packet is aten.convolution:
             self._convolution(args, made[0])
         elif packet is aten.convolution_backward:
             self._convolution_backward(args)
         return out
+
+    @property
+    def flops(self) -> int:
+        return sum(flops for flops, _, _ in self.operations)
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size, _ in self.operations)
 
     def _convolution(self, args: Any, out: Tensor) -> None:
         x, weight, transposed = args[0], args[1], args[6]
@@ -89,17 +89,6 @@ class Ledger(TorchDispatchMode):
             if asked:
                 self.layers[kind][tuple(weight.shape), transposed] += _flops(x, gradient, weight, transposed)
 
-    def _hold(self, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            size = storage.nbytes()
-            self.alive += size
-            weakref.finalize(storage, self._release, size)
-        self.peak = max(self.peak, self.alive)
-
-    def _release(self, size: int) -> None:
-        self.alive -= size
-
 
 def _flops(x: Tensor, out: Tensor, weight: Tensor, transposed: bool) -> int:
     """Of one pass through a convolution: the same forwards, to the input and to the weight."""
@@ -110,7 +99,7 @@ def _flops(x: Tensor, out: Tensor, weight: Tensor, transposed: bool) -> int:
 class Unit:
     """One forward of a net, as a measure for passes: FLOPs of each convolution that does not read the net's own input.
 
-    Those that do have no gradient to give to an input that asks for none; they would make two passes of 1.97.
+    In an update of the net those have no gradient to give to their input, so that a whole pass back would count as less.
     """
 
     layers: Mapping[Layer, int]

@@ -21,7 +21,12 @@ from ..tasks import Batch
 from .machine import wait
 from .variants import bare_step, ordinary_step
 
-CADENCES = {"read_out": "log.every", "grid": "log.sample_every", "checkpoint": "checkpoint.every", "held_out": "eval.every"}
+CADENCES = {
+    "read_out": "log.every",
+    "grid": "log.sample_every",
+    "checkpoint": "checkpoint.every",
+    "held_out": "eval.every",
+}
 """What happens now and then between steps, and the setting that says how often."""
 
 
@@ -142,7 +147,7 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
     step_ratio = median(loop / alone for loop, alone in zip(state.loop, state.bare, strict=True))
     cadences = {"read_out": config.log.every, "grid": config.log.sample_every}
     cadences |= {"checkpoint": config.checkpoint.every, "held_out": config.eval.every}
-    stalls = {}
+    stalls: dict[str, dict[str, Any]] = {}
     for name, times in clock.times.items():
         if times and cadences[name]:
             each = median(times)
@@ -153,7 +158,7 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
                 "setting": CADENCES[name],
                 "share": each / (cadences[name] * bare * step_ratio),
             }
-    share = sum(stall["share"] for stall in stalls.values())
+    share: float = sum(stall["share"] for stall in stalls.values())
     return {
         "bare_seconds": bare,
         "loop_seconds": median(state.loop),

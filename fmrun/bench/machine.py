@@ -27,6 +27,11 @@ class Rates:
     memory: float
     """Bytes/s read and written by a copy that no cache holds."""
 
+    def best(self, other: Rates) -> Rates:
+        """Of two measurements, the faster: a rate is what the machine can do, not what it did while others worked."""
+        products = {dtype: max(rate, other.products[dtype]) for dtype, rate in self.products.items()}
+        return Rates(products, max(self.memory, other.memory))
+
     def seconds(self, flops: float, size: float, dtype: torch.dtype) -> float:
         """The least time for an operation of so many FLOPs on so many bytes: the longer of computing and moving."""
         if dtype == torch.float16:
@@ -64,22 +69,22 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 1) 
     return timed(work, device, repeats)[0]
 
 
-def rates(device: torch.device, side: int | None = None) -> Rates:
-    """Measure the device; `side` of the matrices, by default 1024 on a CPU and 8192 on a GPU."""
+def rates(device: torch.device, tries: int = TRIES) -> Rates:
+    """Measure the device, by matrices of side 1024 on a CPU and 8192 on a GPU."""
     on_gpu = device.type != "cpu"
-    side = side or (8192 if on_gpu else 1024)
+    side = 8192 if on_gpu else 1024
     repeats = 4 if on_gpu else 1
     products = {}
     for dtype in WIDE:
         if device.type == "mps" and dtype != torch.float32:
             continue
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        times = [seconds(lambda a=a, b=b: a @ b, device, repeats) for _ in range(TRIES)]  # type: ignore[misc]
+        times = [seconds(lambda a=a, b=b: a @ b, device, repeats) for _ in range(tries)]  # type: ignore[misc]
         products[dtype] = 2 * side**3 / min(times)
     count = side * side * 16
     source = torch.zeros(count, device=device)
     target = torch.empty_like(source)
-    times = [seconds(lambda: target.copy_(source), device, repeats) for _ in range(TRIES)]
+    times = [seconds(lambda: target.copy_(source), device, repeats) for _ in range(tries)]
     return Rates(products, 2 * source.nbytes / min(times))
 
 

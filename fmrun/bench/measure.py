@@ -10,11 +10,11 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .ledger import Ledger
+from ..memory import LiveBytes
+from .ledger import Ledger, Operation
 from .loop import loop_cost
-from .machine import Rates, seconds, timed, wait
+from .machine import Rates, rates, seconds, timed, wait
 from .variants import Bench, Variant
 
 LEAST, MOST = 3, 25
@@ -35,6 +35,8 @@ RATIOS = {
     "fm_over_plain": ("fm", "plain"),
     "fm_key_over_plain": ("fm_key", "plain"),
     "fm_all_over_plain": ("fm_all", "plain"),
+    "simultaneous_fm_over_plain": ("simultaneous_fm", "simultaneous_plain"),
+    "simultaneous_fm_over_fm": ("simultaneous_fm", "fm"),
     "fm_over_textbook_plain": ("fm", "textbook_plain"),
     "textbook_over_fm": ("textbook_fm", "fm"),
     "textbook_nhwc_over_fm": ("textbook_fm_nhwc", "fm"),
@@ -44,6 +46,8 @@ RATIOS = {
     "textbook_over_fm_bf16": ("textbook_fm", "fm_bf16"),
     "fm_over_plain_bf16": ("fm_bf16", "plain_bf16"),
     "fm_over_fm_bf16": ("fm", "fm_bf16"),
+    "fm_over_fm_compiled": ("fm_bf16", "fm_compiled"),
+    "textbook_over_fm_compiled": ("textbook_fm", "fm_compiled"),
 }
 """Seconds of one step over those of another. A step with feature matching has its share of the steps that measure."""
 
@@ -56,7 +60,7 @@ class Count:
     """By net and kind, in units of one forward of that net; see `Unit.passes`."""
     flops: int
     bytes: int
-    least: float
+    operations: Sequence[Operation]
     memory: int
     """Bytes of tensors at the fullest moment: those that stay, and those it makes."""
 
@@ -69,9 +73,9 @@ class Count:
 class Measuring:
     """The steps of one pair, counted once, then timed in rounds."""
 
-    def __init__(self, built: Bench, device: torch.device, rates: Rates):
+    def __init__(self, built: Bench, device: torch.device, known: Rates):
         self.started = time.monotonic()
-        self.built, self.device, self.rates = built, device, rates
+        self.built, self.device, self.rates = built, device, known
         self.counts = {variant.name: self._count(variant) for variant in [*built.variants, *built.counted]}
         self.times: dict[str, list[float]] = {variant.name: [] for variant in built.variants}
         self.device_times: dict[str, list[float]] = {variant.name: [] for variant in built.variants}
@@ -85,23 +89,23 @@ class Measuring:
     def _count(self, variant: Variant) -> Count:
         """Count a step, which also warms it up."""
         variant.forget()
-        with Ledger(self.rates) as ledger:
+        held = variant.held()
+        with variant.eager(), Ledger() as ledger, LiveBytes(held) as live:
             variant.run()
         passes = {net: unit.passes(ledger) for net, unit in self.built.units.items()}
-        memory = self._memory(variant, ledger.peak)
-        return Count(passes, ledger.flops, ledger.bytes, ledger.least, memory)
+        made = max(live.course) if self.device.type != "cuda" else self._made_on_gpu(variant)
+        return Count(passes, ledger.flops, ledger.bytes, ledger.operations, sum(t.nbytes for t in held) + made)
 
-    def _memory(self, variant: Variant, counted: int) -> int:
+    def _made_on_gpu(self, variant: Variant) -> int:
+        """The most bytes that a step takes besides what stays, as the allocator counts."""
+        variant.run()
         variant.forget()
-        held = sum(t.nbytes for t in variant.held())
-        if self.device.type != "cuda":
-            return held + counted
         wait(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         variant.run()
         wait(self.device)
-        return held + torch.cuda.max_memory_allocated(self.device) - before
+        return torch.cuda.max_memory_allocated(self.device) - before
 
     def _rounds(self, rounds: int | None, until: float) -> int:
         """Make every step and a forward of each net once a round, every other round backwards."""
@@ -114,6 +118,7 @@ class Measuring:
                     self.device_times[variant.name].append(own)
             for name, forward in self.built.forwards.items():
                 self.forwards[name].append(seconds(forward, self.device, 1 if self.device.type == "cpu" else 10))
+            self.rates = self.rates.best(rates(self.device, tries=2))
             done += 1
         return done
 
@@ -140,7 +145,9 @@ class Measuring:
         allowed = {}
         for name, (over, under) in RATIOS.items():
             if over in self.times and under in self.times:
-                shares = [1 + measuring["surcharge"] if built.matched[v] and v in built.own else 1 for v in (over, under)]
+                shares = [
+                    1 + measuring["surcharge"] if built.matched[v] and v in built.own else 1 for v in (over, under)
+                ]
                 quotients = _quotients(self.times[over], self.times[under])
                 found[name] = [q * shares[0] / shares[1] for q in quotients]
                 if built.precision[over] == built.precision[under]:
@@ -183,6 +190,7 @@ class Measuring:
         count, times = self.counts[variant.name], self.times[variant.name]
         typical = median(times)
         product = self.rates.products[torch.bfloat16 if variant.precision == "bf16" else torch.float32]
+        least = sum(self.rates.seconds(*operation) for operation in count.operations)
         step: dict[str, Any] = {
             "words": variant.words,
             "precision": variant.precision,
@@ -193,8 +201,8 @@ class Measuring:
             "flops": count.flops,
             "bytes": count.bytes,
             "product_share": count.flops / typical / product,
-            "least_seconds": count.least,
-            "least_share": count.least / typical,
+            "least_seconds": least,
+            "least_share": least / typical,
             "memory_bytes": count.memory,
         }
         if self.device_times[variant.name]:
@@ -217,7 +225,12 @@ class Measuring:
             whole = sum(getattr(row, key) for row in rows)
             top = sorted(rows, key=lambda row: -getattr(row, key))[:OPERATORS]
             found[variant.name] = [
-                {"operator": r.key, "calls": r.count, "seconds": getattr(r, key) / 1e6, "share": getattr(r, key) / whole}
+                {
+                    "operator": r.key,
+                    "calls": r.count,
+                    "seconds": getattr(r, key) / 1e6,
+                    "share": getattr(r, key) / whole,
+                }
                 for r in top
             ]
         return found

@@ -69,7 +69,13 @@ class Judge(nn.Module):
 def munet_modules(net: MUNet) -> dict[str, nn.Module]:
     """Features that are a module's output; those of the other two branches are computed by functions."""
     stages = {f"enc{i}": stage for i, stage in enumerate(net.encoder, 1)}
-    return {"input": net.input, **stages, "bottleneck": net.bottleneck, "spatial": net.decoder[-1], "fusion": net.fusion}
+    return {
+        "input": net.input,
+        **stages,
+        "bottleneck": net.bottleneck,
+        "spatial": net.decoder[-1],
+        "fusion": net.fusion,
+    }
 
 
 def means(real: Tensor, fake: Tensor) -> Tensor:
@@ -165,6 +171,7 @@ def textbook(state: State, layers: Sequence[str]) -> Textbook:
     """The pair of `state` with weights of its own, matching `layers`."""
     generator, discriminator = copy.deepcopy((state.task.generator, state.task.critics[0].net))
     weight = state.config.feature_matching.weight
+    net: nn.Module
     if isinstance(discriminator, DcganDiscriminator):
         net, modules = dcgan_discriminator(discriminator)
         return Textbook(
@@ -172,9 +179,7 @@ def textbook(state: State, layers: Sequence[str]) -> Textbook:
         )
     modules = munet_modules(discriminator)
     net = Judge(discriminator)
-    return Textbook(
-        Upscaling(generator), net, [modules[n] for n in layers], _low, F.l1_loss, weight, pixels=True
-    )
+    return Textbook(Upscaling(generator), net, [modules[n] for n in layers], _low, F.l1_loss, weight, pixels=True)
 
 
 class Upscaling(nn.Module):

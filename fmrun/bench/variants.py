@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,9 @@ from torch import Tensor
 from ..config import Config
 from ..data.pairs import PairBatch
 from ..dist import World
-from ..memory import full_step
+from ..memory import few, full_step
 from ..presets import Override, resolve
-from ..state import TASKS, State
-from ..step import step
+from ..state import UPDATES, State
 from ..tasks import Batch
 from .ledger import Unit, unit
 from .textbook import Textbook, textbook
@@ -102,6 +102,8 @@ class Variant:
     """Tensors that stay between steps."""
     forget: Callable[[], None]
     """Drop the gradients of the last step."""
+    eager: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Inside, nothing is compiled, so that every operation is seen."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def bare_step(state: State, draws: list[list[Batch]], at: int) -> None:
     """The losses and updates of step `at`, and nothing else: no schedule, average or log."""
     plan = replace(state.task.plan(at), observe=False)
     state.live.step = at
-    step(state.task, draws, plan, state.live, state.optimisers, state.world, state.config.train.d_updates)
+    train = state.config.train
+    UPDATES[train.update](state.task, draws, plan, state.live, state.optimisers, state.world, train.d_updates)
 
 
 def random_draws(state: State) -> list[list[Batch]]:
@@ -159,11 +162,6 @@ def random_draws(state: State) -> list[list[Batch]]:
     return [state.task.prepare(one(), draw) for draw in range(state.draws_per_step)]
 
 
-def few(batch: Batch) -> Batch:
-    """Two images of a batch."""
-    return Batch(*(None if t is None else t[:2] for t in (batch.real, batch.noise, batch.condition)))  # type: ignore[arg-type]
-
-
 class Own:
     """fmrun's step of a config: `State.advance`, again and again at the same step of the run."""
 
@@ -172,7 +170,8 @@ class Own:
         self.state = State(config, device, World())
         self.draws = random_draws(self.state)
         # a step on two images makes the moments, which are there in every step but the first
-        self.at(ordinary_step(self.state), [[few(batch) for batch in draw] for draw in self.draws])
+        with self.state.task.eager():
+            self.at(ordinary_step(self.state), [[few(batch, 2) for batch in draw] for draw in self.draws])
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -186,7 +185,13 @@ class Own:
     def variant(self, name: str, words: str, measuring: bool = False) -> Variant:
         step = ordinary_step(self.state, measuring)
         return Variant(
-            name, words, self.config.precision, lambda: self.at(step, self.draws), self.held, self.forget
+            name,
+            words,
+            self.config.precision,
+            lambda: self.at(step, self.draws),
+            self.held,
+            self.forget,
+            self.state.task.eager,
         )
 
     def held(self) -> list[Tensor]:
@@ -211,7 +216,7 @@ class Published:
             real=batch.real.contiguous(memory_format=memory_format),
             condition=None if batch.condition is None else batch.condition.contiguous(memory_format=memory_format),
         )
-        self.book.plain(few(self.batch))
+        self.book.plain(few(self.batch, 2))
 
     def variant(self, name: str, words: str, step: Callable[[Textbook, Batch], None]) -> Variant:
         return Variant(name, words, FP32, lambda: step(self.book, self.batch), self.held, self.forget)
@@ -258,19 +263,11 @@ def build(
     variants: list[Variant] = []
     counted: list[Variant] = []
     matched: dict[str, tuple[str, ...]] = {}
-    ways: dict[str, Any] = {"plain": {"feature_matching.weight": 0.0}}
-    ways |= {name: {"feature_matching.layers": [layers]} for name, layers in pair.layers.items()}
     owns: dict[str, Own] = {}
-    for precision in precisions:
-        first = precision == precisions[0]
-        for name, way in ways.items():
-            if not first and name not in ("plain", "fm"):
-                continue
-            own = Own(config(precision=precision, **way), device)
-            name += "" if first else f"_{precision}"
-            layers = f"feature matching, {', '.join(way['feature_matching.layers'])} layers" if own.layers else ""
-            variants.append(own.variant(name, f"fmrun, {precision}: {layers or 'no feature matching'}"))
-            owns[name], matched[name] = own, own.layers
+    for name, words, precision, way in _ways(pair, device, precisions):
+        owns[name] = own = Own(config(precision=precision, **way), device)
+        variants.append(own.variant(name, f"fmrun, {precision}: {words}"))
+        matched[name] = own.layers
     counted.append(owns["fm"].variant("fm_measuring", "a step that measures the share", measuring=True))
     for name in pair.book:
         stem = name.removesuffix("_nhwc")
@@ -295,6 +292,30 @@ def build(
     )
 
 
+def _ways(
+    pair: Pair, device: torch.device, precisions: Sequence[str]
+) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """fmrun's own steps: name, words, precision, settings."""
+    first, main = precisions[0], pair.layers["fm"]
+    plain = {"feature_matching.weight": 0.0}
+    at_once = {"train.update": "simultaneous"}
+    said = "feature matching, {} layers"
+    yield "plain", "no feature matching", first, plain
+    for name, layers in pair.layers.items():
+        yield name, said.format(layers), first, _matching(layers)
+    yield "simultaneous_plain", "simultaneous, no feature matching", first, plain | at_once
+    yield "simultaneous_fm", f"simultaneous, {said.format(main)}", first, _matching(main) | at_once
+    for precision in precisions[1:]:
+        yield f"plain_{precision}", "no feature matching", precision, plain
+        yield f"fm_{precision}", said.format(main), precision, _matching(main)
+    if device.type == "cuda":
+        yield "fm_compiled", f"compiled, {said.format(main)}", precisions[-1], _matching(main) | {"compile": True}
+
+
+def _matching(layers: str) -> dict[str, Any]:
+    return {"feature_matching.layers": [layers]}
+
+
 def _units(own: Own) -> tuple[dict[str, Unit], dict[str, Callable[[], object]]]:
     """A forward of each net, as a measure of passes and as a thing to time."""
     task, batch = own.state.task, own.draws[0][0]
@@ -313,5 +334,8 @@ def _units(own: Own) -> tuple[dict[str, Unit], dict[str, Callable[[], object]]]:
 
     d, g = unit(judge), unit(generate)
     own.forget()
-    forwards = {"discriminator": torch.no_grad()(judge), "generator": torch.no_grad()(generate)}
+    forwards: dict[str, Callable[[], object]] = {
+        "discriminator": torch.no_grad()(judge),
+        "generator": torch.no_grad()(generate),
+    }
     return {"discriminator": d.without(g), "generator": g.without(d)}, forwards

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import listing, looking, pictures, training
+from . import bench, listing, looking, pictures, training
 
 app = typer.Typer(
     name="fmrun",
@@ -44,6 +44,7 @@ for command in (
     looking.data_preview,
     pictures.sample,
     pictures.export,
+    bench.bench,
     listing.presets,
     listing.runs,
 ):
