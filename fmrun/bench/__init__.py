@@ -7,7 +7,7 @@ one after the other, and a ratio is the median over rounds of the quotient withi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..models.dcgan import KERNELS
 from ..models.munet import SMALLEST
 from ..precision import choose_device, choose_precision, set_determinism
+from ..presets import Override
 from ..report import Reporter
 from .machine import describe, load_average, rates
 from .measure import Measuring
@@ -25,6 +26,21 @@ from .words import hints
 
 BUDGET = 130.0
 """Seconds for all pairs together where the number of rounds is not given."""
+
+SET_HERE = {
+    "device": "give --device",
+    "precision": "give --precision",
+    "train.batch_size": "give --batch-size",
+    "data.image_size": "give --size",
+    "data.patch_size": "give --size",
+    **dict.fromkeys(
+        ("task", "compile", "deterministic", "data.path", "data.channels", "data.valid_fraction", "train.update"),
+        "leave it out",
+    ),
+    "feature_matching.weight": "it measures with feature matching and without",
+    "feature_matching.layers": "it measures the groups 'all' and 'key'",
+}
+"""Fields that tell the steps apart, or the machine, and what to do instead of setting them."""
 
 
 def bench(
@@ -37,7 +53,7 @@ def bench(
     precision: str = "all",
     profile: bool = False,
     report: Reporter,
-    settings: Mapping[str, Any] | None = None,
+    overrides: Sequence[Override] = (),
 ) -> dict[str, Any]:
     """Measure the named pairs (`dcgan`, `munet`); what `--json` prints:
 
@@ -48,8 +64,10 @@ def bench(
       that costs time
     - `hints`: sentences
 
-    `settings` are further fields of every config. Raises UserError for a device, size or precision there is not.
+    `overrides` are further fields of fmrun's configs. Raises UserError for a device, size or precision there is not,
+    and for a field that tells the steps apart.
     """
+    _check_free(overrides)
     place = choose_device(device)
     _check_sizes(pairs, size)
     precisions = _precisions(precision, place)
@@ -60,7 +78,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="fmrun-bench-") as folder:
         for name in pairs:
             report.note(f"measuring {name}" + ("" if rounds else f": about {BUDGET / len(pairs):.0f} s"))
-            built = build(PAIRS[name], Path(folder), place, size, batch_size, precisions, settings or {})
+            built = build(PAIRS[name], Path(folder), place, size, batch_size, precisions, overrides)
             measuring = Measuring(built, place, machine_rates)
             found[name] = measuring.result(rounds, BUDGET / len(pairs), Path(folder))
             machine_rates = machine_rates.best(measuring.rates)
@@ -78,6 +96,12 @@ def bench(
         }
     result["hints"] = hints(result)
     return result
+
+
+def _check_free(overrides: Sequence[Override]) -> None:
+    for override in overrides:
+        if override.key in SET_HERE:
+            raise UserError(f"{override.flag}: bench sets {override.key} by itself; {SET_HERE[override.key]}")
 
 
 def _check_sizes(pairs: Sequence[str], size: int | None) -> None:

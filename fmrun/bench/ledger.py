@@ -33,6 +33,10 @@ def _bytes(tensor: Tensor) -> int:
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 class Ledger(TorchDispatchMode):
     """Inside, notes every operation that reaches the device, forward and backward.
 
@@ -49,21 +53,16 @@ class Ledger(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = func._overloadpacket
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        behind = {t.untyped_storage().data_ptr() for t in given}
+        given = _tensors((args, {name: value for name, value in kwargs.items() if name != "out"}))
+        made, into = _tensors(out), _tensors(kwargs.get("out"))
+        behind = {t.untyped_storage().data_ptr() for t in [*given, *into]}
         fresh = [t for t in made if t.untyped_storage().data_ptr() not in behind]
         if packet in NO_KERNEL or (not fresh and not func._schema.is_mutable):
             return out
         flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
-        written = [
-            t
-            for argument, value in zip(func._schema.arguments, args, strict=False)
-            if argument.alias_info is not None and argument.alias_info.is_write
-            for t in tree_leaves(value)
-            if isinstance(t, Tensor)
-        ]
-        size = sum(map(_bytes, [*given, *written, *fresh]))
+        arguments = zip(func._schema.arguments, args, strict=False)
+        changed = _tensors([value for a, value in arguments if a.alias_info is not None and a.alias_info.is_write])
+        size = sum(map(_bytes, [*given, *changed, *into, *fresh]))
         self.operations.append((flops, size, given[0].dtype if given else torch.float32))
         if packet is aten.convolution:
             self._convolution(args, made[0])

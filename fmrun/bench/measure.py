@@ -88,9 +88,9 @@ class Measuring:
 
     def _count(self, variant: Variant) -> Count:
         """Count a step, which also warms it up."""
-        variant.forget()
-        held = variant.held()
-        with variant.eager(), Ledger() as ledger, LiveBytes(held) as live:
+        variant.owner.forget()
+        held = variant.owner.held()
+        with variant.owner.eager(), Ledger() as ledger, LiveBytes(held) as live:
             variant.run()
         passes = {net: unit.passes(ledger) for net, unit in self.built.units.items()}
         made = max(live.course) if self.device.type != "cuda" else self._made_on_gpu(variant)
@@ -99,7 +99,7 @@ class Measuring:
     def _made_on_gpu(self, variant: Variant) -> int:
         """The most bytes that a step takes besides what stays, as the allocator counts."""
         variant.run()
-        variant.forget()
+        variant.owner.forget()
         wait(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)

@@ -49,11 +49,9 @@ class Pair:
     def preset(self, device: torch.device) -> str:
         return self.gpu if device.type == "cuda" else self.cpu
 
-    def config(self, folder: Path, device: torch.device, settings: Mapping[str, Any]) -> Config:
+    def config(self, folder: Path, device: torch.device, overrides: Sequence[Override]) -> Config:
         """The preset as it would be trained, with the number of channels known."""
-        overrides = [Override(f"-s {key}={value}", key, value) for key, value in settings.items()]
-        preset = self.preset(device)
-        config = resolve(preset, None, [Override("--device", "device", str(device)), *overrides], need_data=False)
+        config = resolve(self.preset(device), None, overrides, need_data=False)
         if not self.bundled:
             size = config.data.image_size
             path = folder / f"{size}.npz"
@@ -98,12 +96,7 @@ class Variant:
     words: str
     precision: str
     run: Callable[[], object]
-    held: Callable[[], Sequence[Tensor]]
-    """Tensors that stay between steps."""
-    forget: Callable[[], None]
-    """Drop the gradients of the last step."""
-    eager: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Inside, nothing is compiled, so that every operation is seen."""
+    owner: Own | Published
 
 
 @dataclass(frozen=True)
@@ -184,23 +177,21 @@ class Own:
 
     def variant(self, name: str, words: str, measuring: bool = False) -> Variant:
         step = ordinary_step(self.state, measuring)
-        return Variant(
-            name,
-            words,
-            self.config.precision,
-            lambda: self.at(step, self.draws),
-            self.held,
-            self.forget,
-            self.state.task.eager,
-        )
+        return Variant(name, words, self.config.precision, lambda: self.at(step, self.draws), self)
+
+    def eager(self) -> AbstractContextManager[None]:
+        """Inside, nothing is compiled, so that every operation is seen."""
+        return self.state.task.eager()
 
     def held(self) -> list[Tensor]:
+        """Tensors that stay between steps."""
         task = self.state.task
         nets = [task.generator, task.average, *(critic.net for critic in task.critics)]
         moments = [value for optimiser in self.state.optimisers.values() for value in optimiser.state().values()]
         return [*(t for net in nets for t in (*net.parameters(), *net.buffers())), *moments]
 
     def forget(self) -> None:
+        """Drop the gradients of the last step."""
         for optimiser in self.state.optimisers.values():
             optimiser.zero_grad()
 
@@ -219,7 +210,10 @@ class Published:
         self.book.plain(few(self.batch, 2))
 
     def variant(self, name: str, words: str, step: Callable[[Textbook, Batch], None]) -> Variant:
-        return Variant(name, words, FP32, lambda: step(self.book, self.batch), self.held, self.forget)
+        return Variant(name, words, FP32, lambda: step(self.book, self.batch), self)
+
+    def eager(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def held(self) -> list[Tensor]:
         nets = (self.book.generator, self.book.discriminator)
@@ -246,19 +240,23 @@ def build(
     size: int | None,
     batch_size: int | None,
     precisions: Sequence[str],
-    settings: Mapping[str, Any],
+    overrides: Sequence[Override],
 ) -> Bench:
     """Nets, batches and steps of a pair, every variant with weights of its own.
 
     What is compared with the textbook is in the first of `precisions`; names in another end in it.
     """
-    given: dict[str, Any] = {pair.size_field: size or pair.size, "train.batch_size": batch_size}
-    given = {key: value for key, value in given.items() if value is not None} | dict(settings)
+    given: list[tuple[str, str, Any]] = [
+        ("--device", "device", str(device)),
+        ("--size", pair.size_field, size or pair.size),
+    ]
+    given += [("--batch-size", "train.batch_size", batch_size)]
     if device.type == "cuda":
-        given["deterministic"] = False  # speed is what is asked for, of the textbook's kernels too
+        given.append(("bench", "deterministic", False))  # speed is what is asked for, of the textbook's kernels too
+    common = [*(Override(*one) for one in given if one[2] is not None), *overrides]
 
     def config(**more: Any) -> Config:
-        return pair.config(folder, device, given | more)
+        return pair.config(folder, device, [*common, *(Override("bench", k, v) for k, v in more.items())])
 
     variants: list[Variant] = []
     counted: list[Variant] = []

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json
+from .options import Json, Set, as_overrides
 
 
 class Pairs(StrEnum):
@@ -37,6 +37,7 @@ def bench(
     ] = None,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     precision: Annotated[Precisions, typer.Option("--precision", help="Arithmetic of fmrun's steps.")] = Precisions.all,
+    set_: Set = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Also list the operators that take the most time.")
     ] = False,
@@ -63,6 +64,7 @@ def bench(
         rounds=rounds,
         precision=precision.value,
         profile=profile,
+        overrides=as_overrides(set_),
         report=report,
     )
     if out is not None:
