@@ -88,8 +88,8 @@ def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
         images = [task.generate(batch) for batch in batches]
     _check_image_losses(state, batches[0], images[0])
     for critic in task.critics:
-        plan = full_plan(critic, others=task.plan(state.step).image_losses)
-        state.live.set(state.step, [critic.gan.weight], [_weight(critic.matching)])
+        plan = full_plan(critic, others=bool(task.plan(state.step).image_losses))
+        state.live.set(state.step, [critic.gan.weight], [_weight(critic.matching)], task.image_weights(state.step))
         with unchanged(critic.matching), frozen([critic]):
             for layer in plan.taps:
                 if not passes_gradient(critic, layer, images[0][:LOOK]):
@@ -146,7 +146,7 @@ def _check_losses(state: State, critic: Critic, plan: CriticPlan, batches: list[
     for name, part in parts.items():
         if part is None:
             continue
-        plans = Plan(tuple(part if c is critic else _idle(c) for c in task.critics), image_losses=False)
+        plans = Plan(tuple(part if c is critic else _idle(c) for c in task.critics), image_losses=())
         with unchanged(critic.matching):
             gradients, _ = generator_image_gradients(task, plans, batches, images, state.live, state.world)
         if not any(bool(g.abs().sum() > 0) for g in gradients):

@@ -84,6 +84,8 @@ class FeatureMatching(nn.Module):
         else:
             self.weights = dict(zip(named, config.layer_weights, strict=True))
         self.layers = tuple(name for name in named if self.weights[name])  # a layer of weight 0 costs nothing
+        self.kept: dict[str, Tensor] | None = None
+        """Random directions by layer, where they have to stay in their place in memory; `renew` draws new ones there."""
         shapes = {name: shapes[name] for name in self.layers}
         self.register_buffer("balance", torch.ones(()))
         self.register_buffer("share", torch.full((), math.nan))
@@ -125,9 +127,7 @@ class FeatureMatching(nn.Module):
             )
         directions = None
         if c.match == "sliced":
-            dtype = torch.float64 if real.dtype == torch.float64 else torch.float32
-            generator = torch_generator(self.seed, "directions", step, self.layers.index(layer), device=real.device)
-            directions = random_directions(c.directions, real[0].numel(), generator, dtype)
+            directions = self._directions(layer, real, step)
         return STATISTICS[c.match](
             real,
             fake,
@@ -140,6 +140,25 @@ class FeatureMatching(nn.Module):
             directions=directions,
             real_mean=real_mean,
         )
+
+    def _draw(self, layer: str, step: int, dimension: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        generator = torch_generator(self.seed, "directions", step, self.layers.index(layer), device=device)
+        return random_directions(self.config.directions, dimension, generator, dtype)
+
+    def _directions(self, layer: str, real: Tensor, step: int) -> Tensor:
+        """Random directions of this layer and step, a function of both alone."""
+        if self.kept is not None and layer in self.kept:
+            return self.kept[layer]
+        dtype = torch.float64 if real.dtype == torch.float64 else torch.float32
+        drawn = self._draw(layer, step, real[0].numel(), real.device, dtype)
+        if self.kept is not None:
+            self.kept[layer] = drawn
+        return drawn
+
+    def renew(self, step: int) -> None:
+        """Draw this step's random directions in the place of those that are kept."""
+        for layer, kept in (self.kept or {}).items():
+            kept.copy_(self._draw(layer, step, kept.shape[1], kept.device, kept.dtype))
 
     def forward(self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor], *, step: int, world: World) -> Loss:
         """reduce_k w_k d_k, before balance and lambda; `terms` are the distances d_k by layer."""

@@ -43,19 +43,22 @@ class Guard(nn.Module):
         self.register_buffer("good_steps", torch.zeros(()))
 
     @torch.no_grad()
-    def skip(self, norm: Tensor, step: int, net: int) -> Tensor:
-        """1.0 if the update with this gradient norm must not happen, else 0.0; takes note of why."""
+    def skip(self, norm: Tensor, step: Tensor | int, net: int) -> Tensor:
+        """1.0 if the update with this gradient norm must not happen, else 0.0; takes note of why.
+
+        Chooses by arithmetic: `torch.where` would wait for the device to take a number from the host.
+        """
         finite = torch.isfinite(norm)
         fatal = ~finite
         if self.scaled:
             self.good_steps.add_(1).mul_(finite)
             grown = self.good_steps >= 2000
-            self.scale.mul_(torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5))
+            self.scale.mul_(0.5 + 0.5 * finite + 1.0 * grown)
             self.good_steps.mul_(~grown)
             fatal = fatal & (self.scale < SMALLEST_SCALE)
         first = fatal & (self.bad[0] < 0)
         for place, value in enumerate((step, net)):
-            self.bad[place].copy_(torch.where(first, value, self.bad[place]))
+            self.bad[place].mul_(~first).add_(first * value)
         return (~finite | (self.bad[0] >= 0)).to(torch.float32)
 
     def read(self) -> tuple[int, int] | None:
@@ -81,7 +84,14 @@ class Optimiser:
         self.names, self.parameters = zip(*net.named_parameters(), strict=True)
         self.config, self.clip, self.guard, self.index, self.world = config, clip, guard, index, world
         self.lr = torch.tensor(config.lr, device=device)
-        self.adam = torch.optim.Adam(self.parameters, lr=self.lr, betas=config.betas, eps=config.eps, fused=True)
+        self.adam = torch.optim.Adam(
+            self.parameters,
+            lr=self.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
         # fp16 skips updates in good health; what such a forward put into running averages has to go with it
         self.averages = [b for b in net.buffers() if b.is_floating_point()] if guard.scaled else []
         self.remember()
@@ -94,10 +104,10 @@ class Optimiser:
         self.adam.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def step(self, step: int, scale: Tensor | None = None) -> Tensor:
+    def step(self, step: Tensor | int, scale: Tensor | None = None) -> Tensor:
         """Update the weights from the gradients they hold; returns the gradient norm before clipping.
 
-        `scale` is the loss scale that the gradients carry, where the guard may have changed its own since.
+        `step` is for the guard's notes; `scale` is the loss scale that the gradients carry, where the guard may have changed its own since.
         """
         grads = [p.grad for p in self.parameters if p.grad is not None]
         self.world.average_(grads)

@@ -216,13 +216,13 @@ def _share(
     critic.matching = matching
     task.critics = (critic,)
     others = task.plan(state.step).image_losses
-    plan = full_plan(critic, others)
+    plan = full_plan(critic, bool(others))
     if not plan.measure:
         return None
     if not reached:
         return 0.0
     live = task.live()
-    live.set(state.step, [critic.gan.weight], [matching.config.weight])
+    live.set(state.step, [critic.gan.weight], [matching.config.weight], task.image_weights(state.step))
     generator_image_gradients(task, Plan((plan,), image_losses=others), batches, images, live, state.world)
     return _finite(float(matching.share))
 

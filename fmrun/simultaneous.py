@@ -98,7 +98,7 @@ def simultaneous_step(
     # The generator first: where its update is not finite, the discriminator's weights stay those that made it so.
     terms |= apply_to_generator(task, plan, micro_batches, images, gradients, generator, live, world, scale)
     for critic in trained:
-        terms["health/d_grad_norm" + critic.suffix] = optimisers[critic.name].step(live.step, scale)
+        terms["health/d_grad_norm" + critic.suffix] = optimisers[critic.name].step(live.clock, scale)
     return terms
 
 

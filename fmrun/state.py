@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .config import Config
 from .dist import World
+from .graphs import CudaRecorder, Recorder, StepGraphs
 from .optim import Ema, Guard, Optimiser, lr_factor
 from .simultaneous import simultaneous_step
 from .step import Terms, step
@@ -69,6 +70,10 @@ class State:
         self.ema = Ema(self.task.average, config.ema)
         self.live = self.task.live()
         self.window = Window()
+        self.graphs: StepGraphs | None = None
+        """Recorded steps, where the config asks for them and the device has them."""
+        if config.cuda_graphs and device.type == "cuda":
+            self.record_with(CudaRecorder(device))
         shared: dict[str, Any] = {
             "clip": config.optim.clip_grad_norm,
             "guard": self.guard,
@@ -106,6 +111,13 @@ class State:
             found += self.task.held_out_names
         return sorted(found)
 
+    def record_with(self, recorder: Recorder) -> None:
+        """Record steps from now on."""
+        self.graphs = StepGraphs(recorder)
+        for critic in self.task.critics:
+            if critic.matching is not None:
+                critic.matching.kept = {}
+
     def prepare(self, feed: Any, step: int) -> list[list[Batch]]:
         """The batches of `step`: for each draw its micro-batches."""
         first = step * self.draws_per_step
@@ -114,7 +126,15 @@ class State:
     def set_live(self, step: int) -> None:
         """Put the numbers that depend on the step alone onto the device."""
         critics = self.task.critics
-        self.live.set(step, [c.adversarial_weight(step) for c in critics], [c.matching_weight(step) for c in critics])
+        self.live.set(
+            step,
+            [c.adversarial_weight(step) for c in critics],
+            [c.matching_weight(step) for c in critics],
+            self.task.image_weights(step),
+        )
+        for critic in critics:
+            if critic.matching is not None:
+                critic.matching.renew(step)
         factor = lr_factor(self.config.optim.schedule, step)
         for optimiser in self.optimisers.values():
             optimiser.lr.fill_(optimiser.config.lr * factor)
@@ -124,7 +144,12 @@ class State:
         self.set_live(self.step)
         plan = self.task.plan(self.step)
         train = self.config.train
-        terms = UPDATES[train.update](self.task, draws, plan, self.live, self.optimisers, self.world, train.d_updates)
+
+        def work(draws: list[list[Batch]]) -> Terms:
+            update = UPDATES[train.update]
+            return update(self.task, draws, plan, self.live, self.optimisers, self.world, train.d_updates)
+
+        terms = work(draws) if self.graphs is None else self.graphs.run(plan, draws, work)
         for critic, critic_plan in zip(self.task.critics, plan.critics, strict=True):
             if critic_plan.measure and critic.matching is not None:
                 terms["fm/share" + critic.suffix] = critic.matching.share

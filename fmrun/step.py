@@ -148,7 +148,7 @@ def _update_discriminator(
         for name, value in loss.terms.items():
             add(terms, name, value, share)
         (loss.total * (share * optimiser.guard.scale)).backward()
-    terms["health/d_grad_norm" + critic.suffix] = optimiser.step(live.step)
+    terms["health/d_grad_norm" + critic.suffix] = optimiser.step(live.clock)
     return terms
 
 
@@ -267,7 +267,7 @@ def generator_image_gradients(
     totals: list[Tensor] = [torch.zeros_like(leaf) for leaf in leaves]
     if plan.image_losses:
         for m, (batch, leaf) in enumerate(zip(micro_batches, leaves, strict=True)):
-            for name, loss in task.image_losses(batch, leaf, live.step).items():
+            for name, loss in task.image_losses(batch, leaf, live.step, live.image).items():
                 add(terms, f"loss/{name}", loss, 1 / count)
                 add(terms, "loss/g", loss, 1 / count)
                 totals[m] += torch.autograd.grad(loss * (scale / count), leaf)[0]
@@ -371,7 +371,7 @@ def apply_to_generator(
         with held_averages(task.generator):
             for batch, gradient in zip(micro_batches, gradients, strict=True):
                 task.generate(batch).backward(gradient)
-    terms["health/g_grad_norm"] = optimiser.step(live.step, scale)
+    terms["health/g_grad_norm"] = optimiser.step(live.clock, scale)
     if plan.observe:
         terms["health/diversity"] = _diversity(micro_batches, images, world)
     return terms

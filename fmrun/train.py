@@ -107,6 +107,9 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
         raise UserError(
             "compile=true on the CPU needs a C++ compiler, and there is none; install g++, or leave compile out"
         )
+    if config.cuda_graphs and (device.type != "cuda" or world.size > 1):
+        here = f"this run is on {device}" if device.type != "cuda" else f"these are {world.size} processes"
+        raise UserError(f"cuda_graphs=true is for one process on an NVIDIA GPU, and {here}; leave cuda_graphs out")
     check_batch(config, world)
     if config.log.tensorboard:
         require_tensorboard()

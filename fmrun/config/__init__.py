@@ -35,6 +35,10 @@ class Config(Section):
     compile: bool = False
     """Compile both nets with `torch.compile`: slow to start, faster after."""
 
+    cuda_graphs: bool = False
+    """Record each kind of step as a CUDA graph once it has come a few times, and replay it: the same numbers without the
+    time that launching kernels one by one takes, for more memory. One NVIDIA GPU."""
+
     deterministic: bool = True
     """Use only deterministic GPU kernels, so that a resumed run equals an uninterrupted one to the bit. Always so on
     CPU."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -86,9 +86,13 @@ class ImageLosses:
         if "frequency" in self.functions:
             self.functions["frequency"] = partial(self.functions["frequency"], world=world)
 
+    def weights(self, step: int) -> dict[str, float]:
+        """Weight of every section's loss at `step`."""
+        return {name: strength(c, step) for name, c in self.configs.items()}
+
     def active(self, step: int) -> tuple[str, ...]:
         """Sections whose loss acts at `step`."""
-        return tuple(name for name, c in self.configs.items() if strength(c, step) > 0)
+        return tuple(name for name, weight in self.weights(step).items() if weight > 0)
 
     def reads_average(self, step: int) -> bool:
         """Whether a loss compares with the averaged generator's image at `step`."""
@@ -100,21 +104,29 @@ class ImageLosses:
         c = self.config.frequency if "frequency" in self.configs else None
         return ("frequency",) if c is not None and (c.average_spectrum or c.batch_weights) else ()
 
-    def __call__(self, image: Tensor, target: Tensor, step: int, average: Tensor | None = None) -> dict[str, Tensor]:
-        """Every loss that acts at `step`, by its name in the log, times its weight.
+    def __call__(
+        self,
+        image: Tensor,
+        target: Tensor,
+        step: int,
+        average: Tensor | None = None,
+        weights: Mapping[str, Tensor | float] | None = None,
+    ) -> dict[str, Tensor]:
+        """Every loss that acts at `step`, by its name in the log, times its weight, which `weights` may hold.
 
         `image`, `target` and `average` (the averaged generator's image of the same input, needed where
         `reads_average`) are (B, C, H, W) in [-1, 1]. Each loss has a graph of its own from `image` on, so that they can
         be differentiated one after the other.
         """
         terms = {}
+        weights = self.weights(step) if weights is None else weights
         with torch.no_grad():
             target = _unit(target)
             average = _unit(average) if average is not None else None
         with torch.autocast(image.device.type, enabled=False):
             for name in self.active(step):
                 loss = self._loss(name, _unit(image), target, average)
-                terms[NAMES.get(name, name)] = loss * strength(self.configs[name], step)
+                terms[NAMES.get(name, name)] = loss * weights[name]
         return terms
 
     def _loss(self, name: str, image: Tensor, target: Tensor, average: Tensor | None) -> Tensor:

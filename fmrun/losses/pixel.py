@@ -77,7 +77,7 @@ def artefact_map(image: Tensor, target: Tensor, average: Tensor, *, window: int 
     # the derivative of v^(1/5) is infinite at v = 0; clamped, it is 0 there
     overall = residual.var((1, 2, 3), keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny) ** 0.2
     local = _mirrored(residual, window // 2).unfold(2, window, 1).unfold(3, window, 1).var((-2, -1))
-    return torch.where(residual < steadier, 0.0, overall * local)
+    return (overall * local).masked_fill(residual < steadier, 0.0)
 
 
 def ldl(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -48,20 +49,34 @@ class Plan:
     critics: tuple[CriticPlan, ...]
     observe: bool = False
     """Whether the generated images are themselves looked at, for the log."""
-    image_losses: bool = True
-    """Whether losses that no discriminator judges act."""
+    image_losses: tuple[str, ...] = ()
+    """The losses that act and no discriminator judges."""
 
 
 class Live:
-    """A step's numbers, as scalars on the device: changing them recompiles and waits for nothing."""
+    """A step's numbers, as scalars on the device that stay where they are: changing them recompiles and waits for nothing,
+    and a step that was recorded reads the new ones."""
 
-    def __init__(self, critics: int, device: torch.device, dtype: torch.dtype):
+    def __init__(self, critics: int, device: torch.device, dtype: torch.dtype, image_losses: tuple[str, ...] = ()):
         self.step = 0
+        self.clock = torch.zeros((), device=device, dtype=torch.int64)
+        """The step, for what only the device has to know."""
+        self.image = {name: torch.zeros((), device=device, dtype=dtype) for name in image_losses}
+        """Weights of losses that no discriminator judges."""
         self.adversarial = torch.zeros(critics, device=device, dtype=dtype)
         self.matching = torch.zeros(critics, device=device, dtype=dtype)
 
-    def set(self, step: int, adversarial: Sequence[float], matching: Sequence[float]) -> None:
+    def set(
+        self,
+        step: int,
+        adversarial: Sequence[float],
+        matching: Sequence[float],
+        image: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self.step = step
+        self.clock.fill_(step)
+        for name, weight in image.items():
+            self.image[name].fill_(weight)
         for i, (a, m) in enumerate(zip(adversarial, matching, strict=True)):
             self.adversarial[i].fill_(a)
             self.matching[i].fill_(m)
@@ -166,6 +181,12 @@ class Task(Protocol):
         """Images (b, C, H, W) in [-1, 1], at least float32, with a graph where gradients are on."""
         ...
 
-    def image_losses(self, batch: Batch, image: Tensor, step: int) -> dict[str, Tensor]:
-        """Weighted generator losses that read the image itself, by name."""
+    def image_weights(self, step: int) -> dict[str, float]:
+        """Weight at `step` of every generator loss that reads the image itself, 0 where it does not act."""
+        ...
+
+    def image_losses(
+        self, batch: Batch, image: Tensor, step: int, weights: Mapping[str, Tensor | float] | None = None
+    ) -> dict[str, Tensor]:
+        """Those that act at `step`, by their names in the log, times `weights` (else: those of `image_weights`)."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -122,7 +122,9 @@ class Generate(PairTask):
         assert batch.noise is not None
         return self.run(self.forward, batch.noise)
 
-    def image_losses(self, batch: Batch, image: Tensor, step: int) -> dict[str, Tensor]:
+    def image_losses(
+        self, batch: Batch, image: Tensor, step: int, weights: Mapping[str, Tensor | float] | None = None
+    ) -> dict[str, Tensor]:
         return {}
 
     def fit_average(self) -> None:

@@ -141,23 +141,23 @@ class PairTask:
 
     def plan(self, step: int) -> Plan:
         """What happens in `step`; a function of the step alone."""
-        others = self.has_image_losses(step)
+        others = tuple(name for name, weight in self.image_weights(step).items() if weight > 0)
         return Plan(
-            tuple(critic.plan(step, others) for critic in self.critics),
+            tuple(critic.plan(step, bool(others)) for critic in self.critics),
             observe=(step + 1) % self.config.log.every == 0,
             image_losses=others,
         )
 
-    def has_image_losses(self, step: int) -> bool:
-        """Whether the generator has losses at `step` that no discriminator judges."""
-        return False
+    def image_weights(self, step: int) -> dict[str, float]:
+        """Weight at `step` of every generator loss that no discriminator judges."""
+        return {}
 
     def nets(self) -> list[nn.Module]:
         """Every net that a step may run."""
         return [self.generator, *(critic.net for critic in self.critics)]
 
     def live(self) -> Live:
-        return Live(len(self.critics), self.device, self.dtype)
+        return Live(len(self.critics), self.device, self.dtype, tuple(self.image_weights(0)))
 
     def run(self, net: nn.Module, x: Tensor) -> Tensor:
         """What a generator makes of `x`, in the precision of training, as at least float32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -216,16 +217,18 @@ class Upscale(PairTask):
     def batch_losses(self) -> tuple[str, ...]:
         return self.losses.whole_batch
 
-    def has_image_losses(self, step: int) -> bool:
-        return bool(self.losses.active(step))
+    def image_weights(self, step: int) -> dict[str, float]:
+        return self.losses.weights(step)
 
-    def image_losses(self, batch: Batch, image: Tensor, step: int) -> dict[str, Tensor]:
+    def image_losses(
+        self, batch: Batch, image: Tensor, step: int, weights: Mapping[str, Tensor | float] | None = None
+    ) -> dict[str, Tensor]:
         average = None
         if self.losses.reads_average(step):
             assert batch.condition is not None
             with torch.no_grad():
                 average = self._upscale(self.average, batch.condition)
-        return self.losses(image, batch.real, step, average)
+        return self.losses(image, batch.real, step, average, weights)
 
     def fit_average(self) -> None:
         """Upscalers hold no running averages, but SPAN a copy of its weights in another form."""

@@ -1,0 +1,125 @@
+"""CUDA graphs: a step is recorded once for each plan, and from then on its kernels are launched all together.
+
+What a recorded step reads has to stay where it was: batches are copied to one place, the step's numbers are `Live`
+scalars, learning rates and loss scales are tensors, and random directions are drawn outside, into memory that stays.
+What decides which kernels run is the plan; steps of another plan are another recording. All else that a step changes
+(weights, moments, averages, the balance, what the guard saw) it changes in place, so recorded steps and others can follow
+each other in any order, and give the same numbers.
+
+Steps of a new plan run as ever for a while, which warms up what may not be done for the first time in a recording: choice
+of algorithms, moments of Adam, compilation. Rare plans are never recorded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+from .step import Terms
+from .tasks import Batch, Plan
+
+T = TypeVar("T")
+Draws = list[list[Batch]]
+
+WARM_UP = 3
+"""Steps of a plan that run unrecorded first, as torch's notes on whole-network capture advise."""
+
+
+class Recorder(Protocol):
+    """What runs work, and records it."""
+
+    def run(self, work: Callable[[], T]) -> T:
+        """`work()`, where recordings are made too."""
+        ...
+
+    def record(self, work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
+        """Record `work` without doing it: the tensors that its results will be in, and what does it."""
+        ...
+
+
+class CudaRecorder:
+    """Records on a stream of its own; all recordings share their memory, as no two are ever under way together."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def run(self, work: Callable[[], T]) -> T:
+        outside = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(outside)
+        with torch.cuda.stream(self.stream):
+            result = work()
+        outside.wait_stream(self.stream)
+        return result
+
+    def record(self, work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        # threads that pin decoded images go on meanwhile
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            terms = work()
+        return terms, graph.replay
+
+
+class StepGraphs:
+    """Steps, each recorded once its plan has come often enough, and replayed from then on."""
+
+    def __init__(self, recorder: Recorder):
+        self.recorder = recorder
+        self.replays = 0
+        self._seen: Counter[Plan] = Counter()
+        self._recorded: dict[Plan, tuple[Terms, Callable[[], None]]] = {}
+        self._inputs: Draws | None = None
+
+    def run(self, plan: Plan, draws: Draws, work: Callable[[Draws], Terms]) -> Terms:
+        """`work(draws)`, a step of this plan. The next step writes over the tensors returned."""
+        inputs = self._take(draws)
+        if plan not in self._recorded:
+            self._seen[plan] += 1
+            if self._seen[plan] <= WARM_UP:
+                return self.recorder.run(lambda: work(inputs))
+            try:
+                self._recorded[plan] = self.recorder.record(lambda: work(inputs))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise UserError(
+                    f"cuda_graphs: a step of this run cannot be recorded ({str(error).splitlines()[0]}); leave cuda_graphs "
+                    "out"
+                ) from error
+        terms, replay = self._recorded[plan]
+        replay()
+        self.replays += 1
+        return dict(terms)
+
+    def _take(self, draws: Draws) -> Draws:
+        """The draws, in the place where recorded steps look for them."""
+        if self._inputs is None:
+            self._inputs = [[_apply(batch, torch.clone) for batch in draw] for draw in draws]
+            return self._inputs
+        for kept, draw in zip(self._inputs, draws, strict=True):
+            for there, batch in zip(kept, draw, strict=True):
+                _copy(there, batch)
+        return self._inputs
+
+
+FIELDS = ("real", "noise", "condition", "augment")
+
+
+def _apply(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    made: dict[str, Any] = {name: function(value) for name in FIELDS if (value := getattr(batch, name)) is not None}
+    return replace(batch, **made)
+
+
+def _copy(there: Batch, batch: Batch) -> None:
+    pairs: Sequence[tuple[Tensor | None, Tensor | None]] = [(getattr(there, n), getattr(batch, n)) for n in FIELDS]
+    for kept, value in pairs:
+        assert (kept is None) == (value is None)
+        if kept is not None and value is not None:
+            assert kept.shape == value.shape
+            kept.copy_(value)
