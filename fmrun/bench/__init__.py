@@ -34,7 +34,16 @@ SET_HERE = {
     "data.image_size": "give --size",
     "data.patch_size": "give --size",
     **dict.fromkeys(
-        ("task", "compile", "deterministic", "data.path", "data.channels", "data.valid_fraction", "train.update"),
+        (
+            "task",
+            "compile",
+            "cuda_graphs",
+            "deterministic",
+            "data.path",
+            "data.channels",
+            "data.valid_fraction",
+            "train.update",
+        ),
         "leave it out",
     ),
     "feature_matching.weight": "it measures with feature matching and without",

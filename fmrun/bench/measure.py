@@ -48,6 +48,8 @@ RATIOS = {
     "fm_over_fm_bf16": ("fm", "fm_bf16"),
     "fm_over_fm_compiled": ("fm_bf16", "fm_compiled"),
     "textbook_over_fm_compiled": ("textbook_fm", "fm_compiled"),
+    "fm_over_fm_graphs": ("fm_bf16", "fm_graphs"),
+    "textbook_over_fm_graphs": ("textbook_fm", "fm_graphs"),
 }
 """Seconds of one step over those of another. A step with feature matching has its share of the steps that measure."""
 

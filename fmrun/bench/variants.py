@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,9 @@ def ordinary_step(state: State, measuring: bool = False) -> int:
 
 
 def bare_step(state: State, draws: list[list[Batch]], at: int) -> None:
-    """The losses and updates of step `at`, and nothing else: no schedule, average or log."""
+    """The losses and updates of step `at`, and nothing else: no average, no log."""
     plan = replace(state.task.plan(at), observe=False)
-    state.live.step = at
+    state.set_live(at)
     train = state.config.train
     UPDATES[train.update](state.task, draws, plan, state.live, state.optimisers, state.world, train.d_updates)
 
@@ -163,7 +163,7 @@ class Own:
         self.state = State(config, device, World())
         self.draws = random_draws(self.state)
         # a step on two images makes the moments, which are there in every step but the first
-        with self.state.task.eager():
+        with self.eager():
             self.at(ordinary_step(self.state), [[few(batch, 2) for batch in draw] for draw in self.draws])
 
     @property
@@ -179,9 +179,13 @@ class Own:
         step = ordinary_step(self.state, measuring)
         return Variant(name, words, self.config.precision, lambda: self.at(step, self.draws), self)
 
-    def eager(self) -> AbstractContextManager[None]:
-        """Inside, nothing is compiled, so that every operation is seen."""
-        return self.state.task.eager()
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Inside, nothing is compiled or replayed, so that every operation is seen."""
+        graphs, self.state.graphs = self.state.graphs, None
+        with self.state.task.eager():
+            yield
+        self.state.graphs = graphs
 
     def held(self) -> list[Tensor]:
         """Tensors that stay between steps."""
@@ -307,7 +311,8 @@ def _ways(
         yield f"plain_{precision}", "no feature matching", precision, plain
         yield f"fm_{precision}", said.format(main), precision, _matching(main)
     if device.type == "cuda":
-        yield "fm_compiled", f"compiled, {said.format(main)}", precisions[-1], _matching(main) | {"compile": True}
+        for name, words, field in (("compiled", "compiled", "compile"), ("graphs", "CUDA graphs", "cuda_graphs")):
+            yield f"fm_{name}", f"{words}, {said.format(main)}", precisions[-1], _matching(main) | {field: True}
 
 
 def _matching(layers: str) -> dict[str, Any]:
