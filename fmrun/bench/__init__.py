@@ -69,8 +69,8 @@ def bench(
     - `machine`: hardware, versions, threads, measured rates of matrix products and memory, load average before and after
     - `pairs`: by name, what `Measuring.result` says
     - `ratios`: of seconds, and of bytes where the name ends in `_memory`, see `measure.RATIOS`; MUNet's begin with
-      `munet_`; `quartiles` over rounds, and `allowed`: what the ratios would be if passes through the nets were all
-      that costs time
+      `munet_`; `quartiles` over rounds; `device_ratios`, the same of what the device itself spent (`machine.timed`);
+      `allowed`, what they would be if passes through the nets were all that costs time
     - `hints`: sentences
 
     `overrides` are further fields of fmrun's configs. Raises UserError for a device, size or precision there is not,
@@ -97,7 +97,7 @@ def bench(
         "machine": {**describe(place, machine_rates), "load_average": [before, load_average()]},
         "pairs": found,
     }
-    for key in ("ratios", "quartiles", "allowed"):
+    for key in ("ratios", "quartiles", "device_ratios", "allowed"):
         result[key] = {
             ("" if name == "dcgan" else f"{name}_") + ratio: value
             for name in pairs

@@ -48,11 +48,12 @@ def wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def timed(work: Callable[[], object], device: torch.device, repeats: int = 1) -> tuple[float, float | None]:
-    """Wall time of one call, the device's work included, and a GPU's own time by its events."""
+def timed(work: Callable[[], object], device: torch.device, repeats: int = 1) -> tuple[float, float]:
+    """Wall time of one call, the device's work included; and what the device itself spent on it: a GPU by its events, a
+    CPU as processor time of all threads of this process, which does not grow while other programs have their turn."""
     wait(device)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     for event in events[:1]:
         event.record()
     for _ in range(repeats):
@@ -60,8 +61,9 @@ def timed(work: Callable[[], object], device: torch.device, repeats: int = 1) ->
     for event in events[1:]:
         event.record()
     wait(device)
-    wall = (time.perf_counter() - start) / repeats
-    return wall, events[0].elapsed_time(events[1]) / 1000 / repeats if events else None
+    wall = time.perf_counter() - start
+    own = events[0].elapsed_time(events[1]) / 1000 if events else time.process_time() - spent
+    return wall / repeats, own / repeats
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 1) -> float:

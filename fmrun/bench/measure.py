@@ -116,8 +116,7 @@ class Measuring:
             for variant in self.built.variants[:: 1 if done % 2 == 0 else -1]:
                 wall, own = timed(variant.run, self.device, self.repeats[variant.name])
                 self.times[variant.name].append(wall)
-                if own is not None:
-                    self.device_times[variant.name].append(own)
+                self.device_times[variant.name].append(own)
             for name, forward in self.built.forwards.items():
                 self.forwards[name].append(seconds(forward, self.device, 1 if self.device.type == "cpu" else 10))
             self.rates = self.rates.best(rates(self.device, tries=2))
@@ -130,7 +129,7 @@ class Measuring:
         - `preset`, `size`, `batch_size`, `rounds`, `matched` (layers by step), `precision` of the loop's run
         - `g`: a forward of the generator over one of the discriminator, in `seconds` and in `flops`
         - `steps`: see `_step`; `measuring`: see `_measuring`; `loop`: see `loop.loop_cost`
-        - `ratios`, `quartiles` and `allowed`, by the names of `RATIOS`
+        - `ratios`, `quartiles`, `device_ratios` and `allowed`, by the names of `RATIOS`
         """
         built = self.built
         now = time.monotonic()
@@ -144,17 +143,19 @@ class Measuring:
         chunk = 1 if self.device.type == "cpu" else max(2, self.repeats["fm"])
         loop = loop_cost(built.config, self.device, folder, chunk, LOOP_STEPS)
         found: dict[str, list[float]] = {}
-        allowed = {}
+        device_ratios, allowed = {}, {}
         for name, (over, under) in RATIOS.items():
-            if over in self.times and under in self.times:
-                shares = [
-                    1 + measuring["surcharge"] if built.matched[v] and v in built.own else 1 for v in (over, under)
-                ]
-                quotients = _quotients(self.times[over], self.times[under])
-                found[name] = [q * shares[0] / shares[1] for q in quotients]
-                if built.precision[over] == built.precision[under]:
-                    costs = [self.counts[v].cost(g["seconds"]) for v in (over, under)]
-                    allowed[name] = costs[0] * shares[0] / (costs[1] * shares[1])
+            if over not in self.times or under not in self.times:
+                continue
+            # steps that measure, shared out among all
+            over_share, under_share = (
+                1 + measuring["surcharge"] if built.matched[v] and v in built.own else 1.0 for v in (over, under)
+            )
+            share = over_share / under_share
+            found[name] = [share * q for q in _quotients(self.times[over], self.times[under])]
+            device_ratios[name] = share * median(_quotients(self.device_times[over], self.device_times[under]))
+            if built.precision[over] == built.precision[under]:
+                allowed[name] = share * self.counts[over].cost(g["seconds"]) / self.counts[under].cost(g["seconds"])
         ratios = {name: median(quotients) for name, quotients in found.items()}
         ratios["fm_over_plain_memory"] = self.counts["fm"].memory / self.counts["plain"].memory
         ratios["loop_over_bare_step"] = loop["ratio"]
@@ -169,6 +170,7 @@ class Measuring:
             "measuring": measuring,
             "loop": loop,
             "ratios": ratios,
+            "device_ratios": device_ratios,
             "quartiles": {name: _quartiles(quotients) for name, quotients in found.items()},
             "allowed": allowed,
         }
@@ -181,7 +183,7 @@ class Measuring:
         return {"every": every, "cost": cost, "surcharge": (cost / self.counts["fm"].cost(g) - 1) / every}
 
     def _step(self, variant: Variant, g: float) -> dict[str, Any]:
-        """- `words`, `precision`; `seconds` per step (quartiles), on a GPU also `device_seconds` by its own clock
+        """- `words`, `precision`; `seconds` per step (quartiles), and `device_seconds`: see `machine.timed`
         - `images_per_second`
         - `passes`: by net and kind, in forwards of that net; `cost`, all of them in forwards of the discriminator
         - `flops` (of convolutions and matrix products), `bytes` (read and written if no cache helped)
@@ -193,10 +195,11 @@ class Measuring:
         typical = median(times)
         product = self.rates.products[torch.bfloat16 if variant.precision == "bf16" else torch.float32]
         least = sum(self.rates.seconds(*operation) for operation in count.operations)
-        step: dict[str, Any] = {
+        return {
             "words": variant.words,
             "precision": variant.precision,
             "seconds": _quartiles(times),
+            "device_seconds": _quartiles(self.device_times[variant.name]),
             "images_per_second": self.built.config.train.batch_size / typical,
             "passes": count.passes,
             "cost": count.cost(g),
@@ -207,9 +210,6 @@ class Measuring:
             "least_share": least / typical,
             "memory_bytes": count.memory,
         }
-        if self.device_times[variant.name]:
-            step["device_seconds"] = _quartiles(self.device_times[variant.name])
-        return step
 
     def profile(self) -> dict[str, list[dict[str, Any]]]:
         """For the plain step and the one with feature matching, the operators that take the most time themselves."""

@@ -136,5 +136,6 @@ def _ratios(result: Mapping[str, Any]) -> str:
     for name, value in result["ratios"].items():
         low, _, high = result["quartiles"].get(name, [None] * 3)
         quartiles = "" if low is None else f"{low:.3g}-{high:.3g}"
-        rows.append([name, round(value, 3), quartiles, result["allowed"].get(name)])
-    return format_table(["ratio", "median", "quartiles", "passes allow"], rows)
+        own, allowed = (result[key].get(name) for key in ("device_ratios", "allowed"))
+        rows.append([name, value, quartiles, own, allowed])
+    return format_table(["ratio", "median", "quartiles", "of device time", "passes allow"], rows)
