@@ -154,7 +154,7 @@ def step_bytes(state: State, images: int) -> list[int]:
     at = state.config.full_step
     nets: list[nn.Module] = [task.generator, *(critic.net for critic in task.critics)]
     moved = [*nets, *(critic.matching for critic in task.critics)]
-    draws = [[_few(b, images) for b in task.prepare(task.blank(), d)] for d in range(state.draws_per_step)]
+    draws = [[few(b, images) for b in task.prepare(task.blank(), d)] for d in range(state.draws_per_step)]
     state.set_live(at)
     with ExitStack() as kept:
         for module in moved:
@@ -183,7 +183,7 @@ def extrapolate(courses: dict[int, list[int]], images: int) -> float:
     return max(b + (b - a) * slope * (images - many) for a, b in zip(courses[few], courses[many], strict=True))
 
 
-def _few(batch: Batch, images: int) -> Batch:
+def few(batch: Batch, images: int) -> Batch:
     """The first images of a micro-batch, in memory of their own."""
 
     def first(x: Tensor | None, dim: int = 0) -> Tensor | None:

@@ -39,7 +39,12 @@ def emit(text: str) -> None:
 
 def emit_json(value: Any) -> None:
     """Write data to stdout as JSON; NaN and infinities become null."""
-    emit(json.dumps(_finite(value), indent=2))
+    emit(to_json_text(value))
+
+
+def to_json_text(value: Any) -> str:
+    """Data as JSON; NaN and infinities become null."""
+    return json.dumps(_finite(value), indent=2)
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import listing, looking, measuring, pictures, sweep, training
+from . import bench, listing, looking, measuring, pictures, sweep, training
 from .compare import compare
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ for command in (
     measuring.eval,
     compare,
     sweep.sweep,
+    bench.bench,
     pictures.export,
     listing.presets,
     listing.runs,

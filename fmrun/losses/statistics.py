@@ -34,27 +34,41 @@ def pointwise(difference: Tensor, criterion: str, eps: float) -> Tensor:
     return (difference.square() + eps).sqrt()
 
 
+def average(x: Tensor) -> Tensor:
+    """The mean of all elements. As a sum: the gradient of torch's own mean is written out in full, and in NCHW order
+    whatever the order of x, which everything after it then has to be turned to."""
+    return x.sum() / x.numel()
+
+
 def reduce_elements(distance: Tensor, elements: str) -> Tensor:
-    return distance.mean() if elements == "mean" else distance.sum()
+    return average(distance) if elements == "mean" else distance.sum()
 
 
 def sample(
     real: Tensor, fake: Tensor, *, criterion: str = "l2", eps: float = 1e-6, elements: str = "mean", **_
 ) -> Tensor:
     """Mean over images of the distance between f(r_j) and f(g_j) (Wang et al. 2018, pix2pixHD, eq. 4)."""
-    distance = pointwise(widen(real) - widen(fake), criterion, eps).mean()
+    distance = average(pointwise(widen(real) - widen(fake), criterion, eps))
     return distance if elements == "mean" else distance * real[0].numel()
 
 
 def batch_mean(x: Tensor, world: World) -> Tensor:
-    """E_b f at each position, over the global batch."""
-    return world.mean(x.mean(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32))
+    """E_b f at each position, over the global batch.
+
+    Image by image along memory as it lies: a sum over the batch of a channels_last tensor, and the way of its gradient
+    back, take ten times as long in the order of its dimensions.
+    """
+    nhwc = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    images = x.permute(0, 2, 3, 1) if nhwc else x
+    total = images.reshape(len(x), -1).sum(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    mean = world.mean(total / len(x)).view(images.shape[1:])
+    return mean.permute(2, 0, 1) if nhwc else mean
 
 
 def batch_var(x: Tensor, mean: Tensor, world: World) -> Tensor:
     """Unbiased variance over the global batch at each position."""
     count = x.shape[0] * world.size
-    return world.mean((widen(x) - mean).square().mean(0)) * (count / (count - 1))
+    return batch_mean((widen(x) - mean).square(), world) * (count / (count - 1))
 
 
 def mean(
