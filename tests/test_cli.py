@@ -33,7 +33,19 @@ from fmrun import __version__, presets
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
-COMMANDS = ("train", "resume", "probe-layers", "sample", "eval", "compare", "sweep", "bench", "export", "presets", "runs")
+COMMANDS = (
+    "train",
+    "resume",
+    "probe-layers",
+    "sample",
+    "eval",
+    "compare",
+    "sweep",
+    "bench",
+    "export",
+    "presets",
+    "runs",
+)
 
 
 # ---- help, and what it costs

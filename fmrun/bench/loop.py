@@ -93,11 +93,11 @@ class Watched(Session):
 
     clock: Clock
 
-    def _row(self, log: bool, evaluate: bool) -> dict[str, Any] | None:
+    def _row(self, log: bool, evaluate: bool, quick: bool) -> dict[str, Any] | None:
         if not log:
-            return super()._row(log, evaluate)
+            return super()._row(log, evaluate, quick)
         with self.clock.timing("read_out"):
-            return super()._row(log, evaluate)
+            return super()._row(log, evaluate, quick)
 
     def _preview(self) -> None:
         with self.clock.timing("grid"):
@@ -124,8 +124,8 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
             "train": config.train.model_copy(update={"steps": first + chunk * chunks}),
             "log": config.log.model_copy(update={"every": often, "sample_every": often}),
             "checkpoint": config.checkpoint.model_copy(update={"every": often}),
-            # measured by itself below, for it takes long
-            "eval": config.eval.model_copy(update={"every": 0}),
+            # held-out images are measured by themselves below, for they take long; KID keeps to a share of the time itself
+            "eval": config.eval.model_copy(update={"every": 0, "kid_every": 0}),
         }
     )
     _, train, valid = TASKS[config.task].open(config)
