@@ -289,7 +289,7 @@ def _say_next(run: Run, state: State, finished: bool, report: Reporter) -> None:
     if finished:
         report.note(f"finished {state.step} steps; the picture: {picture}")
         report.note(
-            f"next: {run.command('sample')}{state.task.sample_hint} · {run.command('probe-layers')} · "
+            f"next: {run.command('sample')}{state.task.sample_hint} · {run.command('eval')} · {run.command('probe-layers')} · "
             f"{run.command('resume')} --steps N"
         )
     else:
