@@ -46,6 +46,10 @@ SET_HERE = {
         ),
         "leave it out",
     ),
+    **dict.fromkeys(
+        ("train.accumulate", "train.d_updates", "train.g_updates"), "the textbook knows one update of each"
+    ),
+    **dict.fromkeys(("discriminator.type", "discriminator.target"), "the textbook's steps are of the preset's nets"),
     "feature_matching.weight": "it measures with feature matching and without",
     "feature_matching.layers": "it measures the groups 'all' and 'key'",
 }

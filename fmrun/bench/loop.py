@@ -116,7 +116,7 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
     `ratio` counts all of it.
     """
     probe = State(config, device, World())
-    first = ordinary_step(probe) if config.feature_matching.weight else 0
+    first = ordinary_step(probe)
     del probe
     often = 4 * chunk
     short = config.model_copy(
