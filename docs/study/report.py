@@ -225,6 +225,7 @@ def page(study: Study, cost: dict[str, Any]) -> str:
         "FINDINGS": "\n".join(f"* {line}" for line in findings(study)),
         "TABLE": main_table(study, cost["over_plain"]),
         "CURVES": curve_table(study),
+        "DISCUSSION": (HERE / "discussion.md").read_text(encoding="utf-8").strip(),
         "COST": f"median of {cost['rounds']} interleaved rounds on {cost['processor']}, one thread, load average {cost['load']:.1f}",
     }
     for name, value in values.items():
