@@ -94,6 +94,7 @@ def test_every_score_carries_what_it_was_measured_on_and_the_floor(own: str) -> 
         "reals_sha256": record["settings"]["reals_sha256"],
         "num": 20,
         "extractor": "own:Small",
+        "extractor_weights": None,
         "resolution": 28,
         "resize": "data: none; extractor: left to the extractor",
         "seed": 0,
@@ -236,7 +237,9 @@ def test_inception_is_torch_fidelitys(workplace: Path) -> None:
 
     state = _empty_inception().state_dict()
     torch.save(state, "weights.pth")
-    extractor = open_extractor("inception", Path("weights.pth"), CPU, print)
+    notes: list[str] = []
+    extractor = open_extractor("inception", Path("weights.pth"), CPU, notes.append)
+    assert "does not hold the published weights" in notes[0]
     theirs = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path="weights.pth")
     images = torch.from_numpy(noise_images(2, 32, 3)).permute(0, 3, 1, 2)
     found = extractor(images)
@@ -285,6 +288,7 @@ def test_mobilenet_is_the_default_and_counts_kinds_of_clothing() -> None:
     found = record["metrics"]
     assert set(found) == {f"{name}_mobilenet_v2" for name in SCORES} | {"modes", "modes_kl"}
     assert record["settings"]["resize"] == "none"
+    assert record["settings"]["extractor_weights"] == "b0353104"
     assert (record["settings"]["modes_num"], record["settings"]["modes_reference"]) == (80, "uniform")
     assert record["floor"]["modes"] == 10
     assert record["floor"]["modes_kl"] < 0.2 < found["modes_kl"]

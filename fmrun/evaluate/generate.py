@@ -63,6 +63,7 @@ class GenerateMeasure:
             "reals_sha256": self.library.fingerprint(reals.reference)[:16],
             "num": count,
             "extractor": self.extractor.name,
+            "extractor_weights": self.extractor.weights[:8] if self.extractor.weights else None,
             "resolution": config.data.image_size,
             "resize": self._resize(config.data),
             "seed": seed,

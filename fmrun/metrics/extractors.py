@@ -42,12 +42,13 @@ class Extractor:
     Attributes:
         name: `inception`, `mobilenet_v2` or `package.module:Class`.
         suffix: what its scores are called after: nothing for Inception.
-        identity: what its features depend on besides the images; None where that cannot be known.
+        weights: SHA-256 of its weights' file; None for one of the user's own, of which nobody can know what its features
+            depend on.
         resize: how images are brought to the size that the net sees, in words.
     """
 
-    def __init__(self, name: str, look: Callable[[Tensor], Tensor], *, identity: str | None, resize: str) -> None:
-        self.name, self.identity, self.resize = name, identity, resize
+    def __init__(self, name: str, look: Callable[[Tensor], Tensor], *, weights: str | None, resize: str) -> None:
+        self.name, self.weights, self.resize = name, weights, resize
         self._look = look
         self.suffix = suffix_of(name)
 
@@ -119,7 +120,7 @@ def _mobilenet(file: Path | None, device: torch.device, note: Callable[[str], No
         x = (as_rgb(images.float() / 255) - mean) / std
         return net(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
 
-    return Extractor("mobilenet_v2", look, identity=_identity("mobilenet_v2", path), resize="none")
+    return Extractor("mobilenet_v2", look, weights=_digest(path, backbone.file, note), resize="none")
 
 
 @contextmanager
@@ -147,7 +148,7 @@ def _inception(file: Path | None, device: torch.device, note: Callable[[str], No
     return Extractor(
         "inception",
         lambda images: net(as_rgb(images).contiguous())[0],
-        identity=_identity("inception", path),
+        weights=_digest(path, INCEPTION_FILE, note),
         resize="to 299 px, bilinear as in TensorFlow 1",
     )
 
@@ -198,9 +199,13 @@ def _custom(target: str, device: torch.device) -> Extractor:
             )
         return features
 
-    return Extractor(target, look, identity=None, resize="left to the extractor")
+    return Extractor(target, look, weights=None, resize="left to the extractor")
 
 
-def _identity(name: str, path: Path) -> str:
+def _digest(path: Path, published: str, note: Callable[[str], None]) -> str:
+    """SHA-256 of the weights; a note if they are not those that `published`, the usual name of their file, ends in."""
     with path.open("rb") as stream:
-        return f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}"
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(Path(published).stem.rpartition("-")[2]):
+        note(f"{path} does not hold the published weights ({published}): its scores compare with none but its own")
+    return found

@@ -142,12 +142,13 @@ class Library:
         return self._clouds[content]
 
     def _features(self, share: Share, content: str) -> Tensor:
-        if self.extractor.identity is None:
+        if self.extractor.weights is None:
             return self.extractor.all(share.parts(), self.device)
         facts = {
             "layout": LAYOUT,
             "images": content,
-            "extractor": self.extractor.identity,
+            "extractor": self.extractor.name,
+            "weights": self.extractor.weights,
             "torch": torch.__version__,
             "device": self.device.type,
         }
