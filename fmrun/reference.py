@@ -11,6 +11,7 @@ from typing import Any
 from fmrun import presets
 from fmrun.config import Config
 from fmrun.config.fields import FIELDS, SECTIONS, Kind, members
+from fmrun.overlay import SHORTHANDS
 from fmrun.yaml_config import TYPES
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -132,7 +133,7 @@ def _table(section: str) -> list[str]:
 def markdown() -> str:
     """The reference page."""
     lines = [INTRODUCTION, "| shorthand | sets |", "|---|---|"]
-    lines += [f"| `{flag}` | `{key}` |" for flag, key in presets.SHORTHANDS.items()]
+    lines += [f"| `{flag}` | `{key}` |" for flag, key in SHORTHANDS.items()]
     lines += ["", "## Presets", "", "| preset | |", "|---|---|"]
     for name in presets.names():
         default = " (The default.)" if name == presets.DEFAULT else ""

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fmrun import presets
+from fmrun import overlay, presets
 from fmrun.config import Config, LossesConfig
 from fmrun.config.fields import FIELDS, OPTIONAL, Kind, is_optional
 from fmrun.errors import UserError
@@ -237,7 +237,7 @@ def test_a_shorthand_is_named_as_typed(value, shown):
 
 
 def test_shorthands_name_fields():
-    assert set(presets.SHORTHANDS.values()) <= set(FIELDS)
+    assert set(overlay.SHORTHANDS.values()) <= set(FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_flatten_has_every_field_in_order():
 
 def losses_of(*texts, below=None):
     """`losses` after these `-s`, on top of the table `below`, whatever the task."""
-    layers = presets._Layers()
+    layers = overlay.Layers()
     layers.table(below or {}, "preset")
     for text in texts:
         layers.override(parse_set(text))

@@ -67,7 +67,8 @@ RUNS = Path("runs")
 
 def as_overrides(sets: list[str] | None, **shorthands: str | None) -> list[Override]:
     """Shorthands and `-s` as overrides; a name is that of the flag, with underscores."""
-    from ..presets import SHORTHANDS, Override, parse_set
+    from ..overlay import SHORTHANDS
+    from ..presets import Override, parse_set
 
     found = []
     for name, value in shorthands.items():

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..config import Config, FeatureMatchingConfig
 from ..errors import UserError
-from ..presets import SHORTHANDS, Override, flatten, resolve
+from ..overlay import SHORTHANDS
+from ..presets import Override, flatten, resolve
 
 MATCHING = "feature_matching."
 WEIGHT = "feature_matching.weight"
