@@ -62,11 +62,14 @@ def _widths(config: Config) -> str:
     return f"{smaller} and discriminator.width"
 
 
-def _remedy(config: Config, fits: int) -> str:
-    """What to type, where a batch of `fits` images is one that fits."""
+def _remedy(config: Config, fits: int, processes: int = 1) -> str:
+    """What to type, where a batch of `fits` images over all processes is one that fits."""
     size, parts = config.train.batch_size, config.train.accumulate
-    ways = next(n * parts for n in range(-(-size // fits), size + 1) if size % (n * parts) == 0)
-    return f"{fits} fits: --batch-size {fits}, or the same batch in parts: -s train.accumulate={ways}"
+    # a micro-batch of one image is none
+    ways = [n * parts for n in range(-(-size // fits), size // 2 + 1)]
+    ways = [n for n in ways if size % (n * processes) == 0 and size // (n * processes) >= 2]
+    said = f"{fits} fits: --batch-size {fits}"
+    return f"{said}, or the same batch in parts: -s train.accumulate={ways[0]}" if ways else said
 
 
 def largest_batch(config: Config, world: World) -> int | None:
@@ -244,4 +247,4 @@ def check_fit(state: State) -> None:
     fits = next((n for n in range(whole - 1, 1, -1) if moments + extrapolate(courses, n) <= room), None)
     if fits is None:
         raise UserError(said + f"not even the smallest batch fits: give smaller {_widths(config)}")
-    raise UserError(said + _remedy(config, fits * ways))
+    raise UserError(said + _remedy(config, fits * ways, world.size))

@@ -84,14 +84,7 @@ class Optimiser:
         self.names, self.parameters = zip(*net.named_parameters(), strict=True)
         self.config, self.clip, self.guard, self.index, self.world = config, clip, guard, index, world
         self.lr = torch.tensor(config.lr, device=device)
-        self.adam = torch.optim.Adam(
-            self.parameters,
-            lr=self.lr,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-            capturable=device.type == "cuda",
-        )
+        self.adam = torch.optim.Adam(self.parameters, lr=self.lr, betas=config.betas, eps=config.eps, fused=True)
         # fp16 skips updates in good health; what such a forward put into running averages has to go with it
         self.averages = [b for b in net.buffers() if b.is_floating_point()] if guard.scaled else []
         self.remember()
@@ -119,6 +112,10 @@ class Optimiser:
         self.adam.found_inf = skip  # type: ignore[attr-defined]
         if self.clip is not None or self.guard.scaled:
             self.adam.grad_scale = scale  # type: ignore[attr-defined]
+        if self.lr.is_cuda:
+            # the fused kernel is the same; torch refuses to record without this, and warns of it where nothing is recorded
+            for group in self.adam.param_groups:
+                group["capturable"] = torch.cuda.is_current_stream_capturing()
         self.adam.step()
         for average, kept in zip(self.averages, self.kept, strict=True):
             kept.copy_(torch.where(skip > 0, kept, average))

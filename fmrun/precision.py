@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -65,3 +68,18 @@ def set_determinism(deterministic: bool, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
+
+
+@contextmanager
+def deterministic_or_said() -> Iterator[None]:
+    """A kernel that has no deterministic form becomes one sentence with the way out."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+        if found is None:
+            raise
+        raise UserError(
+            f"{found[1]} has no deterministic form on this device; add -s deterministic=false, and runs no longer resume to "
+            "the bit"
+        ) from error

@@ -20,7 +20,7 @@ from .loop import Session, Stop, explain
 from .memory import check_fit, is_out_of_memory, within_memory
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
-from .precision import choose_device, choose_precision, set_determinism
+from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism
 from .presets import flatten, from_json, render
 from .report import Reporter, require_tensorboard
 from .runs import Run
@@ -37,6 +37,15 @@ def check_batch(config: Config, world: World) -> None:
         raise UserError(
             f"train.batch_size is {size}; {world.size} processes with {config.train.accumulate} micro-batches each need a "
             f"multiple of {ways}, at least {2 * ways}"
+        )
+
+
+def check_determinism(config: Config, device: torch.device) -> None:
+    """UserError for a generator that cannot be trained as deterministically as the config asks."""
+    if device.type == "cuda" and config.deterministic and config.generator.dysample:
+        raise UserError(
+            "generator.dysample samples by torch's grid_sample, whose backward pass has no deterministic form on a GPU; add "
+            "-s deterministic=false, and runs no longer resume to the bit, or -s generator.dysample=false"
         )
 
 
@@ -114,6 +123,7 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
     if config.log.tensorboard:
         require_tensorboard()
     config, train, valid = TASKS[config.task].open(config, report.counting("checking images"))
+    check_determinism(config, device)
     state = State(config, device, world, fresh)
     best, known = config.checkpoint.best, state.metric_names(held_out=valid is not None)
     if best is not None and best not in known:
@@ -140,7 +150,8 @@ def start(
         final, train, valid, state = prepare(config, world, report)
         run = world.together(lambda: runs.create(runs_dir, name, preset, final.model_dump(mode="json"), list(command)))
         report.note(f"run {run.name} in {run.path}")
-        return _work(run, state, train, valid, report)
+        with deterministic_or_said():
+            return _work(run, state, train, valid, report)
 
     return within_memory(config, world, work)
 
@@ -191,7 +202,9 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         else:
             _warn_inexact(found, train, state, report)
             state.restore(found.tensors, found.meta)
-        return _work(run, state, train, valid, report, resumed=True, best=found.meta["best"] if found else None)
+        best = found.meta["best"] if found else None
+        with deterministic_or_said():
+            return _work(run, state, train, valid, report, resumed=True, best=best)
 
     return within_memory(config, world, work)
 

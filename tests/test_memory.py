@@ -15,6 +15,7 @@ from fmrun.dist import World
 from fmrun.errors import UserError
 from fmrun.memory import check_fit, extrapolate, largest_batch, step_bytes, within_memory
 from fmrun.tasks.generate import Generate
+from fmrun.train import check_batch
 
 SMALL = {"generator": {"width": 4}, "discriminator": {"width": 4}, "data": {"channels": 1}}
 
@@ -183,3 +184,19 @@ def test_a_run_that_will_not_fit_exits_2_and_leaves_no_folder(tmp_path: Path, mo
     assert (stopped.value.code, out) == (2, "")
     assert re.search(r"error: batch size 64 needs about .* fits: --batch-size \d+", err)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "processes", "fits", "parts"),
+    [(64, 1, 1, 16, 4), (48, 2, 1, 16, 6), (10, 1, 1, 4, 5), (64, 1, 2, 16, 4), (24, 1, 4, 8, 3), (7, 1, 1, 3, None)],
+)
+def test_the_parts_proposed_are_a_config_that_trains(batch, accumulate, processes, fits, parts):
+    config = Config.model_validate({"train": {"batch_size": batch, "accumulate": accumulate}})
+    said = memory._remedy(config, fits, processes)
+    assert said.startswith(f"{fits} fits: --batch-size {fits}")
+    assert ("train.accumulate" in said) == (parts is not None)
+    if parts is not None:
+        assert said.endswith(f"train.accumulate={parts}")
+        train = Config.model_validate({"train": {"batch_size": batch, "accumulate": parts}})
+        check_batch(train, World(size=processes))
+        assert batch // parts <= fits // accumulate

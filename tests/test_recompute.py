@@ -41,7 +41,7 @@ def test_steps_are_the_same_to_the_bit(sections: dict[str, Any]) -> None:
     kept, again = both(**sections)
     assert again.task.critics[0].net.recompute
     for state in (kept, again):
-        advance(state, 2)
+        advance(state)
     assert differing(everything(kept), everything(again)) == []
     assert kept.window.read(WORLD) == again.window.read(WORLD)
 

@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fmrun.dist import World
 from fmrun.losses.statistics import (
@@ -298,3 +300,39 @@ def test_mmd_of_identical_features_stays_finite_and_gives_no_gradient_that_is_no
     for kernel in ("rational_quadratic", "rbf"):
         (gradient,) = torch.autograd.grad(STATISTICS["mmd"](x, fake, world=WORLD, kernel=kernel), fake)
         assert torch.isfinite(gradient).all()
+
+
+# What a gradient costs
+
+
+@pytest.mark.parametrize("match", ["mean", "sample"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_flow_back_in_the_order_of_the_features_in_memory(match, dtype):
+    """Another order would have every layer below copied into the right one, or run a slower kernel."""
+    real, fake = (torch.randn(4, 8, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    leaf = fake.requires_grad_()
+    feature = leaf * 1
+    for criterion in ("l2", "l1", "charbonnier"):
+        onwards = (feature * real).sum()  # made first, as the layers above a feature are, and so differentiated last
+        distance = STATISTICS[match](real, feature, world=WORLD, criterion=criterion)
+        (gradient,) = torch.autograd.grad(distance + onwards, feature, retain_graph=True)
+        assert gradient.is_contiguous(memory_format=torch.channels_last)
+        assert not gradient.is_contiguous()
+
+
+def test_the_gradient_of_a_batch_mean_is_not_written_out_for_every_image():
+    real, fake = (torch.randn(64, 8, 6, 6).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    leaf = fake.requires_grad_()
+    distance = STATISTICS["mean"](real, leaf, world=WORLD)
+    made = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made.extend(t.untyped_storage().nbytes() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    with Sizes():
+        (gradient,) = torch.autograd.grad(distance, leaf)
+    assert gradient.shape == leaf.shape
+    assert max(made) == leaf[0].numel() * 4
