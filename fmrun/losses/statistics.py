@@ -8,6 +8,7 @@ flows to `fake`; `real` carries none in training. `world` makes batch statistics
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,41 +35,54 @@ def pointwise(difference: Tensor, criterion: str, eps: float) -> Tensor:
     return (difference.square() + eps).sqrt()
 
 
-def average(x: Tensor) -> Tensor:
-    """The mean of all elements. As a sum: the gradient of torch's own mean is written out in full, and in NCHW order
-    whatever the order of x, which everything after it then has to be turned to."""
-    return x.sum() / x.numel()
-
-
 def reduce_elements(distance: Tensor, elements: str) -> Tensor:
-    return average(distance) if elements == "mean" else distance.sum()
+    return distance.mean() if elements == "mean" else distance.sum()
 
 
 def sample(
     real: Tensor, fake: Tensor, *, criterion: str = "l2", eps: float = 1e-6, elements: str = "mean", **_
 ) -> Tensor:
     """Mean over images of the distance between f(r_j) and f(g_j) (Wang et al. 2018, pix2pixHD, eq. 4)."""
-    distance = average(pointwise(widen(real) - widen(fake), criterion, eps))
+    pointed = pointwise(widen(real) - widen(fake), criterion, eps)
+    # not .mean(), whose gradient is written out, and in another order than that of the features in memory
+    distance = pointed.sum() / pointed.numel()
     return distance if elements == "mean" else distance * real[0].numel()
 
 
-def batch_mean(x: Tensor, world: World) -> Tensor:
-    """E_b f at each position, over the global batch.
+class _SliceMean(torch.autograd.Function):
+    """Mean over the first dimension, in the order of memory, whose gradient is not written out for every image: autograd
+    adds it to what else flows back with no tensor of the features' size in between."""
 
-    Image by image along memory as it lies: a sum over the batch of a channels_last tensor, and the way of its gradient
-    back, take ten times as long in the order of its dimensions.
-    """
-    nhwc = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    images = x.permute(0, 2, 3, 1) if nhwc else x
-    total = images.reshape(len(x), -1).sum(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    mean = world.mean(total / len(x)).view(images.shape[1:])
-    return mean.permute(2, 0, 1) if nhwc else mean
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.count, ctx.dtype = x.shape[0], x.dtype
+        ctx.last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return x.permute(0, 2, 3, 1).mean(0, dtype=wide).permute(2, 0, 1) if ctx.last else x.mean(0, dtype=wide)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = (grad / ctx.count).to(ctx.dtype)
+        if ctx.last:  # the sum of this and what else flows back takes its order in memory
+            grad = grad.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        return grad.expand(ctx.count, *grad.shape)
+
+
+def slice_mean(x: Tensor) -> Tensor:
+    """E_b f at each position, over the first dimension of x (B, …), in at least float32."""
+    mean: Tensor = _SliceMean.apply(x)
+    return mean
+
+
+def batch_mean(x: Tensor, world: World) -> Tensor:
+    """E_b f at each position, over the global batch."""
+    return world.mean(slice_mean(x))
 
 
 def batch_var(x: Tensor, mean: Tensor, world: World) -> Tensor:
     """Unbiased variance over the global batch at each position."""
     count = x.shape[0] * world.size
-    return batch_mean((widen(x) - mean).square(), world) * (count / (count - 1))
+    return world.mean(slice_mean((widen(x) - mean).square())) * (count / (count - 1))
 
 
 def mean(
