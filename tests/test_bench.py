@@ -404,3 +404,18 @@ def test_hints_say_what_is_out_of_the_ordinary(results):
     assert len(sentences) == 6
     for part in ("load average 3.4 on 2 cores", "--layers", "precision=bf16: 1.7", "eval.every=500", "--batch-size"):
         assert sum(part in sentence for sentence in sentences) == 1, part
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu_compiled_and_recorded_steps_are_measured_too():
+    result = bench(
+        pairs=("dcgan",), device="cuda", size=28, batch_size=8, rounds=1, report=Reporter(quiet_rank=True),
+        overrides=small("dcgan"),
+    )  # fmt: skip
+    steps = result["pairs"]["dcgan"]["steps"]
+    assert {"fm_compiled", "fm_graphs"} <= steps.keys()
+    for step in steps.values():
+        assert step["device_seconds"][1] > 0
+        assert step["memory_bytes"] > 0
+    assert {"textbook_over_fm_graphs", "textbook_over_fm_compiled"} <= result["ratios"].keys()
