@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .report import format_number
 
@@ -85,6 +85,10 @@ EXTRACTORS = {"mobilenet_v2": "MobileNetV2", "inception": "Inception"}
 BY_EXTRACTOR = ("kid", "fid", "precision", "recall", "density", "coverage")
 """Measures whose plain name means Inception's features."""
 
+REALS = "reals_sha256"
+"""The setting of an evaluation that says which real images it was against; with `data.valid_fraction` each seed holds
+out its own, so that it tells seeds apart, and not ways of measuring."""
+
 REFERENCE = "_bicubic"
 """Ending of the measures of what super-resolution has to beat."""
 
@@ -115,6 +119,11 @@ def rank(name: str) -> tuple[int, int]:
     """The place of a measure among those that could decide, the first the lowest; Inception before other extractors."""
     stem, extra = base(name)
     return (FIRST.index(stem) if stem in FIRST else len(FIRST)), int(bool(extra))
+
+
+def poolable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an evaluation that must be equal for a mean over seeds."""
+    return {key: value for key, value in settings.items() if key != REALS}
 
 
 SHOWN: dict[str, Callable[[float], str]] = {

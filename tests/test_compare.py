@@ -208,6 +208,50 @@ def test_what_was_measured_otherwise_is_another_column(folder: Path) -> None:
     assert any("more than one way" in warning for warning in comparison.warnings)
 
 
+def test_seeds_that_hold_out_their_own_images_are_one_column_and_pair(folder: Path) -> None:
+    def group(name: str, values: list[float], held_out: str, **fields: object) -> list[Run]:
+        return [
+            made_run(folder, f"{name}-seed{i}", kid={100: v}, settings=SETTINGS | {"reals_sha256": h}, seed=i, **fields)  # type: ignore[arg-type]
+            for i, (v, h) in enumerate(zip(values, held_out, strict=True))
+        ]
+
+    plain = group("plain", [0.20, 0.22, 0.24], "abc", **PLAIN)
+    comparison = compare([*plain, *group("mean", [0.10, 0.13, 0.14], "abc", **MATCHED)])
+    (column,) = comparison.columns
+    assert [s and s.count for s in column.last] == [3, 3]
+    assert "reals_sha256" not in column.settings
+    interval = verdict(comparison).margins[0].interval
+    assert interval is not None
+    assert (interval.count, interval.mean) == (3, pytest.approx(0.29 / 3))
+
+    # what one seed was measured against must be the same in both, or its difference says nothing
+    other = compare([*plain, *group("odd", [0.10, 0.13, 0.14], "abx", **MATCHED, feature_matching__match="sample")])
+    interval = verdict(other).margins[0].interval
+    assert interval is not None
+    assert interval.count == 2
+    none = compare([*plain, *group("none", [0.10, 0.13, 0.14], "xyz", **MATCHED, feature_matching__ramp=7)])
+    assert verdict(none).margins[0].interval is None
+    assert "against the same real images" in verdict(none).detail
+
+
+def test_curves_of_seeds_that_hold_out_their_own_images(folder: Path) -> None:
+    runs = [
+        made_run(
+            folder,
+            f"{name}-seed{i}",
+            kid={50: 0.3, 100: 0.2},
+            settings=SETTINGS | {"reals_sha256": str(i)},
+            seed=i,
+            **f,
+        )  # type: ignore[arg-type]
+        for name, f in (("plain", PLAIN), ("mean", MATCHED))
+        for i in range(2)
+    ]
+    curve = compare(runs).curves[0]
+    assert curve.key == "kid_mobilenet_v2"
+    assert [[p.count for p in points] for points in curve.groups] == [[2, 2], [2, 2]]
+
+
 def test_quick_measurements_of_different_numbers_of_images_are_not_compared(folder: Path) -> None:
     rows = [row | {"eval/kid_mobilenet_v2": 0.5} for row in read_outs()]
     a = made_run(folder, "a", rows=rows, **PLAIN, eval__num=500)

@@ -10,13 +10,17 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..intervals import mean_interval
-from ..measures import REFERENCE, Better, base, measure, rank
+from ..measures import REALS, REFERENCE, Better, base, measure, poolable, rank
 from ..runs import Run
 from .configs import flatten
 from .curves import Series, is_finite, mean
 
 QUICK = re.compile(r"task|data\.(path|image_size|scale|fit|valid_path|valid_fraction)")
 """Fields that two measurements during training must share to be compared, beside the number of images."""
+
+
+Reals = Mapping[int, str | None]
+"""Of one run: step to the real images that it was measured against there."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Score:
     count: int
     runs: Mapping[str, tuple[float, int]]
     """Name of the run to its value and the step at which it was measured."""
+    reals: Mapping[str, str | None]
+    """Name of the run to which real images its value is against; None where that was not noted."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -37,7 +43,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Column:
-    """One measure, taken in one way: what differs in extractor, number of images, data or weights is another column."""
+    """One measure, taken in one way: what differs in extractor, number of images, data or weights is another column.
+
+    Which images of the data were held out may differ from run to run (`Score.reals`).
+    """
 
     key: str
     label: str
@@ -49,7 +58,7 @@ class Column:
     weights: str
     settings: Mapping[str, Any]
     floor: float | None
-    """What real images score against other real ones."""
+    """What real images score against other real ones; the mean where runs held out different ones."""
     reference: float | None
     """What bicubic upscaling scores."""
     last: tuple[Score | None, ...]
@@ -85,16 +94,18 @@ def columns_of(
 ) -> tuple[Column, ...]:
     """A column for each way in which anything was measured, the most telling measures first."""
     measured: dict[Way, dict[int, Series]] = {}
-    floors: dict[Way, float] = {}
+    floors: dict[Way, dict[str | None, float]] = {}
+    reals: dict[Way, dict[int, dict[int, str | None]]] = {}
     for i, run in enumerate(runs):
         for record in run.evaluations():
-            settings = json.dumps(record.get("settings", {}), sort_keys=True)
+            settings, against = json.dumps(poolable(record.get("settings", {})), sort_keys=True), reals_of(record)
             for name, value in record.get("metrics", {}).items():
                 way = Way(name, "eval", str(record.get("weights", "ema")), settings)
                 if is_finite(value):
                     measured.setdefault(way, {}).setdefault(i, {})[int(record["step"])] = float(value)
+                    reals.setdefault(way, {}).setdefault(i, {})[int(record["step"])] = against
                 if is_finite(floor := record.get("floor", {}).get(name)):
-                    floors[way] = float(floor)
+                    floors.setdefault(way, {})[against] = float(floor)
                 if is_finite(bicubic := record.get("bicubic", {}).get(name)):
                     measured.setdefault(replace(way, key=f"{name}{REFERENCE}"), {})[i] = {0: float(bicubic)}
         flat = flatten(configs[i])
@@ -106,14 +117,23 @@ def columns_of(
                 measured.setdefault(Way(key, "training", "ema", settings), {})[i] = values
     order = sorted(measured, key=lambda way: (rank(way.key), way.source, way.weights))
     return tuple(
-        _column(way, measured, floors, names, failed, places, order) for way in order if not way.key.endswith(REFERENCE)
+        _column(way, measured, floors, reals.get(way, {}), names, failed, places, order)
+        for way in order
+        if not way.key.endswith(REFERENCE)
     )
+
+
+def reals_of(record: Mapping[str, Any]) -> str | None:
+    """Which real images an evaluation is against."""
+    found = record.get("settings", {}).get(REALS)
+    return None if found is None else str(found)
 
 
 def _column(
     way: Way,
     measured: Mapping[Way, Mapping[int, Series]],
-    floors: Mapping[Way, float],
+    floors: Mapping[Way, Mapping[str | None, float]],
+    reals: Mapping[int, Reals],
     names: Sequence[str],
     failed: Sequence[bool],
     places: Sequence[Sequence[int]],
@@ -132,7 +152,7 @@ def _column(
         return value, next(step for step, v in values.items() if v == value)
 
     def scores(pick: Any) -> tuple[Score | None, ...]:
-        return tuple(_score({i: pick(own[i]) for i in group if own.get(i)}, names, failed) for group in places)
+        return tuple(_score({i: pick(own[i]) for i in group if own.get(i)}, reals, names, failed) for group in places)
 
     bicubic = measured.get(Way(f"{way.key}{REFERENCE}", way.source, way.weights, way.settings), {})
     return Column(
@@ -144,20 +164,26 @@ def _column(
         way.source,
         way.weights,
         json.loads(way.settings),
-        floors.get(way),
+        mean(floors.get(way, {}).values()),
         mean(last(values)[0] for values in bicubic.values()),
         scores(last),
         scores(best),
     )
 
 
-def _score(found: Mapping[int, tuple[float, int]], names: Sequence[str], failed: Sequence[bool]) -> Score | None:
+def _score(
+    found: Mapping[int, tuple[float, int]],
+    reals: Mapping[int, Reals],
+    names: Sequence[str],
+    failed: Sequence[bool],
+) -> Score | None:
     counted = {i: value for i, value in found.items() if not failed[i]}
     if not counted:
         return None
     interval = mean_interval([value for value, _ in counted.values()])
     runs = {names[i]: value for i, value in counted.items()}
-    return Score(interval.mean, interval.low, interval.high, interval.count, runs)
+    against = {names[i]: reals.get(i, {}).get(step) for i, (_, step) in counted.items()}
+    return Score(interval.mean, interval.low, interval.high, interval.count, runs, against)
 
 
 def _label(way: Way, ways: Sequence[Way]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..health import Health
-from ..measures import REFERENCE, TELLING, measure, rank
+from ..measures import REFERENCE, TELLING, measure, poolable, rank
 from ..runs import Run
 from .columns import Column, columns_of, headline_of
 from .configs import Difference, differences, flatten, group_names, grouped, matches_features
@@ -271,7 +271,7 @@ def _evaluated(run: Run, column: Column) -> Series:
     same = [
         r
         for r in run.evaluations()
-        if r.get("settings") == column.settings and r.get("weights", "ema") == column.weights
+        if poolable(r.get("settings", {})) == column.settings and r.get("weights", "ema") == column.weights
     ]
     values = {int(r["step"]): r.get("metrics", {}).get(column.key) for r in same}
     return {step: float(value) for step, value in values.items() if is_finite(value)}
@@ -333,7 +333,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     (`name`, `path`, `seed`, `state`, `step`, `steps`, `message`, `remarks`);
     `differences`: `field`, and one a group `values` and `acts`, and `folded`;
     `columns`: `key`, `label`, `better`, `unit`, `about`, `source`, `weights`, `settings`, `floor`, `reference`, and one a
-    group `last` and `best` (`mean`, `low`, `high`, `count`, `runs`: name to [value, step]; or null);
+    group `last` and `best` (`mean`, `low`, `high`, `count`, `runs`: name to [value, step], `reals`: name to which real
+    images; or null);
     `curves`: `key`, and one a group `groups`, a list of points (`step`, `mean`, `low`, `high`, `count`); the first
     `telling` of them tell the most.
     """

@@ -117,7 +117,8 @@ def _margin(comparison: Comparison, column: Column, one: int, other: int, p: flo
 
 
 def _paired(comparison: Comparison, column: Column, one: int, other: int) -> Paired | None:
-    """The first group against the other on the seeds they share, positive where it is better."""
+    """The first group against the other on the seeds they share, where both are against the same real images; positive
+    where it is better."""
     sign = -1 if column.better == "lower" else 1
     mine, theirs = (_by_seed(comparison, column, place, sign) for place in (one, other))
     return paired(mine, theirs)
@@ -126,7 +127,9 @@ def _paired(comparison: Comparison, column: Column, one: int, other: int) -> Pai
 def _by_seed(comparison: Comparison, column: Column, place: int, sign: int) -> dict[Hashable, float]:
     score = column.scores(comparison.by)[place]
     values = {} if score is None else score.runs
-    return {m.seed: sign * values[m.name][0] for m in comparison.groups[place].members if m.name in values}
+    reals = {} if score is None else score.reals
+    members = [m for m in comparison.groups[place].members if m.name in values]
+    return {(m.seed, reals[m.name]): sign * values[m.name][0] for m in members}
 
 
 def _adjusted(comparison: Comparison, column: Column, anchor: int) -> dict[int, float | None]:
@@ -183,6 +186,12 @@ def _detail(comparison: Comparison, column: Column, first: int, margins: tuple[M
             over = f"Over the {margin.interval.count} seeds they share" if not found else "and"
             found.append(f"{over} it is better than {other} by {mean} (95 % interval {low} to {high}{zero}{corrected})")
     if not found:
+        one, two = ({m.seed for m in comparison.groups[i].members} for i in (first, margins[0].other))
+        if len(one & two) > 1 and column.source == "eval":
+            return (
+                "Fewer than two seeds that they share are measured in both against the same real images, so how much of "
+                "this is chance is not known."
+            )
         return "They share fewer than two seeds, so how much of this is chance is not known."
     return " ".join(found) + "."
 
