@@ -185,7 +185,7 @@ class Run:
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
         """Keep what one evaluation found: `step`, `weights` (ema or raw), `metrics` (name to number), `floor` (the same
         of real images against real ones), `settings` (all that makes two evaluations comparable: data, number of
-        images, extractor, resolution, resize filter, …). Replaces an older one of the same step, weights and settings."""
+        images, extractor, resolution, resize filter, …), `default` (whether that is as `fmrun eval` measures without options). Replaces an older one of the same step, weights and settings."""
         what = ("step", "weights", "settings")
         same = [record.get(key) for key in what]
         kept = [r for r in self.evaluations() if [r.get(key) for key in what] != same]

@@ -86,6 +86,7 @@ def evaluate(run: Run) -> int:
     record = {
         "step": run.status()["step"],
         "weights": "ema",
+        "default": True,
         "settings": {"num": 8},
         "metrics": {"kid": kid},
         "floor": {},

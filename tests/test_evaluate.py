@@ -20,10 +20,11 @@ from torch import Tensor
 
 from fmrun.config.data import DataConfig
 from fmrun.data.images import open_data
-from fmrun.evaluate import table
+from fmrun.evaluate import Asked, table
 from fmrun.metrics import reals
 from fmrun.metrics.distribution import RISING, SCORES, Cloud, kid
 from fmrun.metrics.extractors import INCEPTION_FILE, Extractor, _empty_inception, available, open_extractor
+from fmrun.presets import Override
 from fmrun.runs import Run
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -83,6 +84,7 @@ def test_every_score_carries_what_it_was_measured_on_and_the_floor(own: str) -> 
     train("--steps", "4", "--name", "run", *("-s", "checkpoint.every=2"))
     (record,) = measured("--extractor", own, "--num", "20")
     (kept,) = Run(RUNS / "run").evaluations()
+    assert record["default"] is False
     assert {k: v for k, v in record.items() if k not in ("run", "which")} == kept
     assert (record["run"], record["step"], record["weights"], record["which"]) == ("run", 4, "ema", ["last"])
     names = [f"{name}_small" for name in SCORES]
@@ -116,6 +118,13 @@ def test_every_score_carries_what_it_was_measured_on_and_the_floor(own: str) -> 
     assert raw["weights"] == "raw"
     assert raw["metrics"] != record["metrics"]
     assert len(Run(RUNS / "run").evaluations()) == 3
+
+
+def test_what_is_asked_for_by_default() -> None:
+    assert all(asked.default for asked in (Asked(), Asked(overrides=[]), Asked(steps=[3]), Asked(all_checkpoints=True)))
+    path = Override("-s", "data.path", "x")
+    others = Asked(num=50), Asked(raw=True), Asked(extractor="inception"), Asked(seed=1), Asked(overrides=[path])
+    assert not any(asked.default for asked in others)
 
 
 def test_checkpoints_and_runs_in_one_table(own: str) -> None:

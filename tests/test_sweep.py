@@ -261,7 +261,23 @@ def test_a_sweep_is_extended_and_never_mixed() -> None:
         5,
         3,
     ]
-    assert longer["combinations"][0]["runs"][0]["step"] == 5
+    # the mean of 5 steps is not one of 5 and 3, and the combination that has 3 is no peer of those that have 5
+    rows = {row["name"]: row for row in longer["combinations"]}
+    assert {n: (r["steps"], r["finished"], r["open"], r["last"]["count"]) for n, r in rows.items()} == {
+        "weight-0": (5, 1, 1, 1),
+        "weight-0.1": (5, 1, 1, 1),
+        "weight-0.1_match-sample": (3, 2, 0, 2),
+    }
+    assert [run["step"] for run in rows["weight-0"]["runs"]] == [5, 3]
+    assert len(rows["weight-0.1"]["against"]["differences"]) == 1
+    assert rows["weight-0.1_match-sample"]["against"] is None
+    assert any("weight-0_seed-1 (at step 3 of 5)" in sentence for sentence in longer["remarks"])
+
+    # and asked for as a whole, it is one again
+    whole = swept(*FAST, *NAMED, *grid, "--seeds", "2", "--steps", "5")
+    assert [row["last"]["count"] for row in whole["combinations"]] == [2, 2, 2]
+    assert [row["against"] is None for row in whole["combinations"]] == [True, False, False]
+    assert whole["remarks"] == []
 
 
 def test_a_name_that_is_taken_is_refused() -> None:
@@ -298,9 +314,9 @@ def test_runs_are_evaluated_and_compared_by_it() -> None:
     # from here on nothing is left to be trained
     other = json.loads(good("sweep", *flags, "--json", "--metric", "health/diversity").out)
     assert other["metric"] == {"key": "health/diversity", "better": "higher"}
-    wrong = fmrun("sweep", *flags, "--metric", "kdi")
-    assert wrong.code == 2
+    wrong = good("sweep", *flags, "--json", "--metric", "kdi")
     assert "--metric: no run has 'kdi'; did you mean 'kid'?" in wrong.err
+    assert json.loads(wrong.out)["metric"]["key"] == "kid"
     chosen = json.loads(good("sweep", *flags, "--json", "--control", "weight-0.1").out)
     assert [row["against"] and row["against"]["control"] for row in chosen["combinations"]] == [None, "weight-0.1"]
     none = fmrun("sweep", *flags, "--control", "weight-0.2")

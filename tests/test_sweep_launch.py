@@ -102,6 +102,26 @@ def test_new_runs_are_trained_and_begun_ones_resumed(monkeypatch: pytest.MonkeyP
     assert other == {"OMP_NUM_THREADS": "3"}
 
 
+def test_only_the_sweeps_own_evaluation_spares_a_run_another() -> None:
+    sweep, found = planned(seeds=3)
+    one = {"weights": "ema", "default": True, "settings": {}, "metrics": {"kid": 0.1}}
+    steps = sweep.combinations[found[0].combination].config.train.steps
+    records: list[dict[str, Any]] = [
+        {"step": steps},
+        {"step": steps, "weights": "raw", "default": False},
+        {"step": steps, "default": False},  # --num 50
+        {"step": steps - 1},
+    ]
+    for run, record in zip(found, records, strict=False):
+        config = {**sweep.settings(run.combination), "seed": run.seed}
+        made = runs.create(S, run.name, "p", config, [])
+        made.write_status(state="finished", step=steps)
+        made.add_evaluation(one | record)
+    at = Launcher()
+    worker(sweep, at, evaluate=True).work(found[: len(records)], Stop())
+    assert sorted(task.command()[3:5] for task, _ in at.started) == sorted(["eval", f.name] for f in found[1:4])
+
+
 def test_threads_that_were_chosen_stay_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     sweep, found = planned()
@@ -211,6 +231,32 @@ def test_the_check_names_the_combination(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(preflight, "_ask", lambda arguments: ("", -9))
     with pytest.raises(UserError, match=r"could not be checked: .* ended with -9"):
         preflight.check(configs)
+
+
+LOUD = """
+import os
+from torch import nn
+print("a net that says hello")
+os.system("echo so does its helper")
+
+class Net(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.out = nn.Linear(100, 784)
+
+    def forward(self, z):
+        print("{}")
+        return self.out(z).view(-1, 1, 28, 28).tanh()
+"""
+
+
+def test_what_a_net_prints_is_no_part_of_the_check() -> None:
+    """In a process of its own, as it is."""
+    Path("loud.py").write_text(LOUD)
+    sweep, _ = planned()
+    content = sweep.settings("weight-0")
+    content["generator"] = {"target": "loud:Net"}
+    assert preflight.check({"weight-0": {**content, "device": "cpu"}}) == preflight.Machine("cpu", 0)
 
 
 def test_elsewhere_needs_no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,10 +30,11 @@ def quick_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "environment", lambda: {"threads": 1})
 
 
-def swept(folder: Path, *overs: str, seeds: int = 5) -> Sweep:
+def swept(folder: Path, *overs: str, seeds: int = 5, steps: int = 10) -> Sweep:
     parsed = [grid.parse_over(text) for text in overs or OVERS]
     sweep = Sweep(folder / "s")
-    sweep.add(grid.combinations("dcgan-fm", None, [], parsed), [o.key for o in parsed], range(seeds))
+    length = [Override("--steps", "train.steps", str(steps))] if "train.steps" not in {o.key for o in parsed} else []
+    sweep.add(grid.combinations("dcgan-fm", None, length, parsed), [o.key for o in parsed], range(seeds))
     return sweep
 
 
@@ -150,7 +151,7 @@ def test_the_most_telling_metric_is_chosen(tmp_path: Path) -> None:
     run = made(sweep, "weight-0_seed-0", rows=[{"step": 1, "loss/g": 1.0, "loss/g_adv": 2.0, "eval/overfit": 0.0}])
 
     def chosen() -> str:
-        found = choose([run], None)
+        found, _ = choose({"a": [run]}, None)
         assert found is not None
         return found.key
 
@@ -159,12 +160,12 @@ def test_the_most_telling_metric_is_chosen(tmp_path: Path) -> None:
     assert chosen() == "eval/ssim_y"
     run.append_metrics({"step": 3, "eval/kid_mobilenet_v2": 0.5})
     assert chosen() == "eval/kid_mobilenet_v2"
-    run.add_evaluation({"step": 3, "settings": {}, "metrics": {"kid_mobilenet_v2": 0.5, "fid_mobilenet_v2": 1.0}})
+    run.add_evaluation({"step": 10, "settings": {}, "metrics": {"kid_mobilenet_v2": 0.5, "fid_mobilenet_v2": 1.0}})
     assert chosen() == "kid_mobilenet_v2"
-    run.add_evaluation({"step": 3, "settings": {"extractor": "inception"}, "metrics": {"kid": 0.5}})
+    run.add_evaluation({"step": 10, "settings": {"extractor": "inception"}, "metrics": {"kid": 0.5}})
     assert chosen() == "kid"
     with pytest.raises(UserError, match="no run has 'fdi'"):
-        choose([run], "fdi")
+        choose({"a": [run]}, "fdi")
 
 
 def test_only_scores_taken_in_the_same_way_are_compared(tmp_path: Path) -> None:
@@ -212,3 +213,140 @@ def test_overrides_of_a_sweep_reach_every_combination(tmp_path: Path) -> None:
     parsed = [grid.parse_over(OVERS[0])]
     found = grid.combinations("dcgan", None, [Override("--steps", "train.steps", "7")], parsed)
     assert {c.config.train.steps for c in found} == {7}
+
+
+def evaluated(kid: float, /, step: int = 10, weights: str = "ema", key: str = "kid", **settings: Any) -> dict[str, Any]:
+    return {"step": step, "weights": weights, "settings": {"num": 500} | settings, "metrics": {key: kid}}
+
+
+def test_seeds_that_hold_out_their_own_images_are_all_compared(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, "feature_matching.weight=0,0.1", seeds=4)
+    for name, kids in KIDS.items():
+        for seed, kid in enumerate(kids[:4] if name in sweep.combinations else ()):
+            odd = (name, seed) == ("weight-0.1", 3)  # its data changed since
+            made(sweep, f"{name}_seed-{seed}").add_evaluation(evaluated(kid, reals_sha256="x" if odd else str(seed)))
+    comparison = table.compare(sweep)
+    control, matched = comparison.rows
+    assert control.last is not None
+    assert matched.last is not None
+    assert (control.last.count, matched.last.count) == (4, 4)
+    assert matched.against is not None
+    expected = [a - b for a, b in zip(KIDS["weight-0.1"][:3], KIDS["weight-0"][:3], strict=True)]
+    assert list(matched.against.paired.differences) == pytest.approx(expected)
+    assert not comparison.ways_differ
+    assert any(s.startswith("1 of 4 seeds of weight=0.1 and weight=0 are not compared") for s in comparison.remarks)
+
+
+def test_one_run_with_a_more_telling_score_does_not_take_over(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, seeds=2)
+    for name in sweep.runs:
+        made(sweep, name).add_evaluation(evaluated(0.5, key="kid_mobilenet_v2", extractor="mobilenet_v2"))
+    Run(sweep.folder / "weight-0_seed-0").add_evaluation(evaluated(0.4, extractor="inception"))
+    comparison = table.compare(sweep)
+    assert comparison.metric == Metric("kid_mobilenet_v2", True)
+    assert all(row.last is not None and row.last.count == 2 for row in comparison.rows)
+
+
+def test_a_metric_may_be_asked_for_without_its_extractor_and_a_wrong_one_loses_no_table(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, seeds=2)
+    for name in sweep.runs:
+        run = made(sweep, name, rows=[{"step": 10, "eval/psnr_y": 20.0, "eval/psnr_y_bicubic": 19.0}])
+        run.add_evaluation(evaluated(0.5, key="kid_mobilenet_v2"))
+    assert table.compare(sweep, "kid").metric == Metric("kid_mobilenet_v2", True)
+    assert table.compare(sweep, "psnr_y").metric == Metric("eval/psnr_y")
+    wrong = table.compare(sweep, "kdi")
+    assert wrong.metric == Metric("kid_mobilenet_v2", True)
+    assert table.sentences(wrong)[0].startswith("--metric: no run has 'kdi'; ")
+    assert table.sentences(wrong)[0].endswith("; compared by kid_mobilenet_v2")
+
+
+def test_runs_and_combinations_of_other_steps_are_not_mixed(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, seeds=2)
+    for name in sweep.runs:
+        made(sweep, name, kid=0.5)
+    longer = Override("--steps", "train.steps", "20")
+    found = grid.combinations("dcgan-fm", None, [longer], [grid.parse_over("feature_matching.weight=0,0.1")])
+    sweep.add(found, [], [0])
+    for name, kid in (("weight-0_seed-0", 0.3), ("weight-0.1_seed-0", 0.2)):
+        run = Run(sweep.folder / name)
+        run.write_status(state="finished", step=20, steps=20)
+        run.add_evaluation(evaluated(kid, step=20))
+    comparison = table.compare(sweep)
+    control, matched, left = (rows_of(comparison)[name] for name in ("weight-0", "weight-0.1", "weight-1"))
+    assert [
+        (row.steps, row.last and row.last.mean, row.last and row.last.count, row.open) for row in comparison.rows
+    ] == [
+        (20, 0.3, 1, 1),
+        (20, 0.2, 1, 1),
+        (10, 0.5, 2, 0),
+    ]
+    assert matched.against is not None
+    assert matched.against.paired.differences == pytest.approx([-0.1])
+    assert (control.against, left.against) == (None, None)
+    said = table.sentences(comparison)
+    assert "weight-0_seed-1 (at step 10 of 20), weight-0.1_seed-1 (at step 10 of 20)" in said[0]
+    assert said[1].startswith("weight=1 has 10 steps and weight=0 20, so they are not compared")
+    assert "steps" in table.text(comparison).splitlines()[0].split()
+
+
+def test_a_score_of_an_earlier_step_is_not_that_of_the_end(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, "feature_matching.weight=0,1", seeds=2)
+    for name in sweep.runs:
+        made(sweep, name).add_evaluation(evaluated(0.9, step=5))
+    for name in list(sweep.runs)[:3]:
+        Run(sweep.folder / name).add_evaluation(evaluated(0.5))
+    lasts = [(r.last, r.best) for row in table.compare(sweep).rows for r in row.results]
+    assert sorted(lasts, key=str) == [(0.5, 0.5)] * 3 + [(None, 0.9)]
+
+
+def test_steps_may_be_what_a_sweep_varies(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, "train.steps=10,20", seeds=2)
+    for name, (combination, _) in sweep.runs.items():
+        steps = sweep.combinations[combination].config.train.steps
+        run = made(sweep, name)
+        run.write_status(state="finished", step=steps, steps=steps)
+        run.add_evaluation(evaluated(1 / steps, step=steps))
+    row = rows_of(table.compare(sweep, None, "steps-10"))["steps-20"]
+    assert row.against is not None
+    assert row.against.paired.differences == pytest.approx([-0.05, -0.05])
+
+
+def test_measurements_in_training_are_compared_at_a_step_that_all_have(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, "feature_matching.weight=0,1", seeds=2)
+    for name, (combination, seed) in sweep.runs.items():
+        steps = (4, 8) if combination == "weight-0" else (4, 8, 10)  # measured less often
+        made(sweep, name, rows=[{"step": s, "eval/kid_mobilenet_v2": s + 0.1 * seed} for s in steps])
+    comparison = table.compare(sweep)
+    row = rows_of(comparison)["weight-1"]
+    assert row.against is not None
+    assert row.against.paired.differences == (0.0, 0.0)
+    assert [(r.last, r.last_step) for r in row.results] == [(8.0, 8), (8.1, 8)]
+    assert any("eval/kid_mobilenet_v2 is compared at step 8 of 10" in s for s in table.sentences(comparison))
+
+
+def test_a_step_that_is_not_shared_is_not_compared(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, "feature_matching.weight=0,1", seeds=2)
+    for name, (combination, _) in sweep.runs.items():
+        made(sweep, name, rows=[{"step": 9 if combination == "weight-0" else 10, "eval/kid_mobilenet_v2": 0.5}])
+    comparison = table.compare(sweep)
+    assert rows_of(comparison)["weight-1"].against is None
+    assert any(s.startswith("2 of 2 seeds of weight=1 and weight=0 are not compared") for s in comparison.remarks)
+
+
+def test_ways_of_measuring_need_be_equal_only_within_a_pair(tmp_path: Path) -> None:
+    sweep = swept(tmp_path, "feature_matching.weight=0,1", "train.batch_size=8,16", seeds=2)
+    for name, (combination, seed) in sweep.runs.items():
+        size = 16 if combination.endswith("16") else 8
+        kid = size + combination.startswith("weight-1") + 0.1 * seed
+        made(sweep, name).add_evaluation(evaluated(kid, resolution=size))
+    comparison = table.compare(sweep)
+    found = rows_of(comparison)
+    assert all(row.last is not None and row.last.count == 2 for row in comparison.rows)
+    for name in ("weight-1_batch-size-8", "weight-1_batch-size-16"):
+        against = found[name].against
+        assert against is not None
+        assert against.paired.differences == pytest.approx([1, 1])
+    assert "kid (ways differ)" in table.text(comparison).splitlines()[0]
+    one = table.compare(sweep, None, "weight-0_batch-size-8")
+    assert {name for name, row in rows_of(one).items() if row.against} == {"weight-1_batch-size-8"}
+    assert sum("kid was taken in another way" in sentence for sentence in one.remarks) == 2

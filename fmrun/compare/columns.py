@@ -108,12 +108,9 @@ def columns_of(
                     floors.setdefault(way, {})[against] = float(floor)
                 if is_finite(bicubic := record.get("bicubic", {}).get(name)):
                     measured.setdefault(replace(way, key=f"{name}{REFERENCE}"), {})[i] = {0: float(bicubic)}
-        flat = flatten(configs[i])
-        quick = {key: value for key, value in flat.items() if QUICK.fullmatch(key)}
         for key, values in rows[i].items():
             if key.startswith("eval/"):
-                num = "eval.kid_num" if base(key)[0] == "kid" else "eval.num"
-                settings = json.dumps(quick | {num: flat.get(num)}, sort_keys=True)
+                settings = json.dumps(quick_settings(configs[i], key), sort_keys=True)
                 measured.setdefault(Way(key, "training", "ema", settings), {})[i] = values
     order = sorted(measured, key=lambda way: (rank(way.key), way.source, way.weights))
     return tuple(
@@ -121,6 +118,12 @@ def columns_of(
         for way in order
         if not way.key.endswith(REFERENCE)
     )
+
+
+def quick_settings(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The fields that two measurements of `key` during training must share to be compared."""
+    flat, num = flatten(config), "eval.kid_num" if base(key)[0] == "kid" else "eval.num"
+    return {field: value for field, value in flat.items() if QUICK.fullmatch(field)} | {num: flat.get(num)}
 
 
 def reals_of(record: Mapping[str, Any]) -> str | None:

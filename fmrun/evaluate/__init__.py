@@ -7,7 +7,7 @@ and what real images score against real ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +48,11 @@ class Asked:
     modes: bool | None = None
     modes_num: int | None = None
 
+    @property
+    def default(self) -> bool:
+        """Whether a checkpoint is measured as it is without any option."""
+        return replace(self, overrides=tuple(self.overrides), steps=(), all_checkpoints=False) == Asked()
+
 
 class Measure(Protocol):
     """What a task has to say about a generator."""
@@ -83,7 +88,8 @@ def evaluate(
         for found in _readable(target, paths, report):
             report.note(f"{_name(target)}, step {found.step}: measuring")
             source = load_source(found, Path("."), raw=asked.raw, device=device)
-            record = {"step": found.step, "weights": "raw" if asked.raw else "ema", **measure(source, config)}
+            weights = "raw" if asked.raw else "ema"
+            record = {"step": found.step, "weights": weights, "default": asked.default, **measure(source, config)}
             if isinstance(target, Run):
                 target.add_evaluation(record)
             own.append({"run": target.name, "which": [], **record})

@@ -85,7 +85,9 @@ def main(arguments: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what a user's own net prints is no part of the answer
     try:
-        print(main(sys.argv[1:]))
+        os.write(answer, main(sys.argv[1:]).encode())
     except KeyboardInterrupt:  # the sweep has it too, and says so
         sys.exit(130)

@@ -1,6 +1,7 @@
 """The comparison that a sweep ends in: means over seeds, and differences from the control on the same seeds."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -38,6 +39,10 @@ class Row:
     name: str
     label: str
     settings: Mapping[str, Any]
+    steps: int
+    """Its runs count when they have made these."""
+    way: str | None
+    """JSON of how the metric was taken; None where it was not."""
     results: Sequence[Result]
     last: Interval | None
     best: Interval | None
@@ -45,6 +50,16 @@ class Row:
 
     def count(self, *states: str) -> int:
         return sum(result.state in states for result in self.results)
+
+    @property
+    def finished(self) -> int:
+        """Runs that ended where the combination does."""
+        return sum(result.ended for result in self.results)
+
+    @property
+    def open(self) -> int:
+        """Runs that are still to be trained, or trained on."""
+        return len(self.results) - self.finished - self.count("diverged")
 
     @property
     def collapsed(self) -> int:
@@ -65,17 +80,28 @@ class Comparison:
     rows: Sequence[Row]
     comparisons: int
     """How many p-values were corrected together."""
+    controls: Mapping[str, str]
+    """What each combination is to be compared with, both by name."""
+    remarks: Sequence[str]
+    """Sentences on what could not be compared."""
+
+    @property
+    def ways_differ(self) -> bool:
+        """Whether the metric was taken in one way in some rows and in another in others."""
+        return len({row.way for row in self.rows if row.last is not None}) > 1
+
+    @property
+    def steps_differ(self) -> bool:
+        """Whether some rows have other steps than others, and their labels do not say it."""
+        return "train.steps" not in self.sweep.keys and len({row.steps for row in self.rows}) > 1
 
 
 def compare(sweep: Sweep, metric: str | None = None, control: str | None = None) -> Comparison:
-    """What the sweep's runs show by now; UserError for a metric or a control that it has not."""
-    chosen, results = read(sweep, metric)
+    """What the sweep's runs show by now; UserError for a control that it has not."""
     controls = control_of(sweep, control)
-    by_name = {name: [r for r in results if r.planned.combination == name] for name in sweep.combinations}
-    values: dict[str, dict[Hashable, float]] = {
-        name: {r.planned.seed: r.last for r in own if r.counts and r.last is not None} for name, own in by_name.items()
-    }
-    pairs = {name: paired(values[name], values[other], LEVEL) for name, other in controls.items()}
+    reading = read(sweep, metric, controls)
+    by_name = {name: [r for r in reading.results if r.planned.combination == name] for name in sweep.combinations}
+    pairs = {name: paired(found.own, found.control, LEVEL) for name, found in reading.pairings.items()}
     tested = [name for name, pair in pairs.items() if pair is not None and pair.p is not None]
     corrected = dict(zip(tested, holm([pairs[name].p for name in tested]), strict=True))  # type: ignore[union-attr]
 
@@ -95,15 +121,18 @@ def compare(sweep: Sweep, metric: str | None = None, control: str | None = None)
             name,
             sweep.label(name),
             sweep.combinations[name].settings,
+            sweep.combinations[name].config.train.steps,
+            reading.ways.get(name),
             own,
-            interval(list(values[name].values())),
+            interval([r.last for r in own if r.counts]),
             interval([r.best for r in own if r.counts]),
             against(name),
         )
         for name, own in by_name.items()
     ]
     first = set(controls.values())
-    return Comparison(sweep, chosen, sorted(rows, key=lambda row: row.name not in first), len(tested))
+    rows.sort(key=lambda row: row.name not in first)
+    return Comparison(sweep, reading.metric, rows, len(tested), controls, reading.remarks)
 
 
 def text(comparison: Comparison) -> str:
@@ -111,25 +140,24 @@ def text(comparison: Comparison) -> str:
     metric, rows = comparison.metric, comparison.rows
     if metric is None:
         columns = ["combination", "runs", "finished", "diverged"]
-        return format_table(
-            columns, [[r.label, len(r.results), r.count("finished"), r.count("diverged")] for r in rows]
-        )
+        return format_table(columns, [[r.label, len(r.results), r.finished, r.count("diverged")] for r in rows])
     compares = any(r.against for r in rows)
     has_best = any(r.best is not None and r.best != r.last for r in rows)  # else it would stand there twice
-    columns = ["combination", "n", metric.key, "95 %"]
+    columns = ["combination", *["steps"] * comparison.steps_differ, "n"]
+    columns += [metric.key + " (ways differ)" * comparison.ways_differ, "95 %"]
     columns += ["best", "95 %"] if has_best else []
     columns += ["− control", "95 %", "p", "p (Holm)", "visible from"] if compares else []
     columns += ["diverged", "collapsed", "open", "images/s"]
     cells: list[list[Any]] = []
     for row in rows:
-        line: list[Any] = [row.label, row.last.count if row.last else 0, *_interval(row.last)]
+        line: list[Any] = [row.label, *[row.steps] * comparison.steps_differ, row.last.count if row.last else 0]
+        line += _interval(row.last)
         if has_best:
             line += _interval(row.best)
         if compares:
             line += _against(row, {r.against.control for r in rows if r.against})
-        done = row.count("finished", "diverged")
         speed = round(row.images_per_second) if row.images_per_second is not None else None
-        cells.append([*line, row.count("diverged"), row.collapsed, len(row.results) - done, speed])
+        cells.append([*line, row.count("diverged"), row.collapsed, row.open, speed])
     return format_table(columns, cells)
 
 
@@ -161,17 +189,17 @@ def _against(row: Row, controls: set[str]) -> list[Any]:
 def sentences(comparison: Comparison) -> list[str]:
     """What the table says, in words."""
     metric, sweep = comparison.metric, comparison.sweep
-    found: list[str] = []
+    found: list[str] = list(comparison.remarks)
     if metric is None:
-        return ["no run has come to its end yet, so there is nothing to compare"]
-    if metric.settings is None and not metric.key.startswith("eval/"):
+        return [*found, "no run has come to its end yet, so there is nothing to compare"]
+    if not metric.evaluated and not metric.key.startswith("eval/"):
         found.append(
             f"{metric.key} is no measure of quality, but the runs have no better one: measure them with fmrun eval, or "
             "name one with --metric"
         )
     compared = [row for row in comparison.rows if row.against is not None]
     if not compared:
-        if len(comparison.rows) > 1:
+        if len(comparison.rows) > 1 and not comparison.controls:
             found.append(
                 "no combination is the control: vary feature_matching.weight from 0 on, or name one with --control"
             )
@@ -219,6 +247,7 @@ def to_json(comparison: Comparison, failures: Mapping[str, str]) -> dict[str, An
         "power": POWER,
         "comparisons": comparison.comparisons,
         "combinations": [_row(row, row.name in controls) for row in comparison.rows],
+        "remarks": list(comparison.remarks),
         "failures": dict(failures),
     }
 
@@ -230,6 +259,8 @@ def _row(row: Row, is_control: bool) -> dict[str, Any]:
         "label": row.label,
         "settings": dict(row.settings),
         "control": is_control,
+        "steps": row.steps,
+        "way": json.loads(row.way) if row.way else None,
         "last": _bounds(row.last),
         "best": _bounds(row.best),
         "against": None
@@ -242,10 +273,10 @@ def _row(row: Row, is_control: bool) -> dict[str, Any]:
             "p_holm": against.p_holm,
             "smallest_effect": against.smallest,
         },
-        "finished": row.count("finished"),
+        "finished": row.finished,
         "diverged": row.count("diverged"),
         "collapsed": row.collapsed,
-        "open": len(row.results) - row.count("finished", "diverged"),
+        "open": row.open,
         "images_per_second": row.images_per_second,
         "runs": [
             {
@@ -254,6 +285,8 @@ def _row(row: Row, is_control: bool) -> dict[str, Any]:
                 "state": r.state,
                 "step": r.step,
                 "last": r.last,
+                "last_step": r.last_step,
+                "reals": r.reals,
                 "best": r.best,
                 "best_step": r.best_step,
                 "collapsed": r.collapsed,

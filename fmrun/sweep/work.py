@@ -152,9 +152,7 @@ class Worker:
         return Work(planned, task, evaluates=True)
 
     def _finished(self, planned: Planned, state: str) -> None:
-        step = planned.run.status().get("step")
-        evaluated = any(record.get("step") == step for record in planned.run.evaluations())
-        if state == "finished" and self.evaluate is not False and not evaluated:
+        if state == "finished" and self.evaluate is not False and not _evaluated(planned):
             self.pending.appendleft(self._evaluation(planned))
         else:
             self.done.add(planned.name)
@@ -294,6 +292,16 @@ class Worker:
         if not self._took or self.launcher.stays:
             return None
         return sum(self._took) / len(self._took) * rest / self.launcher.slots
+
+
+def _evaluated(planned: Planned) -> bool:
+    """Whether there is what the sweep's own evaluation would give: scores of raw weights, or of other images than the other
+    runs', are not."""
+    step = planned.run.status().get("step")
+    return any(
+        record.get("step") == step and record.get("weights") == "ema" and record.get("default") is True
+        for record in planned.run.evaluations()
+    )
 
 
 def reason(planned: Planned, code: int, log: Path) -> str:
