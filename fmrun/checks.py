@@ -4,8 +4,7 @@ feature matching, can the statistic see anything there, and which step went wron
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from .config import FeatureMatchingConfig
 from .errors import UserError
 from .feature_matching import FeatureMatching
-from .models.norm import held_averages
+from .models.norm import held_averages, unchanged
 from .rng import torch_generator
+from .simultaneous import one_augmentation
 from .state import State
 from .step import discriminator_loss, frozen, generator_image_gradients
 from .tasks import Batch, Critic, CriticPlan, Plan
@@ -51,17 +51,6 @@ class Strength:
         return f"{effective}: its gradient is {100 * self.share:.3g} % of {self.compared}"
 
 
-@contextmanager
-def unchanged(module: nn.Module | None) -> Iterator[None]:
-    """Put every buffer of `module` back at the end."""
-    saved = {name: b.clone() for name, b in module.named_buffers()} if module is not None else {}
-    try:
-        yield
-    finally:
-        for name, value in saved.items():
-            module.get_buffer(name).copy_(value)  # type: ignore[union-attr]
-
-
 def full_plan(critic: Critic, others: bool = False) -> CriticPlan:
     """A plan in which everything of the critic's that will ever act acts now; `others`: whether there are generator losses
     besides, to compare the matching with where no adversarial term ever acts."""
@@ -82,8 +71,14 @@ def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
     Raises UserError naming the layer or loss that gives the generator nothing. Leaves parameters, buffers and random
     streams as they were.
     """
-    task, batches = state.task, draws[0]
-    strength = None
+    with unchanged(state.task.generator, *(critic.net for critic in state.task.critics)):
+        return _check_start(state, draws[0])
+
+
+def _check_start(state: State, batches: list[Batch]) -> Strength | None:
+    task, strength = state.task, None
+    if task.own_nets and len(batches) > 1:
+        _refuse_noise(state, batches)
     with held_averages(task.generator), torch.no_grad():
         images = [task.generate(batch) for batch in batches]
     _check_image_losses(state, batches[0], images[0])
@@ -114,6 +109,26 @@ def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
                     compared(critic),
                 )
     return strength
+
+
+@torch.no_grad()
+def _refuse_noise(state: State, batches: list[Batch]) -> None:
+    """UserError for nets of the user's own that draw random numbers, where a step runs them twice on a micro-batch and
+    takes the second time for the first."""
+    task, batch = state.task, batches[0]
+
+    def drawn(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        looked = [critic(batch.real, None, logits=True).logits for critic in task.critics]
+        return [task.generate(batch), *(logits for logits in looked if logits is not None)]
+
+    with torch.random.fork_rng(), held_averages(task.generator, *(c.net for c in task.critics)), frozen(task.critics):
+        noisy = any(not torch.equal(a, b) for a, b in zip(drawn(1), drawn(2), strict=True))
+    if noisy:
+        raise UserError(
+            "train.accumulate runs nets twice on each micro-batch, and a target here draws random numbers (dropout or noise), "
+            "so that the second time is not the first; leave train.accumulate out, or the random layers"
+        )
 
 
 def _weight(matching: FeatureMatching | None) -> float:
@@ -295,10 +310,16 @@ def _breadth(term: str) -> int:
     return 3 if term == "loss/g" else 2 if term.startswith(("fm/loss", "fm/weight")) else term.startswith("fm/distance")
 
 
+def _as_trained(state: State, batches: list[Batch]) -> list[Batch]:
+    """The batches as the kind of update saw them."""
+    return [one_augmentation(b) for b in batches] if state.config.train.update == "simultaneous" else batches
+
+
 def _replay_d(state: State, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Terms and weight gradients of every trained discriminator."""
     terms: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
+    batches = _as_trained(state, batches)
     for critic, plan in zip(state.task.critics, state.task.plan(state.step).critics, strict=True):
         if not plan.train:
             continue
@@ -315,7 +336,7 @@ def _replay_d(state: State, batches: list[Batch]) -> tuple[dict[str, Tensor], di
 
 def _replay_g(state: State, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Terms and weight gradients of the generator."""
-    task = state.task
+    task, batches = state.task, _as_trained(state, batches)
     images = [task.generate(batch) for batch in batches]
     with frozen(task.critics):
         image_gradients, terms = generator_image_gradients(

@@ -91,7 +91,8 @@ class Session:
             self.board = TensorBoard(run.tensorboard, after=state.step if resumed else None)
         self.health = Health(run.metrics())
         self.best = best
-        self.extractor = extractor_name(c, state.device)
+        # what the first process has on its machine decides for all
+        self.extractor = state.world.together(lambda: extractor_name(c, state.device))
         self.quick: QuickKid | None = None
         self._mark = (time.monotonic(), state.step)
 
@@ -200,7 +201,7 @@ class Session:
         if self.world.first and (sentence := self.health.read(row)):
             self.report.warn(f"step {state.step}: {sentence}")
         self._mark = (time.monotonic(), state.step)
-        return row
+        return self.world.together(lambda: row)  # what is decided by it, all decide alike
 
     def _read_out(self) -> dict[str, Any]:
         """Means since the last read-out."""

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .checks import unchanged
 from .config import Config
 from .data.memory import available_on, gigabytes
 from .dist import World
 from .errors import UserError
+from .models.norm import unchanged
 from .optim import Optimiser
 from .precision import choose_device
 from .state import UPDATES, State
@@ -91,7 +91,7 @@ def _fits(config: Config, world: World) -> bool:
     """Whether a whole step of a fresh state fits."""
     try:
         device = choose_device(config.device, world.local_rank)
-        state = State(config, device, world)
+        state = State(config, device, world, fresh=False)
         state.step = config.full_step
         state.advance([state.task.prepare(state.task.blank(), d) for d in range(state.draws_per_step)])
     except (RuntimeError, MemoryError) as error:

@@ -124,8 +124,13 @@ class Layers:
             below = self.given[table].value if table in self.given else {}
             below = toml_value(below) if isinstance(below, str) else below
             parsed = toml_value(value) if is_text else value
-            inner = {key.removeprefix(f"{table}."): value if parsed is None else parsed}
-            self._lay(table, Given({**(below if isinstance(below, dict) else {}), **inner}, label, key))
+            own = {**below} if isinstance(below, dict) else {}
+            name = key.removeprefix(f"{table}.")
+            if value is None or value in NONE_WORDS:
+                own.pop(name, None)
+            else:
+                own[name] = value if parsed is None else parsed
+            self._lay(table, Given(own, label, key))
         elif value is None or value in NONE_WORDS:
             self.put(key, "none", label)
         else:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 DEFAULT = "dcgan-fm"
 
+FREE_ON_RESUME = (
+    *("log.", "eval.", "checkpoint.", "train.steps", "data.workers", "data.cache", "device"),
+    *("deterministic", "cuda_graphs", "discriminator.recompute"),
+)
+"""What a resumed run may change: nothing here changes the experiment."""
+
 META = ("description", "extends")
 """Top-level keys of a preset or config file that are no settings."""
 

@@ -59,7 +59,7 @@ def simultaneous_step(
     Takes what `step` takes, with one draw; returns the same terms.
     """
     assert d_updates == len(draws) == 1
-    micro_batches = [_one_augmentation(batch) for batch in draws[0]]
+    micro_batches = [one_augmentation(batch) for batch in draws[0]]
     images = generate(task, micro_batches, graph=True)
     generator = optimisers["generator"]
     # a masked update changes the scale, and the gradients of both nets carry the one from before
@@ -102,7 +102,7 @@ def simultaneous_step(
     return terms
 
 
-def _one_augmentation(batch: Batch) -> Batch:
+def one_augmentation(batch: Batch) -> Batch:
     """The batch with the discriminator's augmentation for both nets."""
     return batch if batch.augment is None else replace(batch, augment=batch.augment[:1].expand(2, -1, -1))
 

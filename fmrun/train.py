@@ -22,13 +22,10 @@ from .metrics.extractors import HOW, available
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
 from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism
-from .presets import flatten, from_json, render
+from .presets import FREE_ON_RESUME, flatten, from_json, render
 from .report import Reporter, require_tensorboard
 from .runs import Run
 from .state import TASKS, State
-
-FREE_ON_RESUME = ("log.", "eval.", "checkpoint.", "train.steps", "data.workers", "data.cache", "device")
-"""What a resumed run may change: nothing here changes the experiment."""
 
 
 def check_batch(config: Config, world: World) -> None:
@@ -43,7 +40,7 @@ def check_batch(config: Config, world: World) -> None:
 
 def check_determinism(config: Config, device: torch.device) -> None:
     """UserError for a generator that cannot be trained as deterministically as the config asks."""
-    if device.type == "cuda" and config.deterministic and config.generator.dysample:
+    if device.type == "cuda" and config.deterministic and config.generator.dysample and not config.generator.target:
         raise UserError(
             "generator.dysample samples by torch's grid_sample, whose backward pass has no deterministic form on a GPU; add "
             "-s deterministic=false, and runs no longer resume to the bit, or -s generator.dysample=false"
@@ -134,7 +131,8 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
         raise UserError(
             f"checkpoint.best: there is no metric '{best}'{nearest(best, known)}; this run has {', '.join(known)}"
         )
-    check_fit(state)
+    if fresh:  # a run that has trained is not told to be another one
+        check_fit(state)
     return config, train, valid, state
 
 
@@ -154,10 +152,10 @@ def start(
         final, train, valid, state = prepare(config, world, report)
         run = world.together(lambda: runs.create(runs_dir, name, preset, final.model_dump(mode="json"), list(command)))
         report.note(f"run {run.name} in {run.path}")
-        with deterministic_or_said():
-            return _work(run, state, train, valid, report)
+        return _work(run, state, train, valid, report)
 
-    return within_memory(config, world, work)
+    with deterministic_or_said():
+        return within_memory(config, world, work)
 
 
 def dry_run(config: Config, report: Reporter, world: World) -> Config:
@@ -168,7 +166,7 @@ def dry_run(config: Config, report: Reporter, world: World) -> Config:
     for sentence in warnings(config, state):
         report.warn(sentence)
     feed = state.task.feed(train, cache="auto", workers=0, start=0)
-    with state.task.eager():
+    with state.task.eager(), deterministic_or_said():
         strength = check_start(state, state.prepare(feed, 0))
     feed.close()
     explain(strength, state, report)
@@ -207,10 +205,10 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
             _warn_inexact(found, train, state, report)
             state.restore(found.tensors, found.meta)
         best = found.meta["best"] if found else None
-        with deterministic_or_said():
-            return _work(run, state, train, valid, report, resumed=True, best=best)
+        return _work(run, state, train, valid, report, resumed=True, best=best)
 
-    return within_memory(config, world, work)
+    with deterministic_or_said():
+        return within_memory(config, world, work)
 
 
 def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .data.folder import _each, _names, _some, _threads
 from .data.pixels import BAD, BadImage, quiet
 from .errors import UserError
+from .memory import is_out_of_memory
 from .photos import Photo, png, read
 from .report import Reporter
 from .runs import saving, write_atomic
@@ -96,7 +97,12 @@ def seam_of(net: nn.Module, photo: Photo, *, scale: int, channels: int, cut: Lay
         return None
     image, _ = _input(photo, channels)
     piece = image[:, : 1 if channels == 1 else None, top : top + rows, left : left + columns]
-    return seam(net, piece, scale=scale, cut=cut)
+    try:
+        return seam(net, piece, scale=scale, cut=cut)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):  # tiles may be all that fits
+            raise
+        return None
 
 
 def _tensor(pixels: np.ndarray, top_value: float) -> Tensor:
@@ -248,7 +254,8 @@ def upscale_photos(
             if photo.frames > 1:
                 report.warn(f"'{job.source}' holds {photo.frames} images; the first is upscaled")
             height, width = photo.colour.shape[:2]
-            if not exact and (found := seam_of(net, photo, scale=scale, channels=channels, cut=cut)) is not None:
+            found = None if exact else seam_of(net, photo, scale=scale, channels=channels, cut=cut)
+            if found is not None:
                 report.note(
                     "this generator sees further than its tiles overlap; where they meet, the result differs from an "
                     f"untiled one by {found}, measured in the middle of {job.source.name}"

@@ -21,7 +21,7 @@ from fmrun.runs import Run
 from fmrun.sweep import launch, preflight
 
 EVALUATED = "KID.txt"
-"""Where this file is, `eval` finds what it says for each run; without it there is no such command."""
+"""Where this file is, `eval` finds what it says for each run; without it, it has no weights to look with."""
 
 
 class Forked:
@@ -64,6 +64,9 @@ def forked(task: launch.Task, env: Mapping[str, str]) -> Forked:
         os.dup2(log, 2)
         if arguments[0] == "eval" and Path(EVALUATED).exists():
             code = evaluate(Run(Path(task.run)))
+        elif arguments[0] == "eval":
+            os.write(2, b"error: there are no weights here\n")
+            code = 2
         else:
             sys.argv = ["fmrun", *arguments]
             main()

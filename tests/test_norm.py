@@ -13,7 +13,7 @@ from torch import nn
 from fmrun.dist import World
 from fmrun.errors import UserError
 from fmrun.losses.statistics import STATISTICS, random_directions
-from fmrun.models.norm import GlobalBatchNorm2d, calibrate, globalise, held_averages
+from fmrun.models.norm import GlobalBatchNorm, calibrate, globalise, held_averages
 from fmrun.state import State
 
 RANKS = 2
@@ -106,7 +106,7 @@ def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     world = World(rank, RANKS)
     norm = globalise(fresh_norm(), world, torch.device("cpu"), double_backward=True)
-    assert isinstance(norm, GlobalBatchNorm2d)
+    assert isinstance(norm, GlobalBatchNorm)
     results = {
         "norm": norm_results(norm, whole_batch()[world.part(8)], world),
         "eval": {"y": world.gather(norm.eval()(whole_batch(5)[world.part(8)]).detach())},
@@ -218,7 +218,7 @@ def test_parts_of_a_batch_cover_it_once():
 
 def test_global_batch_norm_alone_is_batch_norm_also_in_half_precision():
     own, torchs = fresh_norm().float(), fresh_norm().float()
-    own.__class__ = GlobalBatchNorm2d
+    own.__class__ = GlobalBatchNorm
     assert own.state_dict().keys() == torchs.state_dict().keys()
     x = whole_batch().float()
     assert torch.allclose(own(x), torchs(x), atol=1e-5)

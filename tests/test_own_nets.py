@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from commands import TINY, fmrun, good, rows, same_runs, saved, tiles, train
+from commands import TINY, fmrun, good, rows, same_runs, same_tensors, saved, tiles, train
 from pair_images import picture, save
 from PIL import Image
 
@@ -47,15 +47,33 @@ class Doubler(nn.Module):
     def forward(self, x):
         return self.net(x) + nn.functional.interpolate(x, scale_factor=2, mode="nearest")
 
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 12, 3, 1, 1),
+                                 nn.PixelShuffle(2))
+
+    def forward(self, x):
+        return self.net(x)
+
+class Spectral(nn.Module):
+    def __init__(self, latent_dim=8):
+        super().__init__()
+        norm = torch.nn.utils.parametrizations.spectral_norm
+        self.net = nn.Sequential(norm(nn.Linear(latent_dim, 16)), nn.ReLU(), norm(nn.Linear(16, 784)), nn.Tanh())
+
+    def forward(self, z):
+        return self.net(z).unflatten(1, (1, 28, 28))
+
 class Evens(nn.Module):
     def forward(self, x):
         return nn.functional.interpolate(x[..., : x.shape[-2] // 2 * 2, : x.shape[-1] // 2 * 2], scale_factor=2)
 """
 
-MAKER = ("-s", "generator.target=own:Maker", "-s", "generator.params={latent_dim = 8, width = 6}")
+MAKER = ("-s", "generator.target=own_pair:Maker", "-s", "generator.params={latent_dim = 8, width = 6}")
 JUDGE = (
     "-s",
-    "discriminator.target=own:Judge",
+    "discriminator.target=own_pair:Judge",
     "-s",
     "discriminator.params.channels=1",
     "-s",
@@ -65,10 +83,10 @@ JUDGE = (
 
 @pytest.fixture(autouse=True)
 def module(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    Path("own.py").write_text(MODULE)
+    Path("own_pair.py").write_text(MODULE)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
-    sys.modules.pop("own", None)
+    sys.modules.pop("own_pair", None)
 
 
 def test_both_nets_train_resume_to_the_bit_dropout_included_and_sample() -> None:
@@ -89,10 +107,12 @@ def test_both_nets_train_resume_to_the_bit_dropout_included_and_sample() -> None
 
 def test_arguments_come_from_a_file_too_and_single_ones_lie_on_top() -> None:
     Path("own.toml").write_text(
-        '[generator]\ntarget = "own:Maker"\n[generator.params]\nlatent_dim = 8\nwidth = 6\nsize = 28\n'
+        '[generator]\ntarget = "own_pair:Maker"\n[generator.params]\nlatent_dim = 8\nwidth = 6\nsize = 28\n'
     )
     shown = train("--config", "own.toml", "-s", "generator.params.width=5", "--dry-run").out
     assert json.loads(shown)["generator"]["params"] == {"latent_dim": 8, "width": 5, "size": 28}
+    shown = train("--config", "own.toml", "-s", "generator.params.width=none", "--dry-run").out
+    assert json.loads(shown)["generator"]["params"] == {"latent_dim": 8, "size": 28}
 
 
 def upscaling(*arguments: str | Path) -> tuple[str | Path, ...]:
@@ -112,7 +132,7 @@ def upscaling(*arguments: str | Path) -> tuple[str | Path, ...]:
 
 
 def test_an_upscaler_trains_upscales_in_tiles_and_is_exported() -> None:
-    own = ("-s", "generator.target=own:Doubler", "-s", "generator.params={width = 5}")
+    own = ("-s", "generator.target=own_pair:Doubler", "-s", "generator.params={width = 5}")
     good(*upscaling(*own, "--steps", "2", "--name", "run"))
     assert rows(RUNS / "run")[-1]["eval/psnr_y"] > 5
     photo = np.random.default_rng(0).integers(0, 256, (75, 91, 3), dtype=np.uint8)
@@ -123,7 +143,7 @@ def test_an_upscaler_trains_upscales_in_tiles_and_is_exported() -> None:
     good("export", "run", "--out", "net.onnx")
     image = np.random.default_rng(1).random((1, 3, 20, 14), dtype=np.float32)
     (by_onnx,) = onnxruntime.InferenceSession("net.onnx").run(None, {"image": image})
-    from own import Doubler  # type: ignore[import-not-found]
+    from own_pair import Doubler  # type: ignore[import-not-found]
 
     net = Doubler(5)
     from safetensors.torch import load_file
@@ -133,6 +153,37 @@ def test_an_upscaler_trains_upscales_in_tiles_and_is_exported() -> None:
         assert np.allclose(by_onnx, net(torch.from_numpy(image)).numpy(), atol=1e-5)
 
 
+def test_running_averages_of_an_upscaler_are_in_its_moving_average() -> None:
+    good(*upscaling("-s", "generator.target=own_pair:Normed", "--steps", "3", "--name", "run"))
+    tensors = saved(RUNS / "run", 3).tensors
+    assert torch.equal(tensors["ema.net.1.running_var"], tensors["generator.net.1.running_var"])
+    assert not torch.equal(tensors["ema.net.1.running_var"], torch.ones(4))
+
+
+def test_what_a_forward_moves_is_moved_by_training_alone() -> None:
+    """Checks at the start, also of a resumed run, and measurements leave a spectral norm's vectors where they are."""
+    own = (
+        "-s",
+        "generator.target=own_pair:Spectral",
+        "-s",
+        "log.every=2",
+        "-s",
+        "eval.num=4",
+        "-s",
+        "data.valid_fraction=0.2",
+    )
+    train(*own, "--steps", "4", "--name", "whole", "-s", "eval.every=0")
+    train(*own, "--steps", "2", "--name", "parts", "-s", "eval.every=1")
+    good("resume", "parts", "--steps", "4", "-s", "eval.every=0")
+    same_tensors(saved(RUNS / "whole", 4).tensors, saved(RUNS / "parts", 4).tensors)
+
+
+def test_what_makes_no_other_experiment_may_change_on_resume() -> None:
+    train("--steps", "1", "--name", "run")
+    good("resume", "run", "--steps", "2", "-s", "deterministic=false")
+    assert json.loads((RUNS / "run" / "config.json").read_text())["deterministic"] is False
+
+
 WRONG = {
     "arguments without a net": (("-s", "generator.params.width=3"), "set target too"),
     "no table": ((*MAKER, "-s", "generator.params=3"), "generator.params is '3'; it must be a table, like {depth = 3}"),
@@ -140,6 +191,11 @@ WRONG = {
     "an argument it does not take": (
         (*MAKER, "-s", "generator.params.depth=3"),
         "got an unexpected keyword argument 'depth'",
+    ),
+    "noise, run twice": ((*MAKER, "-s", "train.accumulate=2"), "a target here draws random numbers"),
+    "a window without a munet": (
+        (*MAKER, *JUDGE, "-s", "discriminator.window=4"),
+        "discriminator.window is for munet, not own_pair:Judge",
     ),
     "another size": ((*MAKER, "-s", "generator.params.size=32"), "and must make (2, 1, 28, 28)"),
 }
@@ -156,20 +212,20 @@ def test_what_cannot_be_is_one_sentence(name: str) -> None:
 
 
 def test_an_upscaler_must_take_any_size() -> None:
-    done = fmrun(*upscaling("-s", "generator.target=own:Evens"))
+    done = fmrun(*upscaling("-s", "generator.target=own_pair:Evens"))
     assert done.code == 2
     assert "makes (2, 3, 36, 40) of (2, 3, 19, 21), and must make (2, 3, 38, 42)" in done.errors[0]
 
 
 def test_code_that_has_changed_since_is_one_sentence() -> None:
     train(*MAKER, "--steps", "1", "--name", "run")
-    Path("own.py").write_text(
+    Path("own_pair.py").write_text(
         MODULE.replace("nn.Linear(width, size * size)", "nn.Linear(width, size * size, bias=False)")
     )
-    del sys.modules["own"]
+    del sys.modules["own_pair"]
     done = fmrun("resume", "run", "--steps", "2")
     assert done.code == 2
-    assert "the code of own:Maker no longer makes the net that was trained" in done.errors[0]
+    assert "the code of own_pair:Maker no longer makes the net that was trained" in done.errors[0]
     done = fmrun("sample", "run")
     assert done.code == 2
-    assert "the code of own:Maker no longer makes the net that was trained" in done.errors[0]
+    assert "the code of own_pair:Maker no longer makes the net that was trained" in done.errors[0]

@@ -293,7 +293,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
 
 def test_runs_are_evaluated_and_compared_by_it() -> None:
     flags = (*FAST[:-1], *NAMED, *WEIGHTS, "--seeds", "2")
-    asked = sweep(*flags, "--eval")  # there is no such command, or no weights for it
+    asked = sweep(*flags, "--eval")
     assert asked.code == 1
     assert "run weight-0_seed-0 failed: evaluation: " in asked.err
     without = good_sweep(*flags, "--json")

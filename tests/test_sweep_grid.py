@@ -15,7 +15,6 @@ from fmrun.presets import Override
 from fmrun.runs import NAME
 from fmrun.sweep import grid
 from fmrun.sweep.plan import Sweep, control_of, open_sweep
-from fmrun.train import FREE_ON_RESUME
 
 PLAIN = st.text(
     st.characters(codec="ascii", exclude_characters="[](){}\"',\\", exclude_categories=["C"]), min_size=1
@@ -101,10 +100,6 @@ def test_seeds_that_are_none(text: str) -> None:
 
 
 # ---- combinations
-
-
-def test_the_free_settings_are_those_of_resume() -> None:
-    assert grid.FREE == FREE_ON_RESUME
 
 
 def test_weight_zero_is_one_control_whatever_else_is_said_of_feature_matching() -> None:

@@ -93,15 +93,13 @@ def resume(
     runs_dir: RunsDir = RUNS,
 ) -> int:
     """Continue a run exactly where it stopped; --steps makes it longer."""
-    from ..presets import revise
+    from ..presets import FREE_ON_RESUME, revise
     from ..runs import find
 
     overrides = as_overrides(set_, steps=steps, device=device)
     found = find(runs_dir, run)
 
     def change(saved: dict[str, Any]) -> Config:
-        from ..train import FREE_ON_RESUME
-
         return revise(saved, overrides, FREE_ON_RESUME)
 
     with joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):

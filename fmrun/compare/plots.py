@@ -40,14 +40,21 @@ class Scale:
         return log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high, count)
 
 
+STEPS = (1, 2, 5, 10)
+
+
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` multiples of 1, 2 or 5 times a power of ten within [low, high], rising."""
     if not high > low:
         return [low]
     rough = (high - low) / max(1, count)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    wide = next(i for i, m in enumerate(STEPS) if m * power >= rough * (1 - 1e-9))
+    for i in range(wide, -1, -1):
+        step = STEPS[i] * power
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last >= first:  # a wide step may have no multiple in between
+            break
     return [round(k * step, 12 - math.floor(math.log10(step))) for k in range(first, last + 1)]
 
 

@@ -113,8 +113,8 @@ class Config(Section):
             "patchgan": ("blocks",),
         }.items():
             given = [n for n in names if getattr(d, n) != DiscriminatorConfig.model_fields[n].default]
-            if given and d.type != kind:
-                raise ValueError(f"discriminator.{given[0]} is for {kind}, not {d.type}")
+            if given and (d.type != kind or d.target is not None):
+                raise ValueError(f"discriminator.{given[0]} is for {kind}, not {d.target or d.type}")
         if d.recompute and self.compile:
             raise ValueError(
                 "discriminator.recompute and compile exclude each other: a compiled net decides by itself what it computes "

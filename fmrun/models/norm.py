@@ -19,11 +19,11 @@ from ..dist import World
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batch of all processes, on any device, differentiable twice.
+class GlobalBatchNorm(_BatchNorm):
+    """Batch norm over the batch of all processes, of any number of dimensions, on any device, differentiable twice.
 
     torch's `SyncBatchNorm` runs on CUDA only and has no double backward, which R1 needs. Parameters, buffers and
-    state-dict names are those of `nn.BatchNorm2d`.
+    state-dict names are those of torch's batch norms.
     """
 
     world = World()
@@ -32,21 +32,28 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        mean = self.world.mean(wide.mean((0, 2, 3)))
-        centred = wide - mean[:, None, None]
-        var = self.world.mean(centred.square().mean((0, 2, 3)))
+        dims = [0, *range(2, x.ndim)]
+        shape = (-1, *[1] * (x.ndim - 2))
+        mean = self.world.mean(wide.mean(dims))
+        centred = wide - mean.view(shape)
+        var = self.world.mean(centred.square().mean(dims))
         if self.track_running_stats:
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
-            assert self.momentum is not None
             with torch.no_grad():
                 count = x.numel() // x.shape[1] * self.world.size
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), self.momentum)
                 self.num_batches_tracked.add_(1)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+                # without momentum torch takes the mean over all batches
+                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), momentum)
+        scale = torch.rsqrt(var + self.eps)
+        made = centred * (scale if self.weight is None else self.weight * scale).view(shape)
+        return (made if self.bias is None else made + self.bias.view(shape)).to(x.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any will do."""
 
 
 def globalise(net: nn.Module, world: World, device: torch.device, double_backward: bool) -> nn.Module:
@@ -56,10 +63,22 @@ def globalise(net: nn.Module, world: World, device: torch.device, double_backwar
     if device.type == "cuda" and not double_backward:
         return nn.SyncBatchNorm.convert_sync_batchnorm(net)
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = GlobalBatchNorm2d
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            module.__class__ = GlobalBatchNorm  # type: ignore[assignment]
             module.world = world  # type: ignore[assignment]
     return net
+
+
+@contextmanager
+def unchanged(*modules: nn.Module | None) -> Iterator[None]:
+    """Put every buffer of these modules back at the end."""
+    saved = [(m, {name: b.clone() for name, b in m.named_buffers()}) for m in modules if m is not None]
+    try:
+        yield
+    finally:
+        for module, buffers in saved:
+            for name, value in buffers.items():
+                module.get_buffer(name).copy_(value)
 
 
 def has_batch_norm(net: nn.Module) -> bool:

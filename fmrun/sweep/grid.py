@@ -12,13 +12,10 @@ from typing import Any
 from ..config import Config, FeatureMatchingConfig
 from ..errors import UserError
 from ..overlay import SHORTHANDS
-from ..presets import Override, flatten, resolve
+from ..presets import FREE_ON_RESUME, Override, flatten, resolve
 
 MATCHING = "feature_matching."
 WEIGHT = "feature_matching.weight"
-
-FREE = ("log.", "eval.", "checkpoint.", "train.steps", "data.workers", "data.cache", "device")
-"""Settings that make no other experiment (`train.FREE_ON_RESUME`, which lies behind an import of torch)."""
 
 MOST_NAME = 70
 
@@ -171,7 +168,7 @@ def without_matching(config: Config) -> Config:
 def identity(config: Config, varied: Iterable[str]) -> str:
     """Equal for equal experiments: of the settings that make no other one, only those `varied` count."""
     kept = tuple(varied)
-    flat = {k: v for k, v in flatten(config).items() if k != "seed" and (k in kept or not k.startswith(FREE))}
+    flat = {k: v for k, v in flatten(config).items() if k != "seed" and (k in kept or not k.startswith(FREE_ON_RESUME))}
     return json.dumps(flat, sort_keys=True)
 
 
@@ -220,7 +217,7 @@ def default_name(preset: str, found: Sequence[Combination], keys: Sequence[str])
     """The same for every command that varies the same fields of the same experiment, whatever the values and seeds."""
     first = representative(found)
     settings = first.config.model_dump(mode="json", exclude_defaults=True)
-    fixed = {k: v for k, v in _leaves(settings) if k not in (*keys, "seed") and not k.startswith(FREE)}
+    fixed = {k: v for k, v in _leaves(settings) if k not in (*keys, "seed") and not k.startswith(FREE_ON_RESUME)}
     digest = hashlib.sha256(json.dumps([fixed, sorted(keys)], sort_keys=True).encode()).hexdigest()[:6]
     shorts = short_names(keys)
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([preset, *(shorts[key] for key in keys)])).strip(".-")

@@ -19,10 +19,9 @@ from typing import Any
 from .. import __version__
 from ..config import Config
 from ..errors import UserError, nearest
-from ..presets import flatten, from_json, render
+from ..presets import FREE_ON_RESUME, flatten, from_json, render
 from ..runs import NAME, Run, exclusive, saving, to_json, write_atomic
 from .grid import (
-    FREE,
     MATCHING,
     WEIGHT,
     Combination,
@@ -159,7 +158,7 @@ class Sweep:
         plain = old.is_control or new.is_control
         then, now = flatten(old.config), flatten(new.config)
         for key in dict.fromkeys((*then, *now)):
-            if key in free_to_vary or key.startswith(FREE) or (plain and key.startswith(MATCHING)):
+            if key in free_to_vary or key.startswith(FREE_ON_RESUME) or (plain and key.startswith(MATCHING)):
                 continue
             if then.get(key) != now.get(key):
                 raise UserError(
@@ -281,7 +280,7 @@ def clear_torn(run: Run) -> None:
 def changed_settings(run: Run, config: Config) -> list[str]:
     """The `KEY=VALUE`s of settings that a run may change and that this sweep wants otherwise than the run has them."""
     then, now = flatten(from_json(run.config())), flatten(config)
-    changed = [key for key in now if key.startswith(FREE) and key != "device" and now[key] != then.get(key)]
+    changed = [key for key in now if key.startswith(FREE_ON_RESUME) and key != "device" and now[key] != then.get(key)]
     return [render(key, now[key]) for key in changed]
 
 

@@ -16,7 +16,7 @@ from ..dist import World
 from ..grid import grid, save_png
 from ..models.custom import custom_generator
 from ..models.dcgan import DcganGenerator
-from ..models.norm import calibrate, held_averages
+from ..models.norm import calibrate, held_averages, unchanged
 from ..models.weights import load_weights
 from ..rng import torch_generator
 from . import Batch
@@ -143,7 +143,11 @@ class Generate(PairTask):
             noise = torch.randn(size, self.config.generator.latent_dim, generator=rng)
             return lambda: self.run(self.average, noise.to(self.device, self.dtype))
 
-        calibrate(self.average, [forward(i) for i in range(batches)])
+        self.copy_buffers()
+        with torch.random.fork_rng(enabled=self.own_nets):  # what a net of the user's own draws
+            if self.own_nets:
+                torch.manual_seed(0)
+            calibrate(self.average, [forward(i) for i in range(batches)])
 
     @torch.no_grad()
     def preview(self, images: Images, count: int) -> Tensor:
@@ -173,7 +177,8 @@ class Generate(PairTask):
         size = count // rounds
         sums = torch.zeros(3, device=self.device, dtype=self.dtype)
         noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
-        with held_averages(self.generator, critic.net):
+        nets = self.generator, critic.net
+        with held_averages(*nets), unchanged(*nets):
             for i in range(rounds):
                 part = range(i * size, (i + 1) * size)
                 real, held = (to_float(images.read(part).to(self.device), self.dtype) for images in (train, valid))

@@ -166,6 +166,14 @@ class PairTask:
         """Every net that a step may run."""
         return [self.generator, *(critic.net for critic in self.critics)]
 
+    @torch.no_grad()
+    def copy_buffers(self) -> None:
+        """Give the averaged generator the buffers of the generator, where that is the user's own: what they are for, and
+        how they would be averaged, nobody knows."""
+        if self.config.generator.target is not None:
+            for mine, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                mine.copy_(theirs)
+
     def live(self) -> Live:
         return Live(len(self.critics), self.device, self.dtype, tuple(self.image_weights(0)))
 

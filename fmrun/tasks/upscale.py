@@ -295,7 +295,8 @@ class Upscale(PairTask):
         return self.losses(image, batch.real, step, average, weights)
 
     def fit_average(self) -> None:
-        """Upscalers hold no running averages, but SPAN a copy of its weights in another form."""
+        """SPAN holds a copy of its weights in another form; running averages only a net of the user's own has."""
+        self.copy_buffers()
         settle(self.average)
 
     def upscale(self, low: Tensor) -> Tensor:
