@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -110,9 +111,17 @@ def measure(name: str) -> Measure:
     known = MEASURES.get(stem)
     if known is None:
         return Measure(name)
-    extractor = EXTRACTORS.get(extra, extra) or ("Inception" if stem in BY_EXTRACTOR else "")
+    extractor = _extractor(extra) or ("Inception" if stem in BY_EXTRACTOR else "")
     label = f"{known.label} ({extractor})" if extractor else known.label
     return Measure(label, known.better, known.unit, known.about)
+
+
+def _extractor(extra: str) -> str:
+    """The extractor of a name's ending, for a reader. Only a plain name is of Inception as published."""
+    known, _, weights = extra.rpartition("_")
+    if known in EXTRACTORS and re.fullmatch("[0-9a-f]{8}", weights):
+        return f"{EXTRACTORS[known]} with weights {weights}"
+    return "MobileNetV2" if extra == "mobilenet_v2" else extra
 
 
 def rank(name: str) -> tuple[int, int]:

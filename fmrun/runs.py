@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -188,8 +188,14 @@ class Run:
         images, extractor, resolution, resize filter, …), `default` (whether that is as `fmrun eval` measures without options). Replaces an older one of the same step, weights and settings."""
         what = ("step", "weights", "settings")
         same = [record.get(key) for key in what]
-        kept = [r for r in self.evaluations() if [r.get(key) for key in what] != same]
-        self._write_evaluations(sorted([*kept, dict(record)], key=lambda r: int(r["step"])))
+        with self._rewriting_evaluations():
+            kept = [r for r in self.evaluations() if [r.get(key) for key in what] != same]
+            self._write_evaluations(sorted([*kept, dict(record)], key=lambda r: int(r["step"])))
+
+    def _rewriting_evaluations(self) -> AbstractContextManager[None]:
+        """Two commands that add at once would each forget what the other found."""
+        refusal = f"process {{}} holds {self.evaluations_file}; wait for it to end, or stop it first"
+        return exclusive(self.path / ".evaluations.lock", refusal, patience=60)
 
     def _write_evaluations(self, records: Sequence[Mapping[str, Any]]) -> None:
         with saving(self.evaluations_file):
@@ -202,9 +208,9 @@ class Run:
             kept = (line.rstrip() + b"\n" for line, row in self._rows() if row["step"] <= step)
             with saving(self.metrics_file):
                 write_atomic(self.metrics_file, *kept)
-        records = self.evaluations()
-        if any(int(r["step"]) > step for r in records):
-            self._write_evaluations([r for r in records if int(r["step"]) <= step])
+        if any(int(r["step"]) > step for r in self.evaluations()):
+            with self._rewriting_evaluations():
+                self._write_evaluations([r for r in self.evaluations() if int(r["step"]) <= step])
         for path in self.samples.glob("step-*"):
             number = re.match(r"step-(\d+)", path.name)
             if number and int(number[1]) > step:
@@ -221,14 +227,15 @@ class Run:
 
 
 @contextmanager
-def exclusive(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold the file `lock`. Where another process does, a UserError: `refusal`, its `{}` being that process's id."""
+def exclusive(lock: Path, refusal: str, patience: float = 0.3) -> Iterator[None]:
+    """Hold the file `lock`. Where another process does for `patience` seconds, a UserError: `refusal`, its `{}` being that
+    process's id."""
     try:
         file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write to run folder {lock.parent}: {error.strerror}; make it writable") from error
     with file:
-        if not _try_lock(file):
+        if not _try_lock(file, patience):
             file.seek(0)
             raise UserError(refusal.format(file.read().strip() or "unknown"))
         if fcntl is not None:  # a data worker must not keep the lock alive after its parent was killed
@@ -340,18 +347,20 @@ def saving(what: Path) -> Iterator[None]:
         raise SaveError(f"cannot write {what}: {error.strerror or error}; free space or check the disk") from error
 
 
-def _try_lock(file: IO[str]) -> bool:
+def _try_lock(file: IO[str], patience: float) -> bool:
     if fcntl is None:
         return True
-    for _ in range(10):
+    end = time.monotonic() + patience
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
             time.sleep(0.03)  # it may be `Run.state` looking
         except OSError:
             return True  # a file system without locks
-    return False
 
 
 def _ends_line(file: IO[bytes]) -> bool:

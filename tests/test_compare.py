@@ -15,6 +15,7 @@ from scipy import stats
 from fmrun.compare.comparison import Comparison, compare
 from fmrun.compare.configs import differences, experiment, group_names, grouped, short_fields
 from fmrun.compare.curves import Point, mean_curve, tail_mean, thinned
+from fmrun.compare.page import page
 from fmrun.compare.verdict import verdict
 from fmrun.errors import UserError
 from fmrun.measures import measure, show_interval
@@ -36,6 +37,11 @@ def seeds(folder: Path, name: str, values: list[float], **fields: object) -> lis
         made_run(folder, f"{name}-seed{i}", kid={50: 2 * v, 100: v}, seed=i, **fields)  # type: ignore[arg-type]
         for i, v in enumerate(values)
     ]
+
+
+def page_of(*runs: Run) -> str:
+    """HTML of the page."""
+    return page(compare(runs))
 
 
 # ---- configs
@@ -333,6 +339,22 @@ def test_of_many_comparisons_the_p_value_is_corrected(folder: Path) -> None:
     assert "Holm" not in alone.detail
 
 
+def test_best_is_who_beats_all_for_certain(folder: Path) -> None:
+    plain, matched = [0.20, 0.21, 0.22], [0.10, 0.115, 0.12]
+    assert '<span class="badge won">best</span>' in page_of(
+        *seeds(folder, "plain", plain, **PLAIN), *seeds(folder, "matched", matched, **MATCHED)
+    )
+    near = seeds(folder, "near", [0.09, 0.12, 0.135], **MATCHED, feature_matching__match="sample")
+    runs = [Run(path) for path in sorted(folder.iterdir()) if Run(path) not in near]
+    found = verdict(compare([*runs, *near]))
+    assert (found.winner, found.certain, [margin.certain for margin in found.margins]) == (
+        "matched",
+        True,
+        [True, False],
+    )
+    assert "badge won" not in page_of(*runs, *near)
+
+
 def test_one_seed_each_is_ahead_and_no_more(folder: Path) -> None:
     found = verdict(both(folder, [0.2], [0.1]))
     assert found.sentence == "matched-seed0 is ahead of plain-seed0: KID (MobileNetV2) 0.1 against 0.2, 50 % lower."
@@ -429,6 +451,60 @@ def test_runs_on_different_data_are_warned_of(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "differing"),
+    [
+        ({"kind": "chain"}, "data.degradation.kind"),
+        ({"kind": "chain", "first__blur__prob": 0.5}, "data.degradation.kind"),
+        ({"first__blur__prob": 0.5}, None),
+    ],
+)
+def test_runs_on_different_degradations_are_warned_of(
+    folder: Path, fields: dict[str, object], differing: str | None
+) -> None:
+    own = {f"data__degradation__{key}": value for key, value in fields.items()}
+    a, b = made_run(folder, "a", task="upscale"), made_run(folder, "b", task="upscale", **own)
+    found = [warning for warning in compare([a, b]).warnings if "different data" in warning]
+    assert len(found) == (differing is not None)
+    assert all(f"({differing})" in warning for warning in found)
+
+
+def test_chains_differ_in_the_passes_they_have(folder: Path) -> None:
+    def chain(name: str, **own: object) -> Run:
+        fields = {"kind": "chain", **own}
+        return made_run(folder, name, task="upscale", **{f"data__degradation__{k}": v for k, v in fields.items()})
+
+    whole, other = chain("whole"), chain("other", second__jpeg__prob=0.5)
+    assert any("(data.degradation.second.jpeg.prob)" in w for w in compare([whole, other]).warnings)
+    short, alike = chain("short", passes=1), chain("alike", passes=1, second__jpeg__prob=0.5)
+    assert not any("different data" in w for w in compare([short, alike]).warnings)
+
+
+def test_a_run_that_went_on_after_its_evaluation_is_warned_of(folder: Path) -> None:
+    a = made_run(folder, "a", kid={50: 0.3, 60: 0.2}, **PLAIN)
+    b = made_run(folder, "b", kid={60: 0.1, 100: 0.2}, **MATCHED)
+    (warning,) = compare([a, b]).warnings
+    assert warning == "run a was scored at step 60 and has gone on to 100: fmrun eval a"
+    out = good("compare", "a", "b").out
+    assert "0.2 @60" in out
+    assert "0.2 @100" in out
+    assert "step 60" in page_of(a, b)
+    a.add_evaluation(a.evaluations()[-1] | {"step": 100})
+    assert compare([a, b]).warnings == ()
+    assert "0.2 @100" not in good("compare", "a", "b").out.partition("best")[0]
+
+
+def test_one_sentence_names_all_that_went_on_alike(folder: Path) -> None:
+    runs = [made_run(folder, name, kid={60: 0.3}, generator__width=w) for name, w in (("a", 4), ("b", 8))]
+    runs.append(made_run(folder, "c", kid={60: 0.3}, state="running", **PLAIN))
+    stale = [warning for warning in compare(runs).warnings if "scored" in warning]
+    assert stale == ["runs a b were scored at step 60 and have gone on to 100: fmrun eval a b"]
+    moved = [
+        made_run(folder.parent / "else", name, kid={60: 0.3}, generator__width=w) for name, w in (("d", 4), ("e", 8))
+    ]
+    assert compare(moved).warnings[0].endswith(f"fmrun eval d e --runs-dir {folder.parent / 'else'}")
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "needs two runs or more"),
@@ -440,6 +516,8 @@ def test_runs_on_different_data_are_warned_of(folder: Path) -> None:
         (["a", "b", "--control", "x"], "no run or group here is called so"),
         (["a", "b", "--html", "page.png"], "ends in .html"),
         (["a", "b", "--html", "runs"], "ends in .html"),
+        (["a", "b", "--seed", "3"], "--seed 3: it is for the pictures of a page; give --html FILE too"),
+        (["a", "b", "--device", "cpu"], "--device cpu: it is for the pictures of a page; give --html FILE too"),
     ],
 )
 def test_a_mistake_is_one_sentence(folder: Path, arguments: list[str], said: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,16 +18,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import TINY, fmrun, good, noise_images, steps, train, write_folder
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmrun.config.data import DataConfig
 from fmrun.data.images import open_data
-from fmrun.evaluate import Asked, table
-from fmrun.metrics import reals
+from fmrun.evaluate import Asked, table, upscale
+from fmrun.measures import measure
+from fmrun.metrics import extractors, reals
 from fmrun.metrics.distribution import RISING, SCORES, Cloud, kid
-from fmrun.metrics.extractors import INCEPTION_FILE, Extractor, _empty_inception, available, open_extractor
-from fmrun.presets import Override
+from fmrun.metrics.extractors import INCEPTION_FILE, Extractor, _empty_inception, available, open_extractor, suffix_of
+from fmrun.metrics.quick import metric_name
+from fmrun.presets import Override, parse_set, resolve
+from fmrun.report import Reporter
 from fmrun.runs import Run
+from fmrun.sample import Source
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -49,6 +55,18 @@ class Small(nn.Module):
 class Maps(nn.Module):
     def forward(self, image):
         return image
+
+class Picky(nn.Module):
+    def forward(self, image):
+        raise RuntimeError("output size is too small\\nsecond line")
+
+class Blank(nn.Module):
+    def forward(self, image):
+        return image.mean((2, 3)) / 0
+
+class Inception(nn.Module):
+    def forward(self, image):
+        return image.flatten(1)[:, :12]
 
 class Other(nn.Module):
     def forward(self, image):
@@ -184,6 +202,15 @@ def test_too_few_reals_for_another_set_are_halved(own: str) -> None:
     assert record["settings"]["reals"] == 30
 
 
+def test_the_table_has_the_scores_of_all_records() -> None:
+    settings = {"task": "generate", "num": 20, "reals": 20, "reals_sha256": "0"}
+    common = {"run": "r", "step": 1, "weights": "ema", "which": [], "settings": settings, "floor_on": "others"}
+    plain = common | {"metrics": {"kid": 0.5}, "floor": {"kid": 0.1}}
+    clothes = common | {"metrics": {"kid": 0.5, "modes": 7.0}, "floor": {"kid": 0.1}}
+    head = table([plain, clothes]).splitlines()[0]
+    assert head.split()[-2:] == ["kid", "modes"]
+
+
 # ---- against torch-fidelity, end to end
 
 
@@ -241,7 +268,7 @@ def test_equal_to_torch_fidelity_on_the_same_files(own: str, workplace: Path) ->
 
 def test_inception_is_torch_fidelitys(workplace: Path) -> None:
     """The same features of the same images with the same weights, which are random here, for the published ones cannot be
-    shipped; and its scores bear the plain names."""
+    shipped; and its scores do not bear the plain names."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     state = _empty_inception().state_dict()
@@ -256,7 +283,42 @@ def test_inception_is_torch_fidelitys(workplace: Path) -> None:
     assert float(found.std()) > 0
     grey = images[:, :1]
     assert torch.equal(extractor(grey), theirs(grey.expand(-1, 3, -1, -1).contiguous())[0])
-    assert (extractor.suffix, "299 px" in extractor.resize) == ("", True)
+    digest = hashlib.sha256(Path("weights.pth").read_bytes()).hexdigest()[:8]
+    assert (extractor.suffix, "299 px" in extractor.resize) == (f"_inception_{digest}", True)
+    assert measure(f"fid_inception_{digest}").label == f"FID (Inception with weights {digest})"
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "suffix"),
+    [
+        ("inception", "6726825d" + 56 * "0", ""),
+        ("inception", "1a2b3c4d" + 56 * "0", "_inception_1a2b3c4d"),
+        ("mobilenet_v2", "b0353104" + 56 * "0", "_mobilenet_v2"),
+        ("mobilenet_v2", "1a2b3c4d" + 56 * "0", "_mobilenet_v2_1a2b3c4d"),
+        ("own:Small", None, "_small"),
+        ("own:Inception", None, "_own_inception"),
+        ("own:inception_1a2b3c4d", None, "_own_inception_1a2b3c4d"),
+        ("own:MobileNet_V2", None, "_own_mobilenet_v2"),
+    ],
+)
+def test_plain_names_are_for_the_published_weights_alone(name: str, weights: str | None, suffix: str) -> None:
+    assert suffix_of(name, weights) == suffix
+    if ":" in name:
+        told = measure(f"fid{suffix}").label
+        assert "Inception" not in told
+        assert "MobileNetV2" not in told
+
+
+@needs_mobilenet
+def test_other_weights_at_the_published_name_have_a_name_of_their_own_in_training(
+    monkeypatch: pytest.MonkeyPatch, workplace: Path
+) -> None:
+    assert metric_name("mobilenet_v2") == "eval/kid_mobilenet_v2"
+    path = workplace / "mobilenet_v2-b0353104.pth"
+    monkeypatch.setattr(extractors, "_found", lambda name: path)
+    for content in (b"other", b"yet another"):
+        path.write_bytes(content)
+        assert metric_name("mobilenet_v2") == f"eval/kid_mobilenet_v2_{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 # ---- what KID is good for
@@ -378,6 +440,56 @@ def test_upscalers_are_measured_beside_bicubic() -> None:
     assert "no score in common" in refused("up", "noise")
 
 
+def upscaled_by_nearest(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Measures enlarging by nearest neighbour, one photograph, under a config with these settings."""
+    monkeypatch.setattr(upscale, "perceptual_metrics", lambda device: {})
+    found = upscale.UpscaleMeasure(Asked(num=1), CPU, Reporter(quiet_rank=True))
+
+    class Nearest(nn.Upsample):
+        def __init__(self) -> None:
+            super().__init__(scale_factor=2)
+            self.register_parameter("none", nn.Parameter(torch.zeros(())))
+
+    def measured(*settings: str) -> dict[str, Any]:
+        config = resolve("munet-x2-cpu-control", None, [parse_set(text) for text in ("data.channels=3", *settings)])
+        return found(Source(Nearest(), config, 1, Path(".")), config)
+
+    return measured
+
+
+def test_degradations_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = upscaled_by_nearest(monkeypatch)
+    chain = "data.degradation.kind=chain"
+    clean, rough, noisy = measured(), measured(chain), measured(chain, "data.degradation.second.noise.gaussian=1", "data.degradation.second.noise.poisson=0")  # fmt: skip
+    assert len({r["settings"]["degradation"] for r in (clean, rough, noisy)}) == 3
+    assert len({r["bicubic"]["psnr_y"] for r in (clean, rough, noisy)}) == 3
+    assert measured("data.degradation.first.blur.prob=0.5")["settings"] == clean["settings"]
+    short = (chain, "data.degradation.passes=1")
+    assert measured(*short)["settings"] == measured(*short, "data.degradation.second.jpeg.prob=0")["settings"]
+
+
+def test_photographs_held_out_by_the_seed_are_those_of_each_run(
+    monkeypatch: pytest.MonkeyPatch, workplace: Path
+) -> None:
+    write_folder(workplace / "photos", count=8, size=160, channels=3)
+    measured = upscaled_by_nearest(monkeypatch)
+    settings = ("data.path=photos", "data.valid_fraction=0.25")
+    one, other = (measured(*settings, f"seed={seed}") for seed in (0, 1))
+    assert one["settings"]["reals_sha256"] != other["settings"]["reals_sha256"]
+
+
+def test_pairs_that_came_as_files_have_no_degradation_and_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, workplace: Path
+) -> None:
+    write_folder(workplace / "high", count=2, size=160, channels=3)
+    for name in ("one", "other"):
+        write_folder(workplace / name, count=2, size=80, channels=3)
+    measured = upscaled_by_nearest(monkeypatch)
+    one, other = (measured("data.path=high", f"data.lr_path={name}") for name in ("one", "other"))
+    assert one["settings"]["degradation"] is None
+    assert one["settings"]["reals_sha256"] != other["settings"]["reals_sha256"]
+
+
 # ---- what is refused
 
 
@@ -391,6 +503,12 @@ def test_bad_arguments_are_one_sentence(own: str) -> None:
     assert "did you mean 'inception'" in refused("--extractor", "inseption")
     assert "has no 'Smal'" in refused("--extractor", "own:Smal")
     assert "it must give one vector an image" in refused("--extractor", "own:Maps")
+    assert "fails on images (B, 3, 28, 28) in [0, 1]: output size is too small; it must" in refused(
+        "--extractor", "own:Picky", "--num", "12"
+    )
+    assert "'own:Blank' gives NaN or infinities for 12 of 12 images" in refused(
+        "--extractor", "own:Blank", "--num", "12"
+    )
     assert "has to find its own weights" in refused("--extractor", own, "--extractor-weights", "x.pth")
     assert "say whose weights these are" in refused("--extractor-weights", "x.pth")
     missing = refused("--extractor", "mobilenet_v2", "--extractor-weights", "x.pth")
@@ -408,8 +526,6 @@ def test_bad_arguments_are_one_sentence(own: str) -> None:
 
 
 def test_without_any_extractor_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fmrun.metrics import extractors
-
     monkeypatch.setattr(extractors, "_found", lambda name: None)
     train("--steps", "2", "--name", "run")
     error = refused()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -298,3 +299,11 @@ def test_evaluations_replace_their_like_and_go_with_the_steps_cut_off(tmp_path: 
     ]
     run.cut_back(10)
     assert [r["step"] for r in run.evaluations()] == [10]
+
+
+def test_evaluations_added_at_once_are_all_kept(tmp_path: Path) -> None:
+    run = new(tmp_path, "run")
+    records = [{"step": step, "weights": "ema", "settings": {}, "metrics": {"kid": 1.0}} for step in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(run.add_evaluation, records))
+    assert [r["step"] for r in run.evaluations()] == list(range(12))

@@ -15,6 +15,7 @@ from .. import runs
 from ..config import Config
 from ..dist import World
 from ..loop import Session, Stop
+from ..metrics.quick import extractor_name, why_not
 from ..report import Reporter
 from ..state import TASKS, State
 from ..tasks import Batch
@@ -112,8 +113,8 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
     """Train `config` for `chunks` times `chunk` steps beside a twin that makes its steps bare.
 
     Seconds per step of both (medians), `step_ratio` of a step of the loop in which nothing happens besides over a bare
-    one, seconds of each interruption, and each one's share of the training time at the config's own cadence.
-    `ratio` counts all of it.
+    one, seconds of each interruption, and each one's share of the training time at the config's own cadence; quick KID,
+    where it would be measured, with the share that the config allows it. `ratio` counts all of it.
     """
     probe = State(config, device, World())
     first = ordinary_step(probe)
@@ -124,7 +125,7 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
             "train": config.train.model_copy(update={"steps": first + chunk * chunks}),
             "log": config.log.model_copy(update={"every": often, "sample_every": often}),
             "checkpoint": config.checkpoint.model_copy(update={"every": often}),
-            # held-out images are measured by themselves below, for they take long; KID keeps to a share of the time itself
+            # held-out images are measured by themselves below, for they take long; KID keeps to its share of the time itself
             "eval": config.eval.model_copy(update={"every": 0, "kid_every": 0}),
         }
     )
@@ -158,6 +159,10 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
                 "setting": CADENCES[name],
                 "share": each / (cadences[name] * bare * step_ratio),
             }
+    extractor = extractor_name(config, device)
+    if extractor is not None and why_not(config, train, valid, extractor) is None:
+        kid = config.eval.kid_share
+        stalls["kid"] = {"seconds": None, "steps": None, "every": kid, "setting": "eval.kid_share", "share": kid}
     share: float = sum(stall["share"] for stall in stalls.values())
     return {
         "bare_seconds": bare,

@@ -58,9 +58,10 @@ def _hints_of(name: str, pair: Mapping[str, Any], result: Mapping[str, Any]) -> 
     loop = pair["loop"]
     if loop["stall_share"] > STALL:
         worst = max(loop["stalls"].values(), key=lambda stall: stall["share"])
+        number = "twice" if worst["setting"] != "eval.kid_share" else "half"
         found.append(
             f"{name}: what happens between steps takes {100 * loop['stall_share']:.2g} % of training, most of it by "
-            f"{worst['setting']}={worst['every']}; at twice that number it takes half as long"
+            f"{worst['setting']}={worst['every']}; at {number} that number it takes half as long"
         )
     step = pair["steps"]["fm"]
     if step["least_share"] < 0.5:
@@ -117,7 +118,13 @@ def _steps(pair: Mapping[str, Any]) -> str:
 def _stalls(pair: Mapping[str, Any]) -> str:
     loop = pair["loop"]
     rows = [
-        [name, 1000 * stall["seconds"], stall["steps"], f"{stall['setting']}={stall['every']}", 100 * stall["share"]]
+        [
+            name,
+            None if stall["seconds"] is None else 1000 * stall["seconds"],
+            stall["steps"],
+            f"{stall['setting']}={stall['every']}",
+            100 * stall["share"],
+        ]
         for name, stall in loop["stalls"].items()
     ]
     rows.append(["all", None, None, "", 100 * loop["stall_share"]])

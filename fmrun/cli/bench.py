@@ -50,6 +50,8 @@ def bench(
 
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out}: is a folder; give a file in it, like {out / 'bench.json'}")
     from .. import bench as benching
     from ..bench.words import tables
     from .options import choose_device

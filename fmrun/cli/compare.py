@@ -37,8 +37,21 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the pictures of --html, the same for all runs.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="To draw them on: auto, cpu, cuda, cuda:N, mps")] = "auto",
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            min=0,
+            help="Of the pictures of --html, the same for all runs (default: 0).",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="To draw them on: auto, cpu, cuda, cuda:N, mps (default: auto)", show_default=False
+        ),
+    ] = None,
     runs_dir: RunsDir = RUNS,
     json: Json = False,
 ) -> int:
@@ -51,6 +64,9 @@ def compare(
 
     if html is not None and (html.is_dir() or html.suffix.lower() not in (".html", ".htm")):
         raise UserError(f"--html {html}: a page is a file whose name ends in .html")
+    for flag, value in (("--seed", seed), ("--device", device)):
+        if value is not None and html is None:
+            raise UserError(f"{flag} {value}: it is for the pictures of a page; give --html FILE too, or leave it out")
     report = Reporter()
     comparison = read([find(runs_dir, run) for run in runs or []], metric=metric, by=by, control=control)
     for sentence in comparison.warnings:
@@ -58,7 +74,7 @@ def compare(
     if html is not None:
         from ..compare.page import write
 
-        write(comparison, html, seed=seed, device=choose_device(device), report=report)
+        write(comparison, html, seed=seed or 0, device=choose_device(device or "auto"), report=report)
     if json:
         emit_json(to_json(comparison))
     else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,10 +20,15 @@ from .curves import Curve, Series, is_finite, mean, mean_curve, series, tail_mea
 FAILED = ("diverged", "failed")
 """States of runs whose scores do not count: what they reached is no result of the experiment."""
 
+SAVED = ("finished", "stopped")
+"""States of runs that have a checkpoint of their own step, unless somebody removed it."""
+
 UNFINISHED = ("running", "interrupted", "stopped", "unknown")
 
-DATA = ("data.path", "data.image_size", "data.scale", "data.channels", "data.lr_path", "data.degradation.kind")
-"""Fields in which runs must agree to learn the same."""
+DATA = ("data.path", "data.image_size", "data.scale", "data.channels", "data.lr_path")
+"""Fields in which runs must agree to learn the same, beside those of the degradation that act."""
+
+DEGRADATION = "data.degradation."
 
 MACHINE = ("processor", "gpus", "cores", "threads")
 """What of env.json must be equal for speeds to be compared."""
@@ -161,7 +167,7 @@ def compare(
         by=by,
         curves=curves,
         telling=telling,
-        warnings=tuple(_warnings(groups, heads, machines, sorted(made_by), columns)),
+        warnings=tuple(_warnings(groups, heads, machines, sorted(made_by), columns, decisive)),
     )
 
 
@@ -286,10 +292,14 @@ def _warnings(
     machines: Sequence[str],
     made_by: Sequence[str],
     columns: Sequence[Column],
+    headline: Column | None,
 ) -> list[str]:
     found = []
-    flats = [flatten(head) for head in heads]
-    differing = [field for field in DATA if any(flat.get(field) != flats[0].get(field) for flat in flats)]
+    learned = [_learned(flatten(head)) for head in heads]
+    fields = dict.fromkeys(field for flat in learned for field in flat)
+    differing = [field for field in fields if any(flat.get(field) != learned[0].get(field) for flat in learned)]
+    if "data.degradation.kind" in differing:
+        differing = [field for field in differing if field in (*DATA, "data.degradation.kind")]
     if differing:
         found.append(
             f"the runs learn from different data ({', '.join(differing)}): their measures say little about each other"
@@ -316,11 +326,51 @@ def _warnings(
         )
     if len(set(machines)) > 1:
         found.append("the runs were trained on different machines: their speeds are not comparable")
+    found += _stale(groups, columns, headline)
     split = {c.key for c in columns if sum(other.key == c.key and other.source == c.source for other in columns) > 1}
     if split:
         names = ", ".join(sorted(split))
         found.append(f"{names}: measured in more than one way (images, data, weights), each in a column of its own")
     return found
+
+
+def _learned(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run learns from, as far as its config says."""
+    own = {field: flat.get(field) for field in DATA}
+    if flat.get("task") != "upscale" or own["data.lr_path"] is not None:
+        return own
+    degradation = {key: value for key, value in flat.items() if key.startswith(DEGRADATION)}
+    if degradation.get(f"{DEGRADATION}kind") != "chain":
+        return own | {key: value for key, value in degradation.items() if key == f"{DEGRADATION}kind"}
+    idle = f"{DEGRADATION}second." if degradation.get(f"{DEGRADATION}passes") == 1 else "\0"
+    return own | {key: value for key, value in degradation.items() if not key.startswith(idle)}
+
+
+def behind(groups: Sequence[Group], columns: Sequence[Column]) -> dict[str, tuple[int, int]]:
+    """Runs whose newest score in these columns is older than they are: name to the step of that score and the run's own."""
+    newest: dict[str, int] = {}
+    for score in (score for column in columns for score in column.last if score is not None):
+        for name, (_, step) in score.runs.items():
+            newest[name] = max(step, newest.get(name, 0))
+    members = (member for group in groups for member in group.members)
+    return {m.name: (newest[m.name], m.step) for m in members if newest.get(m.name, m.step) < m.step}
+
+
+def _stale(groups: Sequence[Group], columns: Sequence[Column], headline: Column | None) -> Iterator[str]:
+    """Runs that went on after they were evaluated. Of those that train, or were killed, it is said that they are not at
+    their end, and a checkpoint of that step there may be none."""
+    evaluated = [column for column in columns if column.source == "eval"]
+    found = behind(groups, [headline] if headline in evaluated else evaluated)
+    alike: dict[tuple[int, int], list[Member]] = {}
+    for member in (member for group in groups for member in group.members):
+        if member.name in found and member.state in SAVED:
+            alike.setdefault(found[member.name], []).append(member)
+    for (scored, now), members in alike.items():
+        who = " ".join(member.name for member in members)
+        subject, had = (f"run {who} was", "has") if len(members) == 1 else (f"runs {who} were", "have")
+        (folder, *others) = {Path(member.path).parent for member in members}
+        there = "" if others or folder.resolve() == Path("runs").resolve() else f" --runs-dir {folder}"
+        yield f"{subject} scored at step {scored} and {had} gone on to {now}: fmrun eval {who}{there}"
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

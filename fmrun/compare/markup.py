@@ -53,7 +53,7 @@ def chip(view: View, place: int) -> str:
 def name_of(view: View, place: int) -> str:
     group = view.comparison.groups[place]
     badges = '<span class="badge">control</span>' if group.control else ""
-    if view.verdict.winner == group.name and view.verdict.certain:
+    if view.verdict.winner == group.name and view.verdict.beats_all:
         badges += '<span class="badge won">best</span>'
     return f"{chip(view, place)}<b>{_(group.name)}</b>{badges}"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ..measures import base, measure, show
 from .columns import Column, Score
-from .comparison import Comparison, Group
+from .comparison import Comparison, Group, behind
 from .configs import short_fields, show_value
 from .curves import Curve, thinned
 from .markup import View, _, chip, name_of, score_of, table, taken
@@ -121,16 +121,17 @@ def summary(view: View) -> str:
         arrow = "↓" if column.better == "lower" else "↑"
         unit = f" {column.unit}" if column.unit else ""
         first = next(iter(column.ranking("last")), None)
+        show_last = _with_step if column.source == "eval" and behind(groups, [column]) else score_of
         add(
             f"{column.label}{unit} {arrow}",
-            [_marked(score_of(column, column.last[i]), i == first) for i in view.order],
+            [_marked(show_last(column, column.last[i]), i == first) for i in view.order],
             f"{column.about} {taken(column)}.",
         )
         if column.best != column.last:
             first = next(iter(column.ranking("best")), None)
             add(
                 "best",
-                [_marked(_best(column, column.best[i]), i == first) for i in view.order],
+                [_marked(_with_step(column, column.best[i]), i == first) for i in view.order],
                 "Of all steps measured.",
             )
     add("share", ["–" if g.share is None else show("fm/share", g.share) for g in groups], measure("fm/share").about)
@@ -157,7 +158,7 @@ def _marked(text: str, first: bool) -> str:
     return f"<strong>{text}</strong>" if first else text
 
 
-def _best(column: Column, score: Score | None) -> str:
+def _with_step(column: Column, score: Score | None) -> str:
     text = score_of(column, score)
     if score is None:
         return text

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..measures import show, show_interval
 from ..report import format_table
 from .columns import Column, Score
-from .comparison import Comparison, Group
+from .comparison import Comparison, Group, behind
 from .configs import short_fields, show_value
 from .verdict import verdict
 
@@ -68,7 +68,8 @@ def _scores(comparison: Comparison) -> str:
     for column in (comparison.columns[i] for i in order):
         if column.better is None:
             continue
-        columns.append((column.label, cells(column, column.last)))
+        late = bool(column.source == "eval" and behind(groups, [column]))
+        columns.append((column.label, cells(column, column.last, steps=late)))
         if column.best != column.last:
             columns.append(("best", cells(column, column.best, steps=True)))
     columns += [

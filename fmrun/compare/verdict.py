@@ -49,6 +49,11 @@ class Verdict:
     detail: str
     reasons: tuple[str, ...]
 
+    @property
+    def beats_all(self) -> bool:
+        """Whether the winner is better for certain than the control and than the next best."""
+        return self.winner is not None and all(margin.certain for margin in self.margins)
+
 
 def verdict(comparison: Comparison) -> Verdict:
     """The winner by the column that decides, and what may have made it win."""

@@ -1,6 +1,6 @@
 """`data.degradation`: how low-resolution images are made from high-resolution ones."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -182,3 +182,8 @@ class DegradationConfig(Section):
     kernels: Annotated[tuple[Kernel, ...], Field(min_length=1)] = ("area", "bilinear", "bicubic")
     """Kernels to choose from for the step to the low-resolution size. The last pass's JPEG comes before or after that
     step and the ringing, with equal chance."""
+
+    def acting(self) -> dict[str, Any]:
+        """The fields that have an effect, as JSON has them."""
+        idle: set[str] = set(type(self).model_fields) - {"kind"} if self.kind == "bicubic" else set()
+        return self.model_dump(mode="json", exclude=idle | ({"second"} if self.passes == 1 else set()))

@@ -101,7 +101,7 @@ class EvalConfig(Section):
     """Images generated for one of them, and real ones compared with. Few make it quick, not exact: `fmrun eval` measures
     better."""
 
-    kid_share: float = Field(default=0.02, gt=0.0, le=1.0)
+    kid_share: float = Field(default=0.005, gt=0.0, le=1.0)
     """Share of the training time that these measurements may take. One that would exceed it is left out, so that on a slow
     machine they lie further apart, at other multiples of `kid_every`. Which are left out depends on the clock, and with
     them the rows of metrics.jsonl and the best checkpoint; no weight does. 1 leaves none out."""

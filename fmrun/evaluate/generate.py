@@ -167,7 +167,8 @@ class GenerateMeasure:
 
 def rows(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of a table: one a record, then the floors."""
-    names = [name for name in records[0]["metrics"] if any(r["metrics"].get(name) is not None for r in records)]
+    found_names = dict.fromkeys(name for record in records for name in record["metrics"])
+    names = [name for name in found_names if any(r["metrics"].get(name) is not None for r in records)]
     columns = ["run", "step", "weights", "which", "images", *names]
     found = [
         [

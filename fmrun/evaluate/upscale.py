@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,8 +42,8 @@ class UpscaleMeasure:
         missing = [name for name in METRICS if name not in self.distances]
         if missing:
             report.note(f"without {', '.join(missing)}, whose weights or package are not on this machine")
-        self._bicubic: dict[tuple[str, str, int, int], dict[str, float]] = {}
-        self._opened: dict[str, tuple[Config, Pairs, str]] = {}
+        self._bicubic: dict[tuple[str, str | None, int, int], dict[str, float]] = {}
+        self._opened: dict[tuple[str, int], tuple[Config, Pairs, str]] = {}
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         final, pairs, name = self._pairs(config)
@@ -50,7 +52,8 @@ class UpscaleMeasure:
         field = tile_field(source.config, channels)
         count = min(self.asked.num or len(pairs), len(pairs))
         made = restored(lambda low: upscaled(source.net, low, field, scale), pairs, count, self.distances)
-        beside = pairs.fingerprint, pairs.info.low, scale, count
+        degradation = _digest(pairs)
+        beside = pairs.fingerprint, degradation, scale, count
         if beside not in self._bicubic:
             self._bicubic[beside] = restored(
                 lambda low: bicubic(low.to(self.device, torch.float32), scale), pairs, count, self.distances
@@ -63,6 +66,7 @@ class UpscaleMeasure:
                 "num": count,
                 "scale": final.data.scale,
                 "low": pairs.info.low,
+                "degradation": degradation,
             },
             "metrics": made,
             "floor": {},
@@ -70,7 +74,8 @@ class UpscaleMeasure:
         }
 
     def _pairs(self, config: Config) -> tuple[Config, Pairs, str]:
-        key = config.data.model_dump_json()
+        # which photographs are held out of a set depends on the run's seed
+        key = config.data.model_dump_json(), config.seed if config.data.valid_fraction else 0
         if key not in self._opened:
             final, train, valid = Upscale.open(config, self.report.counting("checking images"))
             given = any(override.key == "data.path" for override in self.asked.overrides)
@@ -82,6 +87,14 @@ class UpscaleMeasure:
             name = shown(config.data.valid_path or config.data.path) + kind
             self._opened[key] = final, valid if valid is not None else train, name
         return self._opened[key]
+
+
+def _digest(pairs: Pairs) -> str | None:
+    """Eight digits of a SHA-256 of how low-resolution images are made; None where they are files, which the fingerprint of
+    the pairs tells apart."""
+    if pairs.degradation is None:
+        return None
+    return hashlib.sha256(json.dumps(pairs.degradation.acting(), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def rows(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:

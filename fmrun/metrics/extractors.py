@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ NAMES = ("inception", "mobilenet_v2")
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 """The weights of the published Inception scores as torch-fidelity has them; ends in eight digits of its SHA-256."""
+
+PUBLISHED = {"inception": INCEPTION_FILE, "mobilenet_v2": BACKBONES["mobilenet_v2"].file}
+"""The file of each one's weights."""
 
 FLAG = "--extractor-weights"
 
@@ -41,7 +45,7 @@ class Extractor:
 
     Attributes:
         name: `inception`, `mobilenet_v2` or `package.module:Class`.
-        suffix: what its scores are called after: nothing for Inception.
+        suffix: what its scores are called after: nothing for Inception with the published weights.
         weights: SHA-256 of its weights' file; None for one of the user's own, of which nobody can know what its features
             depend on.
         resize: how images are brought to the size that the net sees, in words.
@@ -50,7 +54,7 @@ class Extractor:
     def __init__(self, name: str, look: Callable[[Tensor], Tensor], *, weights: str | None, resize: str) -> None:
         self.name, self.weights, self.resize = name, weights, resize
         self._look = look
-        self.suffix = suffix_of(name)
+        self.suffix = suffix_of(name, weights)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -58,11 +62,17 @@ class Extractor:
         return self._look(images).float()
 
     def all(self, parts: Iterable[Tensor], device: torch.device) -> Tensor:
-        """Features (N, D) of images that come in parts, on the CPU."""
+        """Features (N, D) of images that come in parts, on the CPU; UserError where one is not finite."""
         found = []
         for part in parts:
             found += [self(batch.to(device)).cpu() for batch in part.split(BATCH)]
-        return torch.cat(found)
+        features = torch.cat(found)
+        if bad := int((~features.isfinite()).any(1).sum()):
+            raise UserError(
+                f"--extractor '{self.name}' gives NaN or infinities for {bad} of {len(features)} images; take another, or "
+                "mend its weights"
+            )
+        return features
 
 
 def available(names: Sequence[str] = NAMES) -> str | None:
@@ -70,9 +80,23 @@ def available(names: Sequence[str] = NAMES) -> str | None:
     return next((name for name in names if _found(name) is not None), None)
 
 
-def suffix_of(name: str) -> str:
-    """What the scores of an extractor are called after: nothing for Inception."""
-    return "" if name == "inception" else "_" + re.sub(r"\W+", "_", name.rpartition(":")[2]).lower()
+def suffix_of(name: str, weights: str | None) -> str:
+    """What the scores of an extractor with these `weights` (SHA-256) are called after: nothing for Inception as published.
+
+    With other weights it is another extractor, `_inception_1a2b3c4d`. One of the user's own is called after its class;
+    `_own_inception` is no kind of Inception.
+    """
+    if name in NAMES:
+        plain = "" if name == "inception" else f"_{name}"
+        return plain if weights is None or _is_published(weights, PUBLISHED[name]) else f"_{name}_{weights[:8]}"
+    own = re.sub(r"\W+", "_", name.rpartition(":")[2]).lower()
+    return f"_own_{own}" if own.startswith(NAMES) else f"_{own}"
+
+
+def suffix_here(name: str) -> str:
+    """What the scores of one of NAMES are called after with the weights on this machine."""
+    path = _found(name)
+    return suffix_of(name, None if path is None else _sha256(path, path.stat().st_mtime_ns))
 
 
 def _found(name: str) -> Path | None:
@@ -191,7 +215,16 @@ def _custom(target: str, device: torch.device) -> Extractor:
     net = net.eval().requires_grad_(False).to(device)
 
     def look(images: Tensor) -> Tensor:
-        features = net(as_rgb(images.float() / 255))
+        try:
+            features = net(as_rgb(images.float() / 255))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"--extractor '{target}' fails on images (B, 3, {images.shape[2]}, {images.shape[3]}) in [0, 1]: {reason}; "
+                "it must take them at this size"
+            ) from error
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             got = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
             raise UserError(
@@ -204,8 +237,19 @@ def _custom(target: str, device: torch.device) -> Extractor:
 
 def _digest(path: Path, published: str, note: Callable[[str], None]) -> str:
     """SHA-256 of the weights; a note if they are not those that `published`, the usual name of their file, ends in."""
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found.startswith(Path(published).stem.rpartition("-")[2]):
+    found = _sha256(path, path.stat().st_mtime_ns)
+    if not _is_published(found, published):
         note(f"{path} does not hold the published weights ({published}): its scores compare with none but its own")
     return found
+
+
+def _is_published(digest: str, published: str) -> bool:
+    """Whether a SHA-256 is the one that the name of the published file ends in."""
+    return digest.startswith(Path(published).stem.rpartition("-")[2])
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, changed: int) -> str:
+    """Of a file; `changed`, its time of change, makes it read again what was replaced."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import Config
 from ..data.source import Images
 from .distribution import LEAST, Cloud, kid
-from .extractors import HOW, NAMES, available, open_extractor, suffix_of
+from .extractors import HOW, NAMES, available, open_extractor, suffix_here
 from .reals import Library, share
 
 REHEARSED = 32
@@ -30,7 +30,7 @@ def extractor_name(config: Config, device: torch.device) -> str | None:
 
 def metric_name(extractor: str) -> str:
     """Its key in metrics.jsonl."""
-    return f"eval/kid{suffix_of(extractor)}"
+    return f"eval/kid{suffix_here(extractor)}"
 
 
 class Budget:
