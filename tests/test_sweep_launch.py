@@ -242,11 +242,11 @@ os.system("echo so does its helper")
 class Net(nn.Module):
     def __init__(self, **options):
         super().__init__()
-        self.out = nn.Linear(100, 784)
+        self.out = nn.Linear(100, 1024)
 
     def forward(self, z):
         print("{}")
-        return self.out(z).view(-1, 1, 28, 28).tanh()
+        return self.out(z).view(-1, 1, 32, 32).tanh()
 """
 
 
