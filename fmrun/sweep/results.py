@@ -339,7 +339,7 @@ def _remarks(
     if metric is None:
         return found
     if len({ways[name] for name in steps if name in ways}) > 1:
-        found.append(f"{metric.key} was not taken in the same way in all combinations: compare none but equal ways")
+        found.append(f"{metric.key} was not taken in the same way in all combinations; compare only those that were")
     for name, pairing in pairings.items():
         seeds = {key[0] for key in pairing.own} & {key[0] for key in pairing.control}  # type: ignore[index]
         if missing := len(seeds) - len(pairing.own.keys() & pairing.control.keys()):
