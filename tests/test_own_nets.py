@@ -192,7 +192,6 @@ WRONG = {
         (*MAKER, "-s", "generator.params.depth=3"),
         "got an unexpected keyword argument 'depth'",
     ),
-    "noise, run twice": ((*MAKER, "-s", "train.accumulate=2"), "a target here draws random numbers"),
     "a window without a munet": (
         (*MAKER, *JUDGE, "-s", "discriminator.window=4"),
         "discriminator.window is for munet, not own_pair:Judge",
@@ -209,6 +208,12 @@ def test_what_cannot_be_is_one_sentence(name: str) -> None:
     (error,) = done.errors
     assert words in error
     assert not RUNS.exists()
+
+
+def test_noise_is_refused_where_nets_run_twice() -> None:
+    done = fmrun("train", *TINY, *MAKER, "-s", "train.accumulate=2")
+    assert done.code == 2
+    assert "a target here draws random numbers" in done.errors[0]
 
 
 def test_an_upscaler_must_take_any_size() -> None:
