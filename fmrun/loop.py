@@ -93,6 +93,7 @@ class Session:
         self.best = best
         # what the first process has on its machine decides for all
         self.extractor = state.world.together(lambda: extractor_name(c, state.device))
+        self._kid = state.world.together(lambda: metric_name(self.extractor) if self.extractor is not None else None)
         self.quick: QuickKid | None = None
         self._mark = (time.monotonic(), state.step)
 
@@ -278,7 +279,7 @@ class Session:
         """Whether this step is the best so far by the chosen metric; takes note of it."""
         metric, mode = self.config.checkpoint.best, self.config.checkpoint.best_mode
         if metric == "auto":
-            metric = metric_name(self.extractor) if self.extractor is not None else None
+            metric = self._kid
         value = row.get(metric) if row is not None and metric is not None else None
         if value is None or not math.isfinite(value):
             return False
