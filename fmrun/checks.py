@@ -48,7 +48,8 @@ class Strength:
         effective = f"λ {self.weight:.4g} × balance {self.balance:.4g} = {self.weight * self.balance:.4g}"
         if math.isnan(self.share):
             return f"{effective} (no other generator loss to compare with)"
-        return f"{effective}: its gradient is {100 * self.share:.3g} % of {self.compared}"
+        share = f"{100 * self.share:.3g} % of" if self.share < 10 else f"{self.share:.3g} times"
+        return f"{effective}: its gradient is {share} {self.compared}"
 
 
 def full_plan(critic: Critic, others: bool = False) -> CriticPlan:

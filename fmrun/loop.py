@@ -53,10 +53,14 @@ def explain(strength: Strength | None, state: State, report: Reporter) -> None:
     if strength is None:
         return
     config, matching = state.config, state.config.feature_matching
-    begins = max(config.losses.gan.start_step, matching.start_step)
-    report.note(
-        f"feature matching: {strength}" + (f", as measured now; it acts so from step {begins} on" if begins else "")
-    )
+    gan, since = config.losses.gan, matching.start_step
+    words = f", as measured now; it acts from step {since} on" if since else ""
+    if gan.weight and gan.start_step > since:
+        words = (
+            f", as measured now; it acts from step {since} on, the adversarial loss from step {gan.start_step} on: until "
+            "then the share that is logged is of the generator's other losses"
+        )
+    report.note(f"feature matching: {strength}{words}")
     if strength.blind:
         report.warn(blind_sentence(matching.match, strength.blind, state.task.critics[0].net.feature_names))
     if strength.share == strength.share and matching.balance == "none":

@@ -56,6 +56,16 @@ def warnings(config: Config, state: State) -> list[str]:
             "match 'sample' pairs each generated image with an unrelated real one, which rewards making every image the "
             "average of the data; use match=mean unless that is what you want to see"
         )
+    late: dict[str, Any] = {"adversarial training": config.losses.gan, "feature matching": fm}
+    missed = {name: term for name, term in late.items() if term.weight and term.start_step >= config.train.steps}
+    if missed:
+        first = min(term.start_step for term in missed.values())
+        fields = {"adversarial training": "losses.gan.start_step", "feature matching": "feature_matching.start_step"}
+        fix = " ".join(f"-s {fields[name]}=0" for name in missed)
+        found.append(
+            f"the run ends at step {config.train.steps}, before {' and '.join(missed)} begin{'s' * (len(missed) == 1)} (step "
+            f"{first}): more --steps, or {fix} to begin at once"
+        )
     if config.train.accumulate > 1:
         normed = [
             n
@@ -286,6 +296,11 @@ def _say_next(run: Run, state: State, finished: bool, report: Reporter) -> None:
     picture = run.samples / f"step-{state.step:08d}.png"
     if finished:
         report.note(f"finished {state.step} steps; the picture: {picture}")
+        row = (run.metrics() or [{}])[-1]
+        if row.get("eval/psnr_y") is not None:
+            report.note(
+                f"on held-out photographs: PSNR-Y {row['eval/psnr_y']:.2f} dB, of bicubic {row['eval/psnr_y_bicubic']:.2f} dB"
+            )
         report.note(
             f"next: {run.command('sample')}{state.task.sample_hint} · {run.command('eval')} · {run.command('probe-layers')} · "
             f"{run.command('resume')} --steps N"

@@ -164,6 +164,8 @@ def plan(source: Path, out: Path, scale: int, *, overwrite: bool = False, field:
     ending = f"_x{scale}.png"
     if not source.is_dir():
         alone = out.suffix.lower() == ".png" and not out.is_dir()
+        if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp") and not out.is_dir():
+            raise UserError(f"--out {out}: pictures are written as .png; give a name ending in .png, or a folder")
         jobs = [Job(source, out if alone else out / (source.stem + ending))]
     else:
         if out.is_file() or (out.suffix.lower() == ".png" and not out.is_dir()):

@@ -236,7 +236,7 @@ def test_missing_weights_name_the_file_and_the_folder(cache, section):
     assert str(caught.value) == (
         f"losses.{section}: the weights of {title} are not on this machine; {package}put {file} into {cache} (`python -c "
         f"\"import torchvision; torchvision.models.{model}(weights='IMAGENET1K_V1')\"` downloads it there), or name the "
-        f"file with -s losses.{section}.weights=FILE"
+        f"file with -s losses.{section}.weights=FILE, or leave the loss out with -s losses.{section}=none"
     )
     assert image_losses(**{section: {"weight": 0}}).functions == {}, "what does not act needs no weights"
 

@@ -718,3 +718,12 @@ def test_sizes_of_discriminators_come_from_the_config() -> None:
     assert small.feature_names == ("block1.conv", "block1", "block2.conv", "block2")
     munet = make_state(discriminator={"window": 3}).task.critics[0].net
     assert munet.bottleneck.attention.window == 3
+
+
+def test_a_run_that_ends_before_its_losses_begin_says_so() -> None:
+    done = train("--steps", "2", "--name", "short")
+    (said,) = [line for line in done.warnings if "the run ends at step 2" in line]
+    assert "before adversarial training and feature matching begin (step 1500)" in said
+    assert "-s losses.gan.start_step=0 -s feature_matching.start_step=0 to begin at once" in said
+    assert "PSNR-Y" in done.err
+    assert not [line for line in train(*FROM_START, "--steps", "2").warnings if "the run ends" in line]

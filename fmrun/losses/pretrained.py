@@ -104,6 +104,7 @@ def find_weights(backbone: Backbone, field: str) -> Path:
             f"{field}: the weights of {backbone.title} are not on this machine; {package}put {backbone.file} into "
             f'{cache_folder()} (`python -c "import torchvision; torchvision.models.{backbone.model}'
             f"(weights='IMAGENET1K_V1')\"` downloads it there), or name the file with -s {field}.weights=FILE"
+            + (f", or leave the loss out with -s {field}=none" if field.startswith("losses.") else "")
         )
     wanted = re.search(r"-([0-9a-f]{8})\.pth$", backbone.file)
     assert wanted is not None

@@ -118,7 +118,10 @@ def describe(arch: str, scale: int, channels: int, field: str = "generator", **p
     a = ARCHITECTURES[arch]
     unknown = [key for key, value in params.items() if value is not None and key not in a.params]
     if unknown:
-        raise UserError(f"{field}.{unknown[0]}: {a.title} has no such setting; it has {', '.join(a.params)}")
+        raise UserError(
+            f"{field}.{unknown[0]}: {a.title} has no such setting; it has {', '.join(a.params)}; where a preset sets "
+            f"it, clear it with -s {field}.{unknown[0]}=none"
+        )
     if scale not in a.scales:
         raise UserError(f"{field}: {a.title} upscales by {_listed(a.scales, 'x')}, not x{scale}; choose another type")
     full = dict(a.params) | {key: value for key, value in params.items() if value is not None}
