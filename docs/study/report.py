@@ -71,8 +71,12 @@ class Study:
         return {name: (pair, p) for (name, pair), p in zip(pairs.items(), adjusted, strict=True)}
 
 
+LEAST = 3
+"""Seeds that an interval is shown from: with two it is ten times as wide as what it is about."""
+
+
 def interval(found: Interval, digits: int = 2) -> str:
-    half = f" ± {(found.high - found.mean):.{digits}f}" if found.high is not None else ""
+    half = f" ± {(found.high - found.mean):.{digits}f}" if found.high is not None and found.count >= LEAST else ""
     return f"{found.mean:.{digits}f}{half}"
 
 
@@ -131,7 +135,10 @@ def curve_table(study: Study) -> str:
 def figure(study: Study) -> str:
     """Differences from the control with their intervals, as SVG."""
     against = study.against_control()
-    ends = [v for pair, _ in against.values() for v in (pair.difference.low, pair.difference.high) if v is not None]
+    ends = [v for pair, _ in against.values() for v in pair.differences]
+    for pair, _ in against.values():
+        if pair.difference.count >= LEAST:
+            ends += [v for v in (pair.difference.low, pair.difference.high) if v is not None]
     reach = max(map(abs, [*ends, 1e-9]))
     left, right, row, top = 190, 690, 26, 34
     height = top + row * len(against) + 46
@@ -150,7 +157,7 @@ def figure(study: Study) -> str:
     for i, (name, (pair, _)) in enumerate(against.items()):
         y, found = top + row * i + row / 2, pair.difference
         parts.append(text(left - 12, y + 4, name, "end"))
-        if found.low is not None and found.high is not None:
+        if found.low is not None and found.high is not None and found.count >= LEAST:
             colour = "#0072b2" if found.high < 0 else "#d55e00" if found.low > 0 else "#777"
             low, high = (middle + unit * v for v in (found.low, found.high))
             parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>')
@@ -183,11 +190,11 @@ def findings(study: Study) -> list[str]:
     if not better and not worse:
         lines.append(f"**No condition differs reliably from plain** after Holm's correction over {count} comparisons.")
     if open_:
-        small = [seen[n] for n in open_ if seen[n] is not None]
-        shown = f", between {min(small):.1f} and {max(small):.1f} (× 1000) depending on the condition" if small else ""
+        small = [v for n in open_ if (v := seen[n]) is not None and against[n][0].difference.count >= LEAST]
+        shown = f"lies between {min(small):.1f} and {max(small):.1f} (× 1000)" if small else "cannot be said"
         lines.append(
-            f"**Not told from plain** by these seeds: {'; '.join(open_)}. The smallest difference that would have been found "
-            f"four times in five{shown}; plain itself scores {interval(control)}."
+            f"**Not told from plain** by these seeds: {'; '.join(open_)}. With {LEAST} or more seeds, the smallest difference "
+            f"that would have been found four times in five {shown}; plain itself scores {interval(control)}."
         )
     failed = [
         run for runs in study.runs.values() for run in runs.values() if run["state"] != "finished" or run["collapsed"]
@@ -198,7 +205,9 @@ def findings(study: Study) -> list[str]:
         else "Diverged or collapsed: " + ", ".join(run["name"] for run in failed) + "."
     )
     kinds = [v for c in study.conditions for v in study.values(c, "modes").values()]
-    lines.append(f"Kinds of clothing covered, of 10: {min(kinds):g} to {max(kinds):g} in every run.")
+    lines.append(
+        f"Kinds of clothing covered, of 10: {f'{min(kinds):g} to {max(kinds):g}' if min(kinds) < max(kinds) else f'{min(kinds):g}'} in every run."
+    )
     return lines
 
 
