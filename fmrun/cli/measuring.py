@@ -105,9 +105,14 @@ def eval(
         modes=modes,
         modes_num=modes_num,
     )
-    records = work.evaluate(targets, asked, choose_device(device), Reporter())
+    report = Reporter()
+    records = work.evaluate(targets, asked, choose_device(device), report)
     if json:
         emit_json(records)
-    else:
-        emit(work.table(records))
+        return 0
+    emit(work.table(records))
+    names = [target.name for target in targets if not isinstance(target, Path)]
+    if len(names) > 1:
+        where = f" --runs-dir {runs_dir}" if runs_dir != RUNS else ""
+        report.note(f"next: fmrun compare {' '.join(names)}{where} --html compare.html")
     return 0
