@@ -156,6 +156,7 @@ def test_checkpoints_and_runs_in_one_table(own: str) -> None:
     assert [r["step"] for r in measured("one", "--extractor", own, "--num", "12", "--step", "2")] == [2]
 
     done = good("eval", "one", "two", "--extractor", own, "--num", "12")
+    assert "next: fmrun compare one two --html compare.html" in done.err
     head, _, *lines = done.out.splitlines()
     assert head.split()[:6] == ["run", "step", "weights", "which", "images", "kid_small"]
     assert [line.split()[0] for line in lines] == ["one", "two", "(real"]
