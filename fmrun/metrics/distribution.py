@@ -23,8 +23,6 @@ LEAST = 10
 """Images a set needs at least for any score."""
 
 SCORES = ("kid", "fid", "precision", "recall", "density", "coverage")
-RISING = ("precision", "recall", "density", "coverage")
-"""Those of which more is better."""
 
 BLOCK = 2**22
 """Numbers in a block of a kernel matrix: as many as fit near the processor, whatever the number of images."""
