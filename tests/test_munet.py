@@ -11,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmrun.errors import UserError
 from fmrun.models import munet
-from fmrun.models.base import Discriminator, double, init_normal
+from fmrun.models.base import Discriminator, Doubling, init_normal
+from fmrun.models.munet import BINOMIAL as TAPS
 from fmrun.models.munet import MUNet, WindowAttention, log_spectrum, luma, sobel
 from fmrun.models.norm import advance_spectral
+from fmrun.models.unet import BILINEAR
 
 TEN = ("input", "enc1", "enc2", "enc3", "enc4", "bottleneck", "spatial", "frequency", "patch", "fusion")
 BINOMIAL = [1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16]
@@ -247,23 +249,52 @@ def test_the_resampling_kernel_is_binomial_whatever_is_done_to_the_net():
     assert not any(p is net.upsample.kernel for p in net.parameters())
 
 
+def stuffed(x: torch.Tensor, kernel: list[float], size: tuple[int, int]) -> torch.Tensor:
+    """Zeros between the pixels of x, whose border is repeated, then `kernel` along each side, times 2."""
+    x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    wide = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    wide[..., ::2, ::2] = x
+    taps = 2 * torch.tensor(kernel, dtype=x.dtype)
+    first = 4 - len(kernel) // 2
+    for dim in (2, 3):
+        wide = (wide.unfold(dim, len(taps), 1) * taps).sum(-1)
+    return wide[..., first : first + size[0], first : first + size[1]]
+
+
+FORMS = [Doubling._convolved, Doubling._summed]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [(10, 14), (9, 13)])
-def test_upsampling_is_zero_stuffing_and_the_binomial_kernel(size):
-    x = noise(2, 3, 5, 7, dtype=torch.float64)
-    kernel = torch.tensor(BINOMIAL, dtype=torch.float64)
-    plane = (4 * kernel[:, None] * kernel).expand(3, 1, 5, 5)
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    slow = F.conv_transpose2d(padded, plane, stride=2, padding=2, output_padding=1, groups=3)
-    slow = slow[..., 2 : 2 + size[0], 2 : 2 + size[1]]
-    net = tiny().double()
-    assert torch.allclose(net.upsample(x, size), slow, atol=1e-12)
-    assert torch.allclose(net.upsample(torch.ones_like(x), size), torch.ones(()).double(), atol=1e-12)
+@pytest.mark.parametrize("taps", [[1, 4, 6, 4, 1], [1, 3, 3, 1]])
+def test_doubling_is_zero_stuffing_and_the_kernel_on_every_device(monkeypatch, taps, size, form):
+    monkeypatch.setattr(Doubling, "_convolved", form)
+    net = Doubling(taps).double()
+    x = noise(2, 3, 5, 7, dtype=torch.float64).requires_grad_()
+    weight = noise(2, 3, *size, dtype=torch.float64, seed=1)
+    got, slow = net(x, size), stuffed(x, [t / sum(taps) for t in taps], size)
+    assert got.shape == slow.shape
+    assert torch.allclose(got, slow, atol=1e-12)
+    (a,), (b,) = (torch.autograd.grad((y * weight).sum(), x) for y in (got, slow))
+    assert torch.allclose(a, b, atol=1e-12)
+    assert torch.allclose(net(torch.ones_like(x), size), torch.ones_like(got), atol=1e-12)
 
 
-def test_doubling_by_phases_is_bilinear_interpolation_for_its_weights():
+@pytest.mark.parametrize("form", FORMS)
+def test_doubling_with_bilinear_taps_is_bilinear_interpolation(monkeypatch, form):
+    monkeypatch.setattr(Doubling, "_convolved", form)
     x = noise(1, 2, 5, 6)
     slow = F.interpolate(x, scale_factor=2, mode="bilinear")
-    assert torch.allclose(double(x, (0.25, 0.75, None), (None, 0.75, 0.25), (10, 12)), slow, atol=1e-6)
+    assert torch.allclose(Doubling(BILINEAR)(x, (10, 12)), slow, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_doubling_is_channels_last_and_keeps_the_precision(form):
+    x = noise(2, 3, 5, 7).to(memory_format=torch.channels_last)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        made = form(Doubling(TAPS).to(dtype), x.to(dtype))
+        assert made.dtype == dtype
+        assert made.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_every_convolution_has_spectral_norm_one():

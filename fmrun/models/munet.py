@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from .base import Out, double, init_normal
+from .base import Doubling, Out, init_normal
 from .norm import spectral_norm
 
 SMALLEST = 32
@@ -37,6 +37,7 @@ PATCH_STAGE = 2
 """The encoder stage whose features the patch branch judges."""
 
 HEAD_CHANNELS = 32
+BINOMIAL = (1, 4, 6, 4, 1)
 EPS = 1e-6
 
 
@@ -120,24 +121,6 @@ def sobel(x: Tensor) -> Tensor:
         return torch.sqrt(_wide(gx).square() + _wide(gy).square() + EPS)
 
 
-class MagicKernel(nn.Module):
-    """Twice the size: zeros between the pixels, then the fixed kernel [1, 4, 6, 4, 1] / 16 along each side, times 2.
-
-    Output 2i lies on input i, which is where a strided 3 x 3 convolution took it from. A buffer that is not saved, so
-    that neither first weights nor a file can change it.
-    """
-
-    kernel: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("kernel", torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16, persistent=False)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        k = (2 * self.kernel).unbind()
-        return double(x, (k[4], k[2], k[0]), (None, k[3], k[1]), size)
-
-
 class WindowAttention(nn.Module):
     """Self-attention within windows of at most `window` x `window` positions: cosine similarity, learned sharpness.
 
@@ -219,7 +202,7 @@ class Lift(nn.Module):
         self.narrow = Conv(inputs, skip, 1)
         self.conv = _conv(2 * skip, skip)
 
-    def forward(self, x: Tensor, skip: Tensor, upsample: MagicKernel) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, upsample: Doubling) -> Tensor:
         x = upsample(self.narrow(x), (skip.shape[2], skip.shape[3]))
         return _run((self.conv,), torch.cat([x, skip], 1))
 
@@ -258,7 +241,7 @@ class MUNet(nn.Module):
         n, depth = width, len(ch_mult)
         wide = [n, *(n * m for m in ch_mult)]
         self.patch_stage = min(PATCH_STAGE, depth)
-        self.upsample = MagicKernel()
+        self.upsample = Doubling(BINOMIAL)
         self.input = _conv(channels, n)
         self.encoder = nn.ModuleList(Stage(a, b) for a, b in itertools.pairwise(wide))
         self.bottleneck = Bottleneck(wide[-1], window)

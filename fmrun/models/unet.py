@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .base import Out, double, init_normal
+from .base import Doubling, Out, init_normal
 from .norm import spectral_norm
 
 SMALLEST = 8
-BILINEAR = (0.25, 0.75, None), (None, 0.75, 0.25)
-"""The two phases of bilinear interpolation to twice the size."""
+BILINEAR = (1, 3, 3, 1)
+"""The taps of bilinear interpolation to twice the size."""
 
 
 class UNet(nn.Module):
@@ -40,6 +40,7 @@ class UNet(nn.Module):
             nn.Conv2d(n * 2**i, n * 2 ** (i + 1), 4, stride=2, padding=1, bias=False) for i in range(3)
         )
         self.up = nn.ModuleList(conv(n * 2**i, n * 2 ** (i - 1)) for i in (3, 2, 1))
+        self.upsample = Doubling(BILINEAR)
         self.refine = nn.ModuleList([conv(n, n), conv(n, n)])
         self.head = nn.Conv2d(n, 1, 3, padding=1)
         init_normal(self, generator)
@@ -81,7 +82,7 @@ class UNet(nn.Module):
             return _activate(self.down[i](_even(x)))
         if kind == "up":
             skip = skips.pop()
-            x = double(x, *BILINEAR, (skip.shape[2], skip.shape[3]))
+            x = self.upsample(x, (skip.shape[2], skip.shape[3]))
             return _activate(self.up[i](x)) + skip
         return _activate(self.refine[i](x))
 
