@@ -158,7 +158,7 @@ class Session:
         def make() -> None:
             self.quick = QuickKid(c, name, self.train, self.valid, task.generated, task.device, self.report.warn)
 
-        task.fit_average()
+        self.state.fit_average()
         world.together(make)
         return True
 
@@ -174,7 +174,7 @@ class Session:
 
         start = time.monotonic()
         with self.quick.budget.spending() if self.quick is not None else nullcontext():
-            self.state.task.fit_average()
+            self.state.fit_average()
             row = self.world.together(measure)
         return row | {"time/kid_seconds": time.monotonic() - start}
 
@@ -242,7 +242,7 @@ class Session:
     def _preview(self) -> None:
         self.refuse_divergence()
         state = self.state
-        state.task.fit_average()
+        state.fit_average()
         shown = self.valid if self.valid is not None else self.train
         sheet = state.task.preview(shown, self.config.log.sample_count)
 

@@ -69,6 +69,7 @@ class State:
         self.config, self.device, self.world = config, device, world
         self.task = TASKS[config.task](config if fresh else without_init(config), device, world)
         self.step = 0
+        self._fitted = False
         self.guard = Guard(scaled=self.task.precision == torch.float16).to(device)
         self.ema = Ema(self.task.average, config.ema)
         self.live = self.task.live()
@@ -164,10 +165,17 @@ class State:
         self.ema.update(self.task.generator, self.step)
         self.window.add(terms)
         self.step += 1
+        self._fitted = False
+
+    def fit_average(self) -> None:
+        """Fit the averaged generator's batch norm to its weights, once for all who look at it between two steps."""
+        if not self._fitted:
+            self.task.fit_average()
+            self._fitted = True
 
     def tensors(self) -> dict[str, Tensor]:
         """All that has to be saved, by name. Fits the averaged generator's batch norm first."""
-        self.task.fit_average()
+        self.fit_average()
         tensors: dict[str, Tensor] = {}
 
         def put(prefix: str, values: Mapping[str, Tensor]) -> None:
@@ -211,3 +219,4 @@ class State:
         self.window.sums = {name: value.to(self.device) for name, value in take("window").items()}
         self.window.counts = dict(meta["window"])
         self.step = int(meta["step"])
+        self._fitted = False

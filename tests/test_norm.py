@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers import WORLD, Noise, differing, everything, tiny_config, tiny_state, worst
+from helpers import WORLD, Noise, advance, differing, everything, tiny_config, tiny_state, worst
 from torch import nn
 
 from fmrun.dist import World
@@ -282,3 +282,20 @@ def test_the_averaged_generators_batch_norm_fits_its_weights_and_fitting_twice_i
     first = everything(state)
     state.task.fit_average()
     assert differing(first, everything(state)) == []
+
+
+def test_the_average_is_fitted_once_for_all_who_look_at_it_between_two_steps(monkeypatch):
+    state = tiny_state()
+    fits = []
+    whole = state.task.fit_average
+    monkeypatch.setattr(state.task, "fit_average", lambda: fits.append(state.step) or whole())
+    state.fit_average()
+    saved = state.tensors()
+    assert fits == [0]
+    advance(state)
+    state.tensors()
+    state.fit_average()
+    assert fits == [0, 1]
+    state.restore(saved, {"step": 0, "window": {}})
+    state.fit_average()
+    assert fits == [0, 1, 0]
