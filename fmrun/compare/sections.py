@@ -7,10 +7,12 @@ import json
 from collections.abc import Sequence
 
 from ..measures import base, measure, show
+from .cautions import behind
 from .columns import Column, Score
-from .comparison import Comparison, Group, behind
+from .comparison import Comparison
 from .configs import short_fields, show_value
 from .curves import Curve, thinned
+from .groups import Group
 from .markup import View, _, chip, name_of, score_of, table, taken
 from .pictures import Picture
 from .plots import LOG_RANGE, Scale, chart, interval_row, tick_labels

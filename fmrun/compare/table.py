@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from ..measures import show, show_interval
 from ..report import format_table
+from .cautions import behind
 from .columns import Column, Score
-from .comparison import Comparison, Group, behind
+from .comparison import Comparison
 from .configs import short_fields, show_value
+from .groups import Group
 from .verdict import verdict
 
 WIDTH = 80

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from ..intervals import Interval, Paired, holm, paired
 from ..measures import show
 from .columns import Column, Score
-from .comparison import Comparison, Group
+from .comparison import Comparison
 from .configs import show_value
+from .groups import Group
 
 
 @dataclass(frozen=True)
