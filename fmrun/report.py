@@ -51,7 +51,7 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned columns, numbers to the right; as wide as it needs to be."""
     from rich.cells import cell_len
 
-    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    cells = [list(columns), *([format_cell(value) for value in row] for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     right = [bool(rows) and all(_is_number(row[i]) or row[i] is None for row in rows) for i in range(len(columns))]
 
@@ -316,7 +316,8 @@ def _discard(stream: TextIO) -> None:
         os.close(descriptor)
 
 
-def _cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """A value as tables show it: `-` for None, four digits of a number."""
     return "-" if value is None else format_number(value) if _is_number(value) else str(value)
 
 
