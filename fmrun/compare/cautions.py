@@ -28,14 +28,16 @@ def cautions(
     made_by: Sequence[str],
     columns: Sequence[Column],
     headline: Column | None,
+    by: str,
 ) -> list[str]:
     found = []
+    alike = any_in_common(groups, columns)  # else the verdict says it all
     learned = [_learned(flatten(head)) for head in heads]
     fields = dict.fromkeys(field for flat in learned for field in flat)
     differing = [field for field in fields if any(flat.get(field) != learned[0].get(field) for flat in learned)]
     if "data.degradation.kind" in differing:
         differing = [field for field in differing if field in (*DATA, "data.degradation.kind")]
-    if differing:
+    if differing and alike:
         found.append(
             f"the runs learn from different data ({', '.join(differing)}): their measures say little about each other"
         )
@@ -62,11 +64,31 @@ def cautions(
     if len(set(machines)) > 1:
         found.append("the runs were trained on different machines: their speeds are not comparable")
     found += _stale(groups, columns, headline)
+    if headline is not None and by == "last":
+        found += _at_one_step(headline)
     split = {c.key for c in columns if sum(other.key == c.key and other.source == c.source for other in columns) > 1}
-    if split:
+    if split and alike:
         names = ", ".join(sorted(split))
         found.append(f"{names}: measured in more than one way (images, data, weights), each in a column of its own")
     return found
+
+
+def any_in_common(groups: Sequence[Group], columns: Sequence[Column]) -> bool:
+    """Whether any measure was taken in the same way of two groups; True where fewer than two were measured at all."""
+    deciding = [column for column in columns if column.better is not None]
+    measured = [any(column.last[i] is not None for column in deciding) for i in range(len(groups))]
+    return sum(measured) < 2 or any(sum(score is not None for score in column.last) > 1 for column in deciding)
+
+
+def _at_one_step(column: Column) -> Iterator[str]:
+    """That a column is of an earlier step than some of its runs have, and which have it not at that step."""
+    if column.step is None:
+        return
+    if max(column.newest.values()) > column.step:
+        yield f"{column.label} is compared at step {column.step}, the last at which all that count have it"
+    if names := column.left_out:
+        verb = "has" if len(names) == 1 else "have"
+        yield f"{', '.join(names)} {verb} no {column.label} at step {column.step}: what it shows is without them"
 
 
 def _learned(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,9 +106,8 @@ def _learned(flat: Mapping[str, Any]) -> dict[str, Any]:
 def behind(groups: Sequence[Group], columns: Sequence[Column]) -> dict[str, tuple[int, int]]:
     """Runs whose newest score in these columns is older than they are: name to the step of that score and the run's own."""
     newest: dict[str, int] = {}
-    for score in (score for column in columns for score in column.last if score is not None):
-        for name, (_, step) in score.runs.items():
-            newest[name] = max(step, newest.get(name, 0))
+    for name, step in (item for column in columns for item in column.newest.items()):
+        newest[name] = max(step, newest.get(name, 0))
     members = (member for group in groups for member in group.members)
     return {m.name: (newest[m.name], m.step) for m in members if newest.get(m.name, m.step) < m.step}
 

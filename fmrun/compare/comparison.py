@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 from ..errors import UserError, nearest
 from ..health import Health
 from ..measures import REFERENCE, TELLING, measure, poolable, rank
 from ..runs import Run
-from .cautions import cautions
+from .cautions import any_in_common, cautions
 from .columns import Column, columns_of, headline_of
 from .configs import Difference, differences, group_names, grouped, matches_features
 from .curves import Curve, Series, is_finite, mean, mean_curve, series, tail_mean
 from .groups import Group, Member
-
-MACHINE = ("processor", "gpus", "cores", "threads")
-"""What of env.json must be equal for speeds to be compared."""
+from .speed import machine, speed, step_cost
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,11 @@ class Comparison:
     @property
     def column(self) -> Column | None:
         return None if self.headline is None else self.columns[self.headline]
+
+    @property
+    def alike(self) -> bool:
+        """Whether any measure tells two groups apart; else their scores stand for themselves."""
+        return any_in_common(self.groups, self.columns)
 
     @property
     def ranking(self) -> tuple[int, ...]:
@@ -82,8 +83,11 @@ def compare(
     labels = group_names([[(names[i], members[i].seed) for i in group] for group in places])
     heads = [configs[group[0]] for group in places]
     chosen = _control(control, labels, [[names[i] for i in group] for group in places], heads)
-    machines = [json.dumps([run.env().get(key) for key in MACHINE]) for run in runs]
-    speeds = [_median(rows[i].get("time/images_per_second", {})) for i in range(len(runs))]
+    speeds = [
+        speed([runs[i] for i in group], [rows[i].get("time/images_per_second", {}) for i in group], head)
+        for group, head in zip(places, heads, strict=True)
+    ]
+    batches = [head.get("train", {}).get("batch_size") for head in heads]
     made_by = {f"fmrun {env.get('fmrun')} and torch {env.get('torch')}" for run in runs if (env := run.env())}
     groups = []
     for place, group in enumerate(places):
@@ -95,11 +99,12 @@ def compare(
                 place == chosen,
                 mean(tail_mean(rows[i].get("fm/share", {}), 0.5) for i in group),
                 mean(tail_mean(rows[i].get("health/diversity", {})) for i in group),
-                mean(speeds[i] for i in group),
-                None if chosen is None else _cost(place, chosen, places, heads, speeds, machines),
+                speeds[place].median,
+                speeds[place].spread,
+                None if chosen is None else step_cost(speeds[place], batches[place], speeds[chosen], batches[chosen]),
             )
         )
-    columns = columns_of(runs, names, [member.failed for member in members], configs, rows, places)
+    columns = columns_of(runs, names, [member.state for member in members], configs, rows, places)
     headline = headline_of(columns, by, metric, names)
     decisive = None if headline is None else columns[headline]
     curves, telling = _curves(runs, rows, places, decisive)
@@ -112,7 +117,7 @@ def compare(
         by=by,
         curves=curves,
         telling=telling,
-        warnings=tuple(cautions(groups, heads, machines, sorted(made_by), columns, decisive)),
+        warnings=tuple(cautions(groups, heads, list(map(machine, runs)), sorted(made_by), columns, decisive, by)),
     )
 
 
@@ -157,31 +162,6 @@ def _control(
         return found
     plain = [i for i, head in enumerate(heads) if not matches_features(head)]
     return plain[0] if len(plain) == 1 and len(heads) > 1 else None
-
-
-def _median(values: Series) -> float | None:
-    return median(list(values.values())[1:] or values.values()) if values else None
-
-
-def _cost(
-    place: int,
-    control: int,
-    places: Sequence[Sequence[int]],
-    heads: Sequence[Mapping[str, Any]],
-    speeds: Sequence[float | None],
-    machines: Sequence[str],
-) -> float | None:
-    """Time per step relative to the control's."""
-    if len({machines[i] for i in (*places[place], *places[control])}) > 1:
-        return None
-
-    def seconds(group: int) -> float | None:
-        batch = heads[group].get("train", {}).get("batch_size")
-        speed = mean(speeds[i] for i in places[group])
-        return batch / speed if batch and speed else None
-
-    own, theirs = seconds(place), seconds(control)
-    return own / theirs if own and theirs else None
 
 
 # ---- curves
@@ -234,10 +214,12 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     `task`, `by`, `headline` (index into `columns`, or null), `warnings`;
     `verdict`: `winner`, `against`, `certain`, `margins` (`other`, an index into `groups`, `difference`, `relative`,
     `interval`, `p`), `sentence`, `detail`, `reasons` (see `verdict.Verdict`);
-    `groups`: `name`, `control`, `matches_features`, `share`, `diversity`, `images_per_second`, `step_cost`, `members`
+    `groups`: `name`, `control`, `matches_features`, `share`, `diversity`, `images_per_second`,
+    `speed_spread`, `step_cost`, `members`
     (`name`, `path`, `seed`, `state`, `step`, `steps`, `message`, `remarks`);
     `differences`: `field`, and one a group `values` and `acts`, and `folded`;
-    `columns`: `key`, `label`, `better`, `unit`, `about`, `source`, `weights`, `settings`, `floor`, `reference`, and one a
+    `columns`: `key`, `label`, `better`, `unit`, `about`, `source`, `weights`, `settings`, `floor`, `reference`, `step` (of
+    `last`, where all have one in common), `newest` (name to the last step measured), and one a
     group `last` and `best` (`mean`, `low`, `high`, `count`, `runs`: name to [value, step], `reals`: name to which real
     images; or null);
     `curves`: `key`, and one a group `groups`, a list of points (`step`, `mean`, `low`, `high`, `count`); the first

@@ -42,9 +42,12 @@ class Group:
     diversity: float | None
     """Of generated images relative to real ones, mean over the last quarter of training."""
     images_per_second: float | None
-    """Median over training."""
+    """Median over training, as the runs were made: other work on the machine slows them."""
+    speed_spread: float | None
+    """The factor by which that varied, between runs or within one."""
     step_cost: float | None
-    """Time per step relative to the control's; None where there is none, or on another machine."""
+    """Time per step relative to the control's; None where there is none, under other conditions (machine, device,
+    versions), or where speeds varied too much to tell."""
 
     @property
     def failures(self) -> int:

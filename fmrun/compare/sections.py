@@ -129,7 +129,7 @@ def summary(view: View) -> str:
             [_marked(show_last(column, column.last[i]), i == first) for i in view.order],
             f"{column.about} {taken(column)}.",
         )
-        if column.best != column.last:
+        if column.has_better:
             first = next(iter(column.ranking("best")), None)
             add(
                 "best",
