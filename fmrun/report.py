@@ -70,6 +70,11 @@ def format_number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def format_metrics(row: Mapping[str, Any]) -> str:
     """The losses of a row of metrics on one line: `d 0.6931  g 1.2  fm 0.03  share 0.1`."""
     shown = ((label, row[key]) for key, label in SHOWN.items() if key in row)

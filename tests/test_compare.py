@@ -314,6 +314,13 @@ def test_a_difference_beyond_chance_is_a_win(folder: Path) -> None:
     assert found.margins[0].p == pytest.approx(pair.pvalue)
 
 
+def test_two_seeds_are_said_to_tell_little(folder: Path) -> None:
+    words = "Two seeds tell a difference from chance only where it is many times what seeds differ by"
+    assert words in verdict(both(folder, [0.20, 0.10], [0.14, 0.14])).detail
+    assert words not in verdict(both(folder.parent / "three", [0.20, 0.10, 0.15], [0.14, 0.14, 0.14])).detail
+    assert words not in verdict(both(folder.parent / "clear", [0.20, 0.21], [0.10, 0.11])).detail
+
+
 def test_a_difference_within_chance_is_none(folder: Path) -> None:
     found = verdict(both(folder, [0.20, 0.10, 0.15], [0.14, 0.14, 0.14]))
     assert (found.winner, found.certain) == ("matched", False)

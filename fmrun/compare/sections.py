@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from ..measures import base, measure, show
+from ..report import counted
 from .cautions import behind
 from .columns import Column, Score
 from .comparison import Comparison
@@ -45,9 +46,9 @@ def _count(comparison: Comparison) -> str:
     groups = len(comparison.groups)
     sizes = {len(group.members) for group in comparison.groups}
     return (
-        f"{runs} runs"
+        counted(runs, "run")
         if runs == groups
-        else f"{groups} settings" + (f", {sizes.pop()} seeds each" if len(sizes) == 1 else f", {runs} runs")
+        else f"{counted(groups, 'setting')}, " + (f"{sizes.pop()} seeds each" if len(sizes) == 1 else f"{runs} runs")
     )
 
 
@@ -251,7 +252,9 @@ def curves(view: View) -> str:
     ]
     if rest:
         count = sum(not telling for telling, _text in drawn)
-        parts.append(f'<details><summary>{count} more curves</summary><div class="charts">{rest}</div></details>')
+        parts.append(
+            f'<details><summary>{count} more {"curve" if count == 1 else "curves"}</summary><div class="charts">{rest}</div></details>'
+        )
     if constant:
         parts.append(f'<p class="quiet">The same throughout, in all runs: {_(", ".join(constant))}.</p>')
     return "".join([*parts, "</section>"])
@@ -282,7 +285,7 @@ def _chart(view: View, curve: Curve, most: int) -> str:
     )
     notes = [known.about] if known.about else []
     notes += ["Logarithmic axis."] if shown.log else []
-    notes += [f"{shown.left_out} outlying values are beyond the axis."] if shown.left_out else []
+    notes += [f"{counted(shown.left_out, 'outlying value')} beyond the axis."] if shown.left_out else []
     aim = f" <small>{known.better} is better</small>" if known.better and curve.key != "time/images_per_second" else ""
     data = [
         [view.comparison.groups[i].name, i, [[p.step, *_rounded(p.mean, p.low, p.high)] for p in groups[i]]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
-from ..intervals import Interval, Paired, holm, paired
+from ..intervals import TWO_SEEDS, Interval, Paired, holm, paired
 from ..measures import measure, show
+from ..report import counted
 from .cautions import DATA
 from .columns import Column, Score
 from .comparison import Comparison
@@ -73,7 +74,9 @@ def verdict(comparison: Comparison) -> Verdict:
     if len(names) == 1:
         score = scores[0]
         told = f"{column.label} is {_value(column, score, True)}." if score else f"It has no {column.label}."
-        return _undecided(f"{names[0]}: one experiment on {len(comparison.groups[0].members)} seeds.", told, comparison)
+        return _undecided(
+            f"{names[0]}: one experiment on {counted(len(comparison.groups[0].members), 'seed')}.", told, comparison
+        )
     if not comparison.alike:
         return _undecided("These runs have no measure in common, so none is better.", _apart(comparison), comparison)
     if len(ranked) < 2:
@@ -234,7 +237,8 @@ def _detail(comparison: Comparison, column: Column, first: int, margins: tuple[M
                 "this is chance is not known."
             )
         return "They share fewer than two seeds, so how much of this is chance is not known."
-    return " ".join(found) + "."
+    few = any(margin.interval is not None and margin.interval.count == 2 and not margin.certain for margin in margins)
+    return " ".join(found) + "." + (f" {TWO_SEEDS[0].upper()}{TWO_SEEDS[1:]}." if few else "")
 
 
 def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> Iterator[str]:
