@@ -454,6 +454,15 @@ def test_speeds_that_vary_say_nothing_of_what_a_step_costs(folder: Path) -> None
     assert [g.step_cost for g in compare([plain, other, steady]).groups] == [None, None]
 
 
+def test_a_collapsed_generator_s_precision_is_remarked_once(folder: Path) -> None:
+    for name, recall, fields in (("plain", 0.4, PLAIN), ("matched", 0.001, MATCHED)):
+        metrics = {"precision_mobilenet_v2": 0.99, "recall_mobilenet_v2": recall}
+        record = {"step": 100, "weights": "ema", "settings": SETTINGS, "metrics": metrics, "floor": {}}
+        made_run(folder, name, **fields).add_evaluation(record)  # type: ignore[arg-type]
+    (warning,) = compare([Run(folder / "plain"), Run(folder / "matched")]).warnings
+    assert warning.startswith("matched: a precision of 0.99 says nothing by itself where recall is 0.001")
+
+
 # ---- equal training
 
 

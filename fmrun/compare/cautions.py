@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..measures import lone_precision
 from .columns import Column
 from .configs import flatten
 from .groups import FAILED, Group, Member
@@ -63,6 +65,7 @@ def cautions(
         )
     if len(set(machines)) > 1:
         found.append("the runs were trained on different machines: their speeds are not comparable")
+    found += _lone_precision(groups, columns)
     found += _stale(groups, columns, headline)
     if headline is not None and by == "last":
         found += _at_one_step(headline)
@@ -71,6 +74,18 @@ def cautions(
         names = ", ".join(sorted(split))
         found.append(f"{names}: measured in more than one way (images, data, weights), each in a column of its own")
     return found
+
+
+def _lone_precision(groups: Sequence[Group], columns: Sequence[Column]) -> Iterator[str]:
+    """Of groups whose precision is high and whose recall or coverage next to nothing, in the same way of measuring."""
+    ways: dict[tuple[str, str, str], list[Column]] = {}
+    for column in columns:
+        settings = json.dumps(column.settings, sort_keys=True)
+        ways.setdefault((column.source, column.weights, settings), []).append(column)
+    for own in ways.values():
+        for i, group in enumerate(groups):
+            values = {column.key: score.mean for column in own if (score := column.last[i]) is not None}
+            yield from lone_precision(group.name, values)
 
 
 def any_in_common(groups: Sequence[Group], columns: Sequence[Column]) -> bool:

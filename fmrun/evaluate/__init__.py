@@ -16,6 +16,7 @@ import torch
 from .. import checkpoint
 from ..config import Config
 from ..errors import UserError
+from ..measures import lone_precision
 from ..presets import Override, from_json, revise
 from ..report import Reporter
 from ..runs import Run
@@ -94,6 +95,8 @@ def evaluate(
             if isinstance(target, Run):
                 target.add_evaluation(record)
             own.append({"run": target.name, "which": [], **record})
+            for sentence in lone_precision(f"{_name(target)}, step {found.step}", record["metrics"]):
+                report.warn(sentence)
         _mark(own, target, measure.headline)
         records += own
     return records

@@ -41,7 +41,7 @@ class GenerateMeasure:
             )
         self.extractor = open_extractor(asked.extractor, asked.extractor_weights, device, report.note)
         self.headline = "kid" + self.extractor.suffix
-        self.library = Library(self.extractor, device, report.warn)
+        self.library = Library(self.extractor, device, report.warn, report.counting("real images looked at"))
         self._opened: dict[tuple[DataConfig, int], tuple[Images, Images | None]] = {}
         self._histograms: dict[str, Tensor] = {}
         self._floors: dict[tuple[str, str], dict[str, float]] = {}
@@ -89,14 +89,16 @@ class GenerateMeasure:
 
     def _look(self, source: Source, seed: int, count: int, kinds: Kinds | None, counted: int) -> tuple[Tensor, Tensor]:
         """Features of the first `count` images of the seed, and how many of the first `counted` are of which kind."""
-        features, seen = [], 0
+        features, seen, total = [], 0, max(count, counted)
+        tell = self.report.counting("images made and looked at")
         histogram = torch.zeros(kinds.count if kinds else 0, dtype=torch.float64)
-        for part in images(source, seed, max(count, counted)):
+        for part in images(source, seed, total):
             if seen < count:
                 features.append(self.extractor.all([part[: count - seen]], self.device))
             if kinds is not None and seen < counted:
                 histogram += kinds.histogram(self.classifier, [part[: counted - seen]], self.device)
             seen += len(part)
+            tell(seen, total)
         found = torch.cat(features)
         return found.to(self.device) if self.device.type == "cuda" else found, histogram
 
