@@ -508,7 +508,7 @@ def test_a_run_that_has_just_begun_does_not_take_the_others_back(folder: Path) -
     assert column is not None
     assert column.step == 100
     assert [s and s.count for s in column.last] == [2, 2]
-    assert "fm-seed2 has no KID (MobileNetV2) at step 100: what it shows is without them" in comparison.warnings
+    assert "fm-seed2 has no KID (MobileNetV2) at step 100: what is shown of it is without them" in comparison.warnings
     # where it is all there is of its setting, both are compared as they were then
     alone = compare([*runs[:2], begun]).column
     assert alone is not None

@@ -68,7 +68,7 @@ def cautions(
     found += _lone_precision(groups, columns)
     found += _stale(groups, columns, headline)
     if headline is not None and by == "last":
-        found += _at_one_step(headline)
+        found += _counted(groups, headline)
     split = {c.key for c in columns if sum(other.key == c.key and other.source == c.source for other in columns) > 1}
     if split and alike:
         names = ", ".join(sorted(split))
@@ -95,15 +95,16 @@ def any_in_common(groups: Sequence[Group], columns: Sequence[Column]) -> bool:
     return sum(measured) < 2 or any(sum(score is not None for score in column.last) > 1 for column in deciding)
 
 
-def _at_one_step(column: Column) -> Iterator[str]:
-    """That a column is of an earlier step than some of its runs have, and which have it not at that step."""
-    if column.step is None:
-        return
-    if max(column.newest.values()) > column.step:
+def _counted(groups: Sequence[Group], column: Column) -> Iterator[str]:
+    """That a column is of an earlier step than some of its runs have, and which runs of a group that has a score have none."""
+    if column.step is not None and max(column.newest.values()) > column.step:
         yield f"{column.label} is compared at step {column.step}, the last at which all that count have it"
-    if names := column.left_out:
+    there = [(group, score) for group, score in zip(groups, column.last, strict=True) if score is not None]
+    names = [m.name for group, score in there for m in group.members if not m.failed and m.name not in score.runs]
+    if names:
+        at = f" at step {column.step}" if column.step is not None else ""
         verb = "has" if len(names) == 1 else "have"
-        yield f"{', '.join(names)} {verb} no {column.label} at step {column.step}: what it shows is without them"
+        yield f"{', '.join(names)} {verb} no {column.label}{at}: what is shown of it is without them"
 
 
 def _learned(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,12 +83,6 @@ class Column:
             b.mean != s.mean for s, b in zip(self.last, self.best, strict=True) if s is not None and b is not None
         )
 
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Runs that were measured, but not at `step`."""
-        there = {name for score in self.last if score is not None for name in score.runs}
-        return tuple(name for name in self.newest if name not in there)
-
     def scores(self, by: str) -> tuple[Score | None, ...]:
         return self.last if by == "last" else self.best
 
