@@ -37,7 +37,7 @@ def axis(column: Column, scores: Sequence[Score]) -> Scale:
 def intervals(view: View) -> str:
     """The section of the page: the best first."""
     column = view.comparison.column
-    if column is None or not view.comparison.ranking:
+    if column is None or not view.comparison.ranking or not view.comparison.alike:
         return ""
     scores = column.scores(view.comparison.by)
     there = [(place, score) for place in view.comparison.ranking if (score := scores[place]) is not None]

@@ -143,7 +143,7 @@ def chart(
     `lines` horizontal ones with their names, `show` writes the values at the axis, which is logarithmic where positive values
     span more than `log_from`."""
     shown = value_range([c for c in curves if c], [value for value, _ in lines], log_from)
-    x = Scale(min(c[0].step for c in curves if c), max(c[-1].step for c in curves if c), LEFT + 4, WIDTH - RIGHT)
+    x = Scale(min(c[0].step for c in curves if c), max(c[-1].step for c in curves if c), LEFT + 4, WIDTH - RIGHT - 4)
     y = Scale(shown.low, shown.high, HEIGHT - BOTTOM, TOP, shown.log)
     if x.low == x.high:
         x = Scale(x.low - 1, x.high + 1, x.start, x.end)

@@ -155,7 +155,9 @@ def _own_scores(comparison: Comparison) -> str:
 
     names = [comparison.groups[i].name for i in comparison.order]
     columns = [(label, [told(row[i]) for i in comparison.order]) for label, row in own_scores(comparison)]
-    columns.insert(0, ("state", [state(comparison.groups[i]) for i in comparison.order]))
+    states = [state(comparison.groups[i]) for i in comparison.order]
+    if set(states) != {"finished"}:
+        columns.insert(0, ("state", states))
     return fitted([("run", names)], columns)
 
 
