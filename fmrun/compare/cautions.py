@@ -54,7 +54,8 @@ def cautions(
                     if len(group.members) > 1
                     else group.name
                 )
-                found.append(f"{who} {state} at step {', '.join(str(m.step) for m in members)} and does not count")
+                counts = "does not count" if len(members) == 1 else "do not count"
+                found.append(f"{who} {state} at step {', '.join(str(m.step) for m in members)} and {counts}")
             elif state in UNFINISHED:
                 found += [
                     f"{m.name} is {state} at step {m.step} of {m.steps}: what it shows is not its end" for m in members

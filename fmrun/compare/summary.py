@@ -38,10 +38,7 @@ def summary(view: View) -> str:
         columns, beside = _scores(view)
         names += [f'<span class="quiet">{_(name.strip("()"))}</span>' for name in beside]
     else:
-        columns = [
-            Cells(label, [NOTHING if row[i] is None else _own(*row[i]) for i in view.order])  # type: ignore[misc]
-            for label, row in own_scores(comparison)
-        ]
+        columns = [Cells(label, [_own(row[i]) for i in view.order]) for label, row in own_scores(comparison)]
     if not columns:
         return ""
     tables = math.ceil(len(columns) / MOST)
@@ -124,8 +121,11 @@ def _with_step(column: Column, score: Score) -> str:
     return f"{score_of(column, score)} <small>step {steps[0]:,}{f' to {steps[-1]:,}' if len(steps) > 1 else ''}</small>"
 
 
-def _own(column: Column, score: Score) -> str:
+def _own(found: tuple[Column, Score] | None) -> str:
     """A score that none is compared with, and what it is held against."""
+    if found is None:
+        return NOTHING
+    column, score = found
     level = next(((w, v) for w, v in (("real", column.floor), ("bicubic", column.reference)) if v is not None), None)
     told = f" <small>{level[0]} {show(column.key, level[1])}</small>" if level is not None else ""
     return _with_step(column, score) + told

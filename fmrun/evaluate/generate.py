@@ -26,6 +26,9 @@ from . import Asked
 DEFAULT_NUM = 2000
 """Images generated where --num is not given; fewer where there are fewer real ones."""
 
+MANY = 10_000
+"""From so many images on, comparing their features takes long enough to be told of."""
+
 NOISY = 500
 """Below so many images, scores say little."""
 
@@ -71,6 +74,8 @@ class GenerateMeasure:
             "kid_subset_size": subset_size(count, len(reference)),
             "kid_seed": SUBSET_SEED,
         }
+        if count >= MANY:
+            self.report.note(f"comparing {count} images with {len(reference)} real ones")
         metrics, floor = self._named(scores(made, reference)), self._named(self._floor(reals))
         if kinds is not None:
             likely, modes_floor = self._real_modes(config, kinds, counted)
