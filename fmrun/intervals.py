@@ -12,6 +12,12 @@ from statistics import fmean, stdev
 import numpy as np
 from scipy import special
 
+TWO_SEEDS = (
+    "two seeds tell a difference from chance only where it is many times what seeds differ by: the 95 % interval of two "
+    "reaches 9 of their standard deviations to either side"
+)
+"""What there is to say of a comparison over two pairs: t(1, 0.975) / √2 = 8.98."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -34,6 +40,11 @@ class Paired:
     """Two-sided, of the hypothesis that the difference is zero; None for a single pair."""
     differences: tuple[float, ...]
     """One a seed, in the order of the first argument of `paired`."""
+
+    @property
+    def telling(self) -> bool:
+        """Whether there are three pairs or more: of two, what could have been seen is so large that it tells nothing."""
+        return len(self.differences) > 2
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -133,6 +133,30 @@ def rank(name: str) -> tuple[int, int]:
 def poolable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an evaluation that must be equal for a mean over seeds."""
     return {key: value for key, value in settings.items() if key != REALS}
+
+
+COLLAPSED = 0.05
+"""Recall or coverage below which a high precision or density says nothing."""
+
+
+def lone_precision(who: str, values: Mapping[str, float | None]) -> Iterator[str]:
+    """What has to be said of scores, by name, that praise a generator which makes next to nothing of what there is: `who`
+    is called so in the sentence."""
+    for name, precision in values.items():
+        stem, extra = base(name)
+        if stem != "precision" or precision is None or precision < 0.5:
+            continue
+        others = {other: values.get(f"{other}_{extra}" if extra else other) for other in ("recall", "coverage")}
+        low = [
+            f"{other} is {show(other, value)}"
+            for other, value in others.items()
+            if value is not None and value < COLLAPSED
+        ]
+        if low:
+            yield (
+                f"{who}: a precision of {show(name, precision)} says nothing by itself where {' and '.join(low)}: one good "
+                "image, made over and over, has it too"
+            )
 
 
 SHOWN: dict[str, Callable[[float], str]] = {

@@ -51,7 +51,7 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned columns, numbers to the right; as wide as it needs to be."""
     from rich.cells import cell_len
 
-    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    cells = [list(columns), *([format_cell(value) for value in row] for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     right = [bool(rows) and all(_is_number(row[i]) or row[i] is None for row in rows) for i in range(len(columns))]
 
@@ -68,6 +68,11 @@ def format_number(value: float) -> str:
     if isinstance(value, int) or (math.isfinite(value) and 1000 <= abs(value) < 1e6):
         return f"{value:.0f}"
     return f"{value:.4g}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def format_metrics(row: Mapping[str, Any]) -> str:
@@ -316,7 +321,8 @@ def _discard(stream: TextIO) -> None:
         os.close(descriptor)
 
 
-def _cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """A value as tables show it: `-` for None, four digits of a number."""
     return "-" if value is None else format_number(value) if _is_number(value) else str(value)
 
 

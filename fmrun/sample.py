@@ -42,6 +42,12 @@ class Source:
     config: Config
     step: int
     folder: Path
+    raw: bool = False
+
+    def described(self, target: Run | Path) -> str:
+        """Which generator it is: `run dcgan-fm-001, step 3000, averaged weights`."""
+        name = target.name if isinstance(target, Path) else f"run {target.name}"
+        return f"{name}, step {self.step}, {'weights as trained' if self.raw else 'averaged weights'}"
 
 
 def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: Reporter) -> Source:
@@ -72,7 +78,7 @@ def load_source(found: checkpoint.Checkpoint, folder: Path, *, raw: bool, device
     with expecting_old_code(config):
         net.load_state_dict({k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)})
     net = net.to(device=device, dtype=torch.float32).to(memory_format=torch.channels_last).eval()
-    return Source(net, config, found.step, folder)
+    return Source(net, config, found.step, folder, raw)
 
 
 @torch.no_grad()

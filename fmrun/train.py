@@ -23,7 +23,7 @@ from .models.base import parameter_count
 from .models.norm import has_batch_norm
 from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism
 from .presets import FREE_ON_RESUME, flatten, from_json, render
-from .report import Reporter, require_tensorboard
+from .report import Reporter, counted, require_tensorboard
 from .runs import Run
 from .state import TASKS, State
 
@@ -198,11 +198,13 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
     step = found.step if found is not None else 0
     if step >= config.train.steps:
         if step > config.train.steps:
-            raise UserError(f"--steps {config.train.steps}: run {run.name} has already made {step} steps; give more")
+            raise UserError(
+                f"--steps {config.train.steps}: run {run.name} has already made {counted(step, 'step')}; give more"
+            )
         if world.first and run.state == "interrupted":  # killed between the last checkpoint and the last word
             run.write_status(state="finished", step=step, exit_code=OK)
         report.note(
-            f"run {run.name} is finished: {step} steps. To train on: {run.command('resume')} --steps {2 * step}; "
+            f"run {run.name} is finished: {counted(step, 'step')}. To train on: {run.command('resume')} --steps {2 * step}; "
             f"for pictures: {run.command('sample')}"
         )
         return OK
@@ -295,7 +297,7 @@ def _work(
 def _say_next(run: Run, state: State, finished: bool, report: Reporter) -> None:
     picture = run.samples / f"step-{state.step:08d}.png"
     if finished:
-        report.note(f"finished {state.step} steps; the picture: {picture}")
+        report.note(f"finished {counted(state.step, 'step')}; the picture: {picture}")
         row = (run.metrics() or [{}])[-1]
         if row.get("eval/psnr_y") is not None:
             report.note(

@@ -180,7 +180,8 @@ def test_best_goes_by_direction_and_last_by_step(folder: Path) -> None:
 def test_more_is_better_of_psnr(folder: Path) -> None:
     rows = [{"step": s, "eval/psnr_y": v, "eval/psnr_y_bicubic": 30.0} for s, v in ((10, 31.0), (20, 33.0), (30, 32.0))]
     a = made_run(folder, "a", rows=rows, task="upscale")
-    b = made_run(folder, "b", rows=rows[:1], task="upscale", generator__width=7)
+    lower = [row | {"eval/psnr_y": row["eval/psnr_y"] - 1} for row in rows]
+    b = made_run(folder, "b", rows=lower, task="upscale", generator__width=7)
     comparison = compare([a, b])
     column = comparison.column
     assert column is not None
@@ -211,7 +212,12 @@ def test_what_was_measured_otherwise_is_another_column(folder: Path) -> None:
     ]
     assert all(None in column.last for column in comparison.columns)
     assert verdict(comparison).winner is None
-    assert any("more than one way" in warning for warning in comparison.warnings)
+    assert verdict(comparison).detail == (
+        "KID (MobileNetV2) was measured in different ways (num). To measure them alike: fmrun eval a b"
+    )
+    assert comparison.warnings == ()
+    c = made_run(folder, "c", kid={100: 0.3}, **MATCHED, generator__width=9)
+    assert any("more than one way" in warning for warning in compare([a, b, c]).warnings)
 
 
 def test_seeds_that_hold_out_their_own_images_are_one_column_and_pair(folder: Path) -> None:
@@ -306,6 +312,13 @@ def test_a_difference_beyond_chance_is_a_win(folder: Path) -> None:
     assert interval is not None
     assert (interval.low, interval.high) == (pytest.approx(bounds.low), pytest.approx(bounds.high))
     assert found.margins[0].p == pytest.approx(pair.pvalue)
+
+
+def test_two_seeds_are_said_to_tell_little(folder: Path) -> None:
+    words = "Two seeds tell a difference from chance only where it is many times what seeds differ by"
+    assert words in verdict(both(folder, [0.20, 0.10], [0.14, 0.14])).detail
+    assert words not in verdict(both(folder.parent / "three", [0.20, 0.10, 0.15], [0.14, 0.14, 0.14])).detail
+    assert words not in verdict(both(folder.parent / "clear", [0.20, 0.21], [0.10, 0.11])).detail
 
 
 def test_a_difference_within_chance_is_none(folder: Path) -> None:
@@ -409,6 +422,99 @@ def test_runs_of_different_versions_are_warned_of(folder: Path) -> None:
     assert "different versions (fmrun 1.0 and torch 2.11, fmrun 1.0 and torch 2.12)" in warning
 
 
+def test_versions_and_devices_must_be_equal_for_a_step_to_have_a_cost(folder: Path) -> None:
+    env = MACHINE | {"torch": "2.11"}
+    runs = [
+        made_run(folder, "plain", env=env, **PLAIN),
+        made_run(folder, "alike", env=env, device="cpu", **MATCHED),  # without a GPU that is what `auto` is
+        made_run(folder, "newer", env=env | {"torch": "2.12"}, **MATCHED, generator__width=9),
+    ]
+    assert [group.step_cost for group in compare(runs).groups] == [1.0, 1.0, None]
+    gpu = MACHINE | {"gpus": ["a GPU"]}
+    runs = [made_run(folder, "on-gpu", env=gpu, **PLAIN), made_run(folder, "on-cpu", env=gpu, device="cpu", **MATCHED)]
+    assert compare(runs).groups[1].step_cost is None
+
+
+def test_speeds_that_vary_say_nothing_of_what_a_step_costs(folder: Path) -> None:
+    def timed(name: str, speeds: list[float], **fields: object) -> Run:
+        rows = [row | {"time/images_per_second": speeds[i % len(speeds)]} for i, row in enumerate(read_outs(21))]
+        return made_run(folder, name, rows=rows, **fields)  # type: ignore[arg-type]
+
+    plain, steady = timed("plain", [500.0], **PLAIN), timed("steady", [390.0, 400.0, 410.0, 400.0], **MATCHED)
+    shared = timed("shared", [200.0, 300.0, 400.0, 500.0], **MATCHED, generator__width=9)
+    groups = compare([plain, steady, shared]).groups
+    assert [g.step_cost for g in groups] == [1.0, pytest.approx(1.25), None]
+    assert [g.images_per_second for g in groups] == [500, 400, 350]
+    assert "speed varied" not in good("compare", "plain", "steady").out
+    out = good("compare", "plain", "steady", "shared").out
+    assert "images/s: median over training, as run; of one setting it varied 2" in out
+    assert "`fmrun bench` measures that" in out
+
+    other = timed("plain-2", [200.0], **PLAIN, seed=1)
+    assert [g.step_cost for g in compare([plain, other, steady]).groups] == [None, None]
+
+
+def test_a_collapsed_generator_s_precision_is_remarked_once(folder: Path) -> None:
+    for name, recall, fields in (("plain", 0.4, PLAIN), ("matched", 0.001, MATCHED)):
+        metrics = {"precision_mobilenet_v2": 0.99, "recall_mobilenet_v2": recall}
+        record = {"step": 100, "weights": "ema", "settings": SETTINGS, "metrics": metrics, "floor": {}}
+        made_run(folder, name, **fields).add_evaluation(record)  # type: ignore[arg-type]
+    (warning,) = compare([Run(folder / "plain"), Run(folder / "matched")]).warnings
+    assert warning.startswith("matched: a precision of 0.99 says nothing by itself where recall is 0.001")
+
+
+# ---- equal training
+
+
+def test_runs_are_compared_at_the_last_step_that_all_have(folder: Path) -> None:
+    def pair(name: str, ends: list[float], step: int, **fields: object) -> list[Run]:
+        return [
+            made_run(folder, f"{name}-seed{i}", kid={60: v, step: v / 2}, seed=i, **fields)  # type: ignore[arg-type]
+            for i, v in enumerate(ends)
+        ]
+
+    plain, longer = pair("plain", [0.20, 0.21, 0.22], 100, **PLAIN), pair("longer", [0.30, 0.31, 0.33], 200, **MATCHED)
+    comparison = compare([*plain, *longer])
+    column, found = comparison.column, verdict(comparison)
+    assert column is not None
+    assert column.step == 60
+    assert [s and s.mean for s in column.last] == [pytest.approx(0.21), pytest.approx(0.94 / 3)]
+    assert (found.winner, found.certain) == ("plain", True)  # by their ends it would be the other
+    assert "KID (MobileNetV2) is compared at step 60, the last at which all that count have it" in comparison.warnings
+    assert "0.210 ±0.025 @60" in good("compare", *(run.name for run in (*plain, *longer))).out
+
+
+def test_what_has_no_step_in_common_is_not_paired(folder: Path) -> None:
+    for name, step, fields in (("plain", 100, PLAIN), ("longer", 200, MATCHED)):
+        for seed in range(3):
+            made_run(folder, f"{name}-seed{seed}", kid={step: 0.1 + seed / 99}, seed=seed, **fields)  # type: ignore[arg-type]
+    comparison = compare([Run(path) for path in sorted(folder.iterdir())])
+    found = verdict(comparison)
+    assert comparison.column is not None
+    assert comparison.column.step is None
+    assert found.margins[0].interval is None
+    assert found.detail == (
+        "They were measured at different steps (100, 200), so which is better after equal training is not known."
+    )
+
+
+def test_a_run_that_has_just_begun_does_not_take_the_others_back(folder: Path) -> None:
+    rows = [row | {"eval/kid_mobilenet_v2": 1 / row["step"]} for row in read_outs()]
+    runs = [made_run(folder, f"plain-seed{i}", rows=rows, seed=i, **PLAIN) for i in range(2)]
+    runs += [made_run(folder, f"fm-seed{i}", rows=rows, seed=i, **MATCHED) for i in range(2)]
+    begun = made_run(folder, "fm-seed2", rows=rows[:2], seed=2, state="running", **MATCHED)
+    comparison = compare([*runs, begun])
+    column = comparison.column
+    assert column is not None
+    assert column.step == 100
+    assert [s and s.count for s in column.last] == [2, 2]
+    assert "fm-seed2 has no KID (MobileNetV2) at step 100: what is shown of it is without them" in comparison.warnings
+    # where it is all there is of its setting, both are compared as they were then
+    alone = compare([*runs[:2], begun]).column
+    assert alone is not None
+    assert alone.step == 20
+
+
 # ---- runs that went wrong, and comparisons that cannot be
 
 
@@ -482,11 +588,13 @@ def test_chains_differ_in_the_passes_they_have(folder: Path) -> None:
 def test_a_run_that_went_on_after_its_evaluation_is_warned_of(folder: Path) -> None:
     a = made_run(folder, "a", kid={50: 0.3, 60: 0.2}, **PLAIN)
     b = made_run(folder, "b", kid={60: 0.1, 100: 0.2}, **MATCHED)
-    (warning,) = compare([a, b]).warnings
-    assert warning == "run a was scored at step 60 and has gone on to 100: fmrun eval a"
+    assert compare([a, b]).warnings == (
+        "run a was scored at step 60 and has gone on to 100: fmrun eval a",
+        "KID (MobileNetV2) is compared at step 60, the last at which all that count have it",
+    )
     out = good("compare", "a", "b").out
     assert "0.2 @60" in out
-    assert "0.2 @100" in out
+    assert "0.1 @60" in out
     assert "step 60" in page_of(a, b)
     a.add_evaluation(a.evaluations()[-1] | {"step": 100})
     assert compare([a, b]).warnings == ()
@@ -538,6 +646,65 @@ def test_a_measure_without_a_better_way_cannot_decide(folder: Path) -> None:
 
 
 # ---- what is printed
+
+
+def test_what_scores_are_held_against_stands_in_the_table(folder: Path) -> None:
+    made_run(folder, "a", kid={100: 0.2}, **PLAIN)
+    made_run(folder, "b", kid={100: 0.1}, **MATCHED)
+    lines = good("compare", "a", "b").out.splitlines()
+    assert next(line for line in lines if line.startswith("(real images)")).split() == ["(real", "images)", "0.001"]
+    rows = [{"step": s, "eval/psnr_y": 32.0, "eval/psnr_y_bicubic": 30.5} for s in (10, 20)]
+    for name, width in (("c", 4), ("d", 8)):
+        made_run(folder, name, rows=rows, task="upscale", generator__width=width)
+    lines = good("compare", "c", "d").out.splitlines()
+    assert next(line for line in lines if line.startswith("(bicubic)")).split() == ["(bicubic)", "30.50"]
+
+
+def test_measures_that_make_a_table_too_wide_are_its_rows(folder: Path) -> None:
+    for name, weight in (("plain", 0.0), ("matched", 0.1)):
+        run = made_run(folder, name, feature_matching__weight=weight)
+        names = [f"{stem}_mobilenet_v2" for stem in ("kid", "fid", "precision", "recall", "density", "coverage")]
+        record = {"step": 100, "weights": "ema", "settings": SETTINGS, "metrics": dict.fromkeys(names, 0.5)}
+        run.add_evaluation(record | {"floor": dict.fromkeys(names, 0.25)})
+    out = good("compare", "plain", "matched").out
+    table = out[out.index("run ") :].split("\n\n")[0].splitlines()
+    assert table[0].split() == ["run", "plain", "*", "matched", "(real", "images)"]
+    assert next(line for line in table if line.startswith("recall")).split()[-3:] == ["0.5", "0.5", "0.25"]
+    assert max(map(len, table)) <= 80
+
+
+def test_unlike_runs_are_said_to_share_nothing_once_and_stand_in_one_table(folder: Path) -> None:
+    shoes = SETTINGS | {"data": "shoes", "resolution": 64}
+    made_run(folder, "a", kid={100: 0.2}, **PLAIN)
+    made_run(folder, "b", kid={100: 0.1}, settings=shoes, data__path="shoes", data__image_size=64, **MATCHED)
+    done = good("compare", "a", "b")
+    assert done.warnings == []
+    sentence, detail, *rest = done.out.splitlines()
+    assert sentence == "These runs have no measure in common, so none is better."
+    assert detail == (
+        "They learn from different data (data.path, data.image_size), and KID (MobileNetV2) was measured in different ways "
+        "(data, resolution)."
+    )
+    assert [line.split()[:3] for line in rest if "KID" in line] == [["run", "KID", "(MobileNetV2)"]]
+    assert "0.2 @100 (real 0.001)" in done.out
+    text = page_of(Run(folder / "a"), Run(folder / "b"))
+    assert text.count("no measure in common") == 1
+    assert '<section class="intervals">' not in text  # an axis is for what can be compared on it
+
+
+def test_a_run_that_was_not_measured_is_missing_and_not_unlike(folder: Path) -> None:
+    a, b = made_run(folder, "a", kid={100: 0.2}, **PLAIN), made_run(folder, "b", **MATCHED)
+    assert verdict(compare([a, b])).detail == "KID (MobileNetV2) is missing for b."
+
+
+def test_of_many_differing_fields_the_first_are_shown_and_the_rest_counted(folder: Path) -> None:
+    fields = {f"generator__setting_{i}": i for i in range(14)}
+    a, b = made_run(folder, "a", **fields), made_run(folder, "b", **dict.fromkeys(fields, -1))
+    assert len(compare([a, b]).shown_differences) == 14
+    out = good("compare", "a", "b").out
+    table = out[out.index("config ") :].split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in table[2:-1]] == [f"generator.setting_{i}" for i in range(12)]
+    assert table[-1] == "2 more differ (--json lists them)"
 
 
 def test_the_table_names_groups_best_first_and_what_differs(folder: Path) -> None:

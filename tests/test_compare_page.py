@@ -99,6 +99,27 @@ def test_the_page_tells_who_won_and_shows_all_sections(folder: Path) -> None:
     assert len(here.of("interval")) == 2
 
 
+def test_scores_stand_beside_what_they_are_held_against(folder: Path) -> None:
+    here = Page(page(compare(runs(folder))))
+    assert len(here.of("floor")) == 2  # a line in each row of the plot
+    assert "dotted: real images against real ones, 0.001" in here.text
+    assert re.search(r"real images 0\.001", here.text)
+
+
+def test_a_long_summary_is_several_tables_with_what_decides_first(folder: Path) -> None:
+    rows = [row | {f"eval/{stem}": 1.0 for stem in ("fid", "recall", "density", "coverage")} for row in read_outs()]
+    made = [made_run(folder, n, kid={100: 0.1}, rows=rows, generator__width=w) for n, w in (("a", 4), ("b", 8))]
+    text = page(compare(made, metric="coverage"))
+    tables = re.findall(r'<table class="cards.*?</table>', text.partition("What differs")[0])
+    heads = [
+        [re.sub("<.*?>", "", cell) for cell in re.findall("<th.*?</th>", t[: t.index("</thead>")])] for t in tables
+    ]
+    assert len(heads) == 2
+    assert [head[0] for head in heads] == ["run", "run"]
+    assert heads[0][1].startswith("coverage")
+    assert max(map(len, heads)) <= 7
+
+
 def test_a_page_of_runs_that_all_failed_says_so(folder: Path) -> None:
     a = made_run(folder, "a", kid={50: 0.4}, state="diverged", **PLAIN)
     b = made_run(folder, "b", kid={50: 0.3}, state="failed", **MATCHED)
@@ -243,6 +264,10 @@ addEventListener("load", () => {
   seen.width = innerWidth;
   seen.asked = performance.getEntriesByType("resource").map((e) => e.name).filter((name) => !name.startsWith("data:"));
   seen.overflow = root.scrollWidth - root.clientWidth;
+  const tables = [...document.querySelectorAll(".scroll")].filter((e) => e.getClientRects().length);
+  seen.sideways = tables.filter((e) => e.scrollWidth > e.clientWidth).length;
+  const first = tables[0].querySelector("tbody tr"), decides = first.children[1].getBoundingClientRect();
+  seen.decides = [decides.left >= first.children[0].getBoundingClientRect().right - 1, decides.right <= innerWidth, first.children[1].dataset.name];
   seen.small = [...document.querySelectorAll("p, h1, td, th, .value, .chart text")].filter((e) => {
     const scale = e.closest(".chart") ? e.closest(".chart").getBoundingClientRect().width / 400 : 1;
     return e.getClientRects().length && parseFloat(getComputedStyle(e).fontSize) * scale < 9.5;
@@ -264,9 +289,9 @@ addEventListener("load", () => {
   const picture = document.querySelector(".picture a:not(.close)"), large = document.getElementById("large");
   picture.click();
   seen.open = large.open;
-  const first = large.querySelector("h3").textContent;
+  const before = large.querySelector("h3").textContent;
   large.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
-  seen.turned = [first, large.querySelector("h3").textContent];
+  seen.turned = [before, large.querySelector("h3").textContent];
   seen.larger = large.querySelector("img").getBoundingClientRect().width;
   seen.crisp = getComputedStyle(large.querySelector("img")).imageRendering;
   large.querySelector("button").click();
@@ -328,6 +353,11 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (274, 274), dtype=np.uint8)).save(
             run.samples / "step-00000100.png"
         )
+    names = [f"{stem}_mobilenet_v2" for stem in ("fid", "precision", "recall", "density", "coverage")]
+    for run in made[:-1]:
+        record = run.evaluations()[-1]
+        measured = dict.fromkeys((*names, "modes", "modes_kl"), 0.1234 + record["metrics"]["kid_mobilenet_v2"])
+        run.add_evaluation(record | {"metrics": record["metrics"] | measured, "floor": measured})
     comparison = compare(made)
     drawn = pictures(comparison, seed=0, device=torch.device("cpu"), report=Reporter(quiet_rank=True))
     path = folder / "page.html"
@@ -347,6 +377,9 @@ def test_it_can_be_read_and_used_at_every_size_and_scheme(opened: Path, width: i
     assert seen["asked"] == []
     assert seen["overflow"] == 0
     assert seen["small"] == []
+    assert seen["decides"] == [True, True, "KID (MobileNetV2) ↓"]
+    if width == 1280:
+        assert seen["sideways"] == 0
     assert seen["dark"] == (scheme == "dark")
     assert seen["text"] >= 4.5  # WCAG 2.1, 1.4.3
     assert seen["lines"] >= 3  # WCAG 2.1, 1.4.11

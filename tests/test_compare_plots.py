@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fmrun.compare.columns import Column, Score
 from fmrun.compare.curves import Point
+from fmrun.compare.dots import axis
 from fmrun.compare.plots import (
     HEIGHT,
     WIDTH,
@@ -131,8 +133,63 @@ def test_curves_that_do_not_move_are_drawn_too() -> None:
     assert "nan" not in text
 
 
+def score(mean: float, half: float | None, *seeds: float) -> Score:
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return Score(mean, low, high, len(seeds), {str(i): (v, 1) for i, v in enumerate(seeds)}, {})
+
+
+def column(*scores: Score, floor: float | None = None, reference: float | None = None, unit: str = "") -> Column:
+    facts = ("kid", "KID", "lower", unit, "", "eval", "ema", {}, floor, reference, 1, {})
+    return Column(*facts, scores, scores)  # type: ignore[arg-type]
+
+
+def test_an_axis_holds_intervals_seeds_and_what_scores_are_held_against() -> None:
+    scores = [score(0.0133, 0.0033, 0.011, 0.0156), score(0.0156, 0.0024, 0.014, 0.017)]
+    shown = axis(column(*scores, floor=0.00004), scores)
+    assert shown.low < 0.00004
+    assert shown.high > 0.018
+    # a difference of little does not fill it, for the floor is in sight
+    assert shown(0.0156) - shown(0.0133) < 20
+
+
+def test_without_a_floor_an_axis_has_nothing_in_sight_or_is_not_narrow() -> None:
+    scores = [score(0.500, None, 0.5), score(0.501, None, 0.501)]
+    assert axis(column(*scores), scores).low < 0
+    scores = [score(34.30, None, 34.30), score(34.31, None, 34.31)]
+    shown = axis(column(*scores, unit="dB"), scores)
+    assert shown.high - shown.low > 1.7
+    shown = axis(column(*scores, unit="dB", reference=33.1), scores)
+    assert shown.low < 33.1
+
+
+def test_an_interval_that_would_leave_nothing_to_see_ends_in_an_arrow() -> None:
+    scores = [score(0.013, 0.002, 0.012, 0.014), score(0.016, 9.0, 0.015, 0.017)]
+    shown = axis(column(*scores, floor=0.0), scores)
+    assert shown.high - shown.low < 0.1
+
+    def arrows(score: Score) -> int:
+        text = interval_row(shown, score.mean, score.low, score.high, [], [])
+        return sum(e.attrib.get("class") == "beyond" for e in ElementTree.fromstring(text).iter("svg"))
+
+    assert [arrows(s) for s in scores] == [0, 2]
+
+
+def test_of_few_points_each_is_marked() -> None:
+    def dots(*values: float) -> int:
+        text, _ = chart([line(*values)], ["c1"], "few")
+        return sum(e.attrib.get("class") == "dot" for e in ElementTree.fromstring(text).iter("circle"))
+
+    assert [dots(1.0), dots(1.0, 2.0), dots(1.0, 2.0, 3.0)] == [1, 2, 3]
+    assert dots(*map(float, range(60))) == 0
+
+
+def test_bands_that_go_on_beyond_an_axis_are_told() -> None:
+    assert value_range([line(10.0, 11.0, band=500.0)]).cut
+    assert not value_range([line(10.0, 11.0, band=0.1)]).cut
+
+
 def test_a_row_of_intervals_is_well_formed() -> None:
-    text = interval_row(Scale(0, 10, 0, 100), 5, 4, 6, [4.5, 5.5], [1])
+    text = interval_row(Scale(0, 10, 0, 100), 5, 4, 6, [4.5, 5.5], [(1, "level")])
     svg = ElementTree.fromstring(text)
     bar = next(e for e in svg.iter("line") if e.attrib["class"] == "bar")
     assert (bar.attrib["x1"], bar.attrib["x2"]) == ("40.00%", "60.00%")

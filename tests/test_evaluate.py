@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fmrun.config.data import DataConfig
 from fmrun.data.images import open_data
 from fmrun.evaluate import Asked, table, upscale
-from fmrun.measures import measure
+from fmrun.measures import lone_precision, measure
 from fmrun.metrics import extractors, reals
 from fmrun.metrics.distribution import SCORES, Cloud, kid
 from fmrun.metrics.extractors import INCEPTION_FILE, Extractor, _empty_inception, available, open_extractor, suffix_of
@@ -158,8 +158,9 @@ def test_checkpoints_and_runs_in_one_table(own: str) -> None:
     done = good("eval", "one", "two", "--extractor", own, "--num", "12")
     assert "next: fmrun compare one two --html compare.html" in done.err
     head, _, *lines = done.out.splitlines()
-    assert head.split()[:6] == ["run", "step", "weights", "which", "images", "kid_small"]
-    assert [line.split()[0] for line in lines] == ["one", "two", "(real"]
+    assert head.split() == ["run", "one", "two", "(real", "images)"]
+    assert [line.split()[0] for line in lines[:5]] == ["step", "weights", "which", "images", "kid_small"]
+    assert max(map(len, done.out.splitlines())) <= 80
     assert "what real images score" in done.err
 
 
@@ -210,6 +211,35 @@ def test_the_table_has_the_scores_of_all_records() -> None:
     clothes = common | {"metrics": {"kid": 0.5, "modes": 7.0}, "floor": {"kid": 0.1}}
     head = table([plain, clothes]).splitlines()[0]
     assert head.split()[-2:] == ["kid", "modes"]
+
+
+def test_long_waits_are_counted_on_stderr(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("--steps", "1", "--name", "run")
+    monkeypatch.setattr("fmrun.report.PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr("fmrun.metrics.reals.PART", 16)
+    done = good("eval", "--extractor", own, "--num", "600", "--json")
+    assert "images made and looked at: 512 of 600" in done.err
+    assert "real images looked at: 16 of 20" in done.err
+    json.loads(done.out)
+
+
+def test_a_high_precision_without_recall_is_remarked(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("--steps", "1", "--name", "run")
+    found = {"kid": 0.5, "precision": 0.98, "recall": 0.002, "coverage": 0.01}
+    monkeypatch.setattr("fmrun.evaluate.generate.scores", lambda *clouds: found)
+    done = good("eval", "--extractor", own, "--num", "12")
+    assert done.warnings == [
+        "warning: run run, step 1: a precision of 0.98 says nothing by itself where recall is 0.002 and coverage is 0.01: one "
+        "good image, made over and over, has it too"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "recall", "remarked"), [(0.98, 0.0, True), (0.98, 0.3, False), (0.2, 0.0, False), (None, 0.0, False)]
+)
+def test_precision_is_remarked_where_it_misleads(precision: float | None, recall: float, remarked: bool) -> None:
+    scores = {"precision_mobilenet_v2": precision, "recall_mobilenet_v2": recall, "coverage": 0.0}
+    assert bool(list(lone_precision("run", scores))) == remarked
 
 
 # ---- against torch-fidelity, end to end

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fmrun.intervals import Interval, holm, mean_interval, paired, smallest_effect
+from fmrun.intervals import TWO_SEEDS, Interval, holm, mean_interval, paired, smallest_effect
 
 NUMBERS = st.floats(-1e3, 1e3).map(lambda x: round(x, 3))
 
@@ -135,3 +135,10 @@ def test_the_smallest_effect_of_two_seeds_is_found_by_trying() -> None:
 def test_the_smallest_effect_of_one_or_equal_differences() -> None:
     assert smallest_effect([1.0]) is None
     assert smallest_effect([1.0, 1.0, 1.0]) == 0
+
+
+def test_what_is_said_of_two_seeds_is_true() -> None:
+    found = mean_interval([1.0, 2.0])
+    assert found.high is not None
+    reach = (found.high - found.mean) / 0.5**0.5  # their standard deviation
+    assert f"reaches {reach:.0f} of their standard deviations" in TWO_SEEDS

@@ -45,6 +45,14 @@ def test_same_seed_same_bytes(run: Path) -> None:
     assert len({image.tobytes() for image in images}) == 9
 
 
+def test_it_says_which_generator_the_pictures_are_of(run: Path) -> None:
+    assert good("sample").err.splitlines() == ["sampling from run run, step 3, averaged weights"]
+    assert good("sample", "--raw").err.splitlines() == ["sampling from run run, step 3, weights as trained"]
+    (path,) = (run / "checkpoints").glob("*3.safetensors")
+    assert good("sample", path).err.splitlines() == [f"sampling from {path.name}, step 3, averaged weights"]
+    assert "exporting run run, step 3, averaged weights" in good("export", "--out", "net.safetensors").err
+
+
 def test_an_image_does_not_depend_on_how_many_are_asked_for(run: Path) -> None:
     many = tiles(picture("--num", "37", "--grid", "5", "--out", "many.png"), 37, 5)
     for count in (1, 3, 16, 17, 30):

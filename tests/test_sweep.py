@@ -84,7 +84,7 @@ def test_a_sweep_from_beginning_to_end() -> None:
 
     before = {run: (S / run / "status.json").stat().st_mtime_ns for run in names}
     again = good("sweep", *FAST, *NAMED, *grid)
-    assert "6 of 6 runs are done already" in again.err
+    assert "6 of 6 runs done already" in again.err
     assert before == {run: (S / run / "status.json").stat().st_mtime_ns for run in names}
     for row in found["combinations"]:
         assert row["label"] in again.out
@@ -190,7 +190,7 @@ def test_what_diverges_or_is_killed_leaves_the_others_alone() -> None:
     assert "training diverged at step" in bad["runs"][0]["message"]
     assert "no combination is the control" in done.err
     again = good("sweep", *flags)  # it would diverge again
-    assert "2 of 2 runs are done already" in again.err
+    assert "2 of 2 runs done already" in again.err
 
     # one that cannot be written to is tried, named, and tried again by the next command
     Path("runs/t/logs").mkdir(parents=True)

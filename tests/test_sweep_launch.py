@@ -325,7 +325,7 @@ def test_a_sweep_through_submitit_s_local_executor() -> None:
     pytest.importorskip("submitit")
     flags = (*TINY, "--steps", "2", "-s", "eval.every=0", "--no-eval", "--seeds", "1", "--name", "s")
     done = good_sweep(*flags, "--launcher", "submitit", "--slurm", "timeout_min=5")
-    assert "1 of 1 runs done" in done.err
+    assert "1 of 1 run done" in done.err
     assert status(S / "base_seed-0")["state"] == "finished"
     assert list((S / "submitit").glob("*_submitted.pkl"))
     assert "finished 2 steps" in (S / "logs" / "base_seed-0.log").read_text()

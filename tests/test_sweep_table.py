@@ -205,6 +205,13 @@ def test_several_controls_are_each_compared_with_their_own(tmp_path: Path) -> No
             made(sweep, f"{name}_seed-{seed}", kid=value + 0.1 * seed)
     found = rows_of(table.compare(sweep))
     differences = {n: r.against.paired.difference.mean for n, r in found.items() if r.against}
+    words = table.sentences(table.compare(sweep))
+    assert any(s.startswith("two seeds tell a difference from chance only where") for s in words)
+    assert not any("4 times in 5" in s for s in words)
+    assert "inf" not in table.text(table.compare(sweep))
+    heads, _, *lines = table.text(table.compare(sweep)).splitlines()
+    at = heads.index("visible from")
+    assert {line[at : at + len("visible from")].strip() for line in lines} == {"-"}
     assert differences == {"weight-1_batch-size-8": pytest.approx(0.5), "weight-1_batch-size-16": pytest.approx(-1.0)}
     assert [row.name for row in table.compare(sweep).rows][:2] == ["weight-0_batch-size-8", "weight-0_batch-size-16"]
 

@@ -47,6 +47,7 @@ def sample(
 
     report = Reporter()
     source = sampling.open_source(target, raw=raw, device=choose_device(device), report=report)
+    report.note(f"sampling from {source.described(target)}")
     if input_ is not None:
         if (num, seed, grid, interpolate, individual) != (64, 0, None, None, False):
             raise UserError(
@@ -84,6 +85,7 @@ def export(
         raise UserError(f"--precision is '{precision}'; allowed: {', '.join(DTYPES)}")
     report = Reporter()
     source = sampling.open_source(target, raw=raw, device=choose_device("cpu"), report=report)
+    report.note(f"exporting {source.described(target)}")
     name = target.stem if isinstance(target, Path) else target.name
     made = export_source(source, out or Path(f"{name}.safetensors"), precision)
     report.note(f"{made.what}, {made.size:,} bytes; read back, its images differ by at most {made.difference:.2g}")

@@ -139,7 +139,7 @@ def _check(target: Sweep, planned: list[Planned], launcher: str) -> int:
 
 
 def _list(target: Sweep, planned: list[Planned], json: bool, report: Reporter) -> int:
-    from ..report import emit, emit_json, format_table
+    from ..report import counted, emit, emit_json, format_table
     from ..sweep.plan import standing
 
     rows = []
@@ -162,8 +162,8 @@ def _list(target: Sweep, planned: list[Planned], json: bool, report: Reporter) -
         emit(format_table(("run", "combination", "seed", "state"), rows))
     count = len({one.combination for one in planned})
     report.note(
-        f"sweep {target.name}: {len(planned)} runs, {count} combination{'s' * (count != 1)} × "
-        f"{len(planned) // count} seeds; to train: leave out --dry-run"
+        f"sweep {target.name}: {counted(len(planned), 'run')}, {counted(count, 'combination')} × "
+        f"{counted(len(planned) // count, 'seed')}; to train: leave out --dry-run"
     )
     return 0
 
@@ -179,11 +179,11 @@ def _run(
     control: str | None,
     json: bool,
 ) -> int:
-    from ..report import emit, emit_json
+    from ..report import counted, emit, emit_json
     from ..sweep import launch, table
     from ..sweep.work import Stop, Worker
 
-    report.note(f"sweep {target.name} in {target.folder}: {len(planned)} runs")
+    report.note(f"sweep {target.name} in {target.folder}: {counted(len(planned), 'run')}")
     share = isinstance(at, launch.Local) and at.slots > 1
     with Stop().watching() as stop:
         outcome = Worker(target, at, report, preset=preset, evaluate=evaluate, share_cores=share).work(planned, stop)

@@ -14,6 +14,7 @@ from ..measures import REALS, REFERENCE, Better, base, measure, poolable, rank
 from ..runs import Run
 from .configs import flatten
 from .curves import Series, is_finite, mean
+from .groups import FAILED
 
 QUICK = re.compile(r"task|data\.(path|image_size|scale|fit|valid_path|valid_fraction)")
 """Fields that two measurements during training must share to be compared, beside the number of images."""
@@ -61,8 +62,26 @@ class Column:
     """What real images score against other real ones; the mean where runs held out different ones."""
     reference: float | None
     """What bicubic upscaling scores."""
+    step: int | None
+    """At which all of `last` was taken: the last that all runs have. None where they have none in common, and `last` is
+    what each was measured at last."""
+    newest: Mapping[str, int]
+    """Name of each run that counts to the last step at which it was measured."""
     last: tuple[Score | None, ...]
     best: tuple[Score | None, ...]
+
+    @property
+    def dated(self) -> bool:
+        """Whether `last` is of several steps, or some runs were measured after it."""
+        steps = {step for score in self.last if score is not None for step in score.steps}
+        return bool(steps) and (len(steps) > 1 or max(self.newest.values()) > max(steps))
+
+    @property
+    def has_better(self) -> bool:
+        """Whether any group was better at another step than at its last."""
+        return any(
+            b.mean != s.mean for s, b in zip(self.last, self.best, strict=True) if s is not None and b is not None
+        )
 
     def scores(self, by: str) -> tuple[Score | None, ...]:
         return self.last if by == "last" else self.best
@@ -87,12 +106,12 @@ class Way:
 def columns_of(
     runs: Sequence[Run],
     names: Sequence[str],
-    failed: Sequence[bool],
+    states: Sequence[str],
     configs: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Series]],
     places: Sequence[Sequence[int]],
 ) -> tuple[Column, ...]:
-    """A column for each way in which anything was measured, the most telling measures first."""
+    """A column for each way in which anything was measured, the most telling measures first. Runs that failed have no score."""
     measured: dict[Way, dict[int, Series]] = {}
     floors: dict[Way, dict[str | None, float]] = {}
     reals: dict[Way, dict[int, dict[int, str | None]]] = {}
@@ -114,7 +133,7 @@ def columns_of(
                 measured.setdefault(Way(key, "training", "ema", settings), {})[i] = values
     order = sorted(measured, key=lambda way: (rank(way.key), way.source, way.weights))
     return tuple(
-        _column(way, measured, floors, reals.get(way, {}), names, failed, places, order)
+        _column(way, measured, floors, reals.get(way, {}), names, states, places, order)
         for way in order
         if not way.key.endswith(REFERENCE)
     )
@@ -138,24 +157,27 @@ def _column(
     floors: Mapping[Way, Mapping[str | None, float]],
     reals: Mapping[int, Reals],
     names: Sequence[str],
-    failed: Sequence[bool],
+    states: Sequence[str],
     places: Sequence[Sequence[int]],
     ways: Sequence[Way],
 ) -> Column:
-    known, own = measure(way.key), measured[way]
+    known = measure(way.key)
+    own = {i: values for i, values in measured[way].items() if values and states[i] not in FAILED}
+    step = _common(own, states, places)
 
-    def last(values: Series) -> tuple[float, int]:
-        step = max(values)
-        return values[step], step
+    def last(values: Series) -> tuple[float, int] | None:
+        at = max(values) if step is None else step
+        return (values[at], at) if at in values else None
 
-    def best(values: Series) -> tuple[float, int]:
+    def best(values: Series) -> tuple[float, int] | None:
         if known.better is None:
             return last(values)
         value = (min if known.better == "lower" else max)(values.values())
         return value, next(step for step, v in values.items() if v == value)
 
     def scores(pick: Any) -> tuple[Score | None, ...]:
-        return tuple(_score({i: pick(own[i]) for i in group if own.get(i)}, reals, names, failed) for group in places)
+        found = {i: value for i, values in own.items() if (value := pick(values)) is not None}
+        return tuple(_score({i: found[i] for i in group if i in found}, reals, names) for group in places)
 
     bicubic = measured.get(Way(f"{way.key}{REFERENCE}", way.source, way.weights, way.settings), {})
     return Column(
@@ -168,24 +190,28 @@ def _column(
         way.weights,
         json.loads(way.settings),
         mean(floors.get(way, {}).values()),
-        mean(last(values)[0] for values in bicubic.values()),
+        mean(values[max(values)] for values in bicubic.values()),
+        step,
+        {names[i]: max(values) for i, values in own.items()},
         scores(last),
         scores(best),
     )
 
 
-def _score(
-    found: Mapping[int, tuple[float, int]],
-    reals: Mapping[int, Reals],
-    names: Sequence[str],
-    failed: Sequence[bool],
-) -> Score | None:
-    counted = {i: value for i, value in found.items() if not failed[i]}
-    if not counted:
+def _common(own: Mapping[int, Series], states: Sequence[str], places: Sequence[Sequence[int]]) -> int | None:
+    """The last step that all of these runs have; of the finished ones alone where they are of two groups, so that a run
+    that has just begun does not take the others back to its beginning."""
+    ended = [i for i in own if states[i] == "finished"]
+    counted = ended if sum(any(i in ended for i in group) for group in places) > 1 else own
+    return max(set.intersection(*(set(own[i]) for i in counted)), default=None) if counted else None
+
+
+def _score(found: Mapping[int, tuple[float, int]], reals: Mapping[int, Reals], names: Sequence[str]) -> Score | None:
+    if not found:
         return None
-    interval = mean_interval([value for value, _ in counted.values()])
-    runs = {names[i]: value for i, value in counted.items()}
-    against = {names[i]: reals.get(i, {}).get(step) for i, (_, step) in counted.items()}
+    interval = mean_interval([value for value, _ in found.values()])
+    runs = {names[i]: value for i, value in found.items()}
+    against = {names[i]: reals.get(i, {}).get(step) for i, (_, step) in found.items()}
     return Score(interval.mean, interval.low, interval.high, interval.count, runs, against)
 
 

@@ -96,7 +96,8 @@ def taken(column: Column) -> str:
     }
     for field, words in names.items():
         if (value := column.settings.get(field)) is not None:
-            told.append(words.format(f"{value:,}" if isinstance(value, int) else EXTRACTORS.get(str(value), value)))
+            shown = f"{value:,}" if isinstance(value, int) else EXTRACTORS.get(str(value), value)
+            told.append((words.removesuffix("s") if value == 1 else words).format(shown))
     return ("Measured in training: " if column.source == "training" else "Measured by fmrun eval: ") + ", ".join(told)
 
 

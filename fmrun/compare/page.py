@@ -14,6 +14,7 @@ from . import sections
 from .comparison import Comparison
 from .markup import View, _, colours
 from .pictures import Picture, pictures
+from .summary import summary
 from .verdict import verdict
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -38,7 +39,7 @@ def page(comparison: Comparison, drawn: Sequence[Picture] = ()) -> str:
     body = "".join(
         [
             sections.head(view),
-            sections.summary(view),
+            summary(view),
             sections.differences(view),
             sections.curves(view),
             sections.pictures(view, drawn),

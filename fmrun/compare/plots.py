@@ -16,6 +16,9 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 40
 LOG_RANGE = 30.0
 """Positive values that span more than this factor are drawn on a logarithmic axis."""
 
+FEW = 8
+"""Points of a curve that are each marked: they are measurements, and the line between them is none."""
+
 OUTLYING = 3.0
 """An axis leaves out the outermost 2 % of values if they would make it this many times as long."""
 
@@ -91,17 +94,25 @@ class Range:
     log: bool
     left_out: int
     """Values beyond it."""
+    cut: bool = False
+    """Whether a band goes on beyond it."""
 
 
 def value_range(curves: Sequence[Sequence[Point]], lines: Sequence[float] = (), log_from: float = LOG_RANGE) -> Range:
-    """An axis for these curves and, where they are near, horizontal lines. Bands lie in it as far as they reach no further beyond the means than
-    the means reach among themselves: an interval over two seeds is often wider than all there is to see."""
+    """An axis for these curves and, where they are near, horizontal lines. Bands lie in it as far as they reach no further
+    beyond the means than the means reach among themselves: an interval over two seeds is often wider than all there is to
+    see."""
     means = sorted(p.mean for curve in curves for p in curve)
     low, high = means[0], means[-1]
+    bands = [v for curve in curves for p in curve for v in (p.low, p.high) if v is not None]
+
+    def shown(low: float, high: float, log: bool, left_out: int) -> Range:
+        return Range(low, high, log, left_out, any(not low <= v <= high for v in bands))
+
     if low > 0 and high / low > log_from:
         near = [v for v in lines if low / 3 < v < high * 3]
         room = (high / low) ** 0.04
-        return Range(min([low, *near]) / room, max([high, *near]) * room, True, 0)
+        return shown(min([low, *near]) / room, max([high, *near]) * room, True, 0)
     left_out = 0
     inner = means[round(0.02 * (len(means) - 1))], means[round(0.98 * (len(means) - 1))]
     if inner[1] > inner[0] and high - low > OUTLYING * (inner[1] - inner[0]):
@@ -109,15 +120,14 @@ def value_range(curves: Sequence[Sequence[Point]], lines: Sequence[float] = (), 
         low, high = max(low, inner[0] - room), min(high, inner[1] + room)
         left_out = sum(not low <= v <= high for v in means)
     spread = high - low
-    bands = [v for curve in curves for p in curve for v in (p.low, p.high) if v is not None]
     low = max(min([low, *bands, *lines]), low - spread) if spread else low
     high = min(max([high, *bands, *lines]), high + spread) if spread else high
     if high - low < 1e-12 * max(abs(high), 1e-300) or high == low:
         room = abs(high) * 0.05 or 1.0
-        return Range(low - room, high + room, False, 0)
+        return shown(low - room, high + room, False, 0)
     room = 0.04 * (high - low)
     floor = 0.0 if 0 <= low < 0.35 * high else low - room
-    return Range(floor, high + room, False, left_out)
+    return shown(floor, high + room, False, left_out)
 
 
 def chart(
@@ -133,7 +143,7 @@ def chart(
     `lines` horizontal ones with their names, `show` writes the values at the axis, which is logarithmic where positive values
     span more than `log_from`."""
     shown = value_range([c for c in curves if c], [value for value, _ in lines], log_from)
-    x = Scale(min(c[0].step for c in curves if c), max(c[-1].step for c in curves if c), LEFT + 4, WIDTH - RIGHT)
+    x = Scale(min(c[0].step for c in curves if c), max(c[-1].step for c in curves if c), LEFT + 4, WIDTH - RIGHT - 4)
     y = Scale(shown.low, shown.high, HEIGHT - BOTTOM, TOP, shown.log)
     if x.low == x.high:
         x = Scale(x.low - 1, x.high + 1, x.start, x.end)
@@ -182,7 +192,7 @@ def _axes(x: Scale, y: Scale, show: Callable[[float], str] | None) -> str:
 
 
 def _curve(points: Sequence[Point], kind: str, x: Scale, y: Scale) -> str:
-    """A band where there are intervals, and a line; a dot where there is but one point."""
+    """A band where there are intervals, and a line, with a dot at each point where there are few."""
     if not points:
         return ""
     parts = [f'<g class="{kind}">']
@@ -191,9 +201,9 @@ def _curve(points: Sequence[Point], kind: str, x: Scale, y: Scale) -> str:
         upper = "L".join(f"{x(p.step):.1f} {_kept(y(p.high or 0)):.1f}" for p in banded)
         lower = "L".join(f"{x(p.step):.1f} {_kept(y(p.low or 0)):.1f}" for p in reversed(banded))
         parts.append(f'<path class="band" d="M{upper}L{lower}Z"/>')
-    if len(points) == 1:
-        parts.append(f'<circle class="dot" r="3.5" cx="{x(points[0].step):.1f}" cy="{y(points[0].mean):.1f}"/>')
-    else:
+    if len(points) <= FEW:
+        parts += [f'<circle class="dot" r="3.5" cx="{x(p.step):.1f}" cy="{_kept(y(p.mean)):.1f}"/>' for p in points]
+    if len(points) > 1:
         parts.append(
             '<path class="line" d="M' + "L".join(f"{x(p.step):.1f} {_kept(y(p.mean)):.1f}" for p in points) + '"/>'
         )
@@ -206,18 +216,30 @@ def _kept(pixel: float) -> float:
 
 
 def interval_row(
-    scale: Scale, mean: float, low: float | None, high: float | None, values: Sequence[float], levels: Sequence[float]
+    scale: Scale,
+    mean: float,
+    low: float | None,
+    high: float | None,
+    values: Sequence[float],
+    levels: Sequence[tuple[float, str]],
 ) -> str:
     """One line of a plot of intervals, as wide as its place: values as dots, their mean and its interval, and vertical
-    lines at `levels`. `scale` maps to percents."""
+    lines at `levels`, each with its CSS class. `scale` maps to percents; where the interval leaves it, an arrow says so."""
 
     def at(value: float) -> str:
         return f"{min(max(scale(value), 0.0), 100.0):.2f}%"
 
     parts = ['<svg class="interval" aria-hidden="true">']
-    parts += [f'<line class="level" x1="{at(v)}" x2="{at(v)}" y1="0" y2="100%"/>' for v in levels]
+    parts += [f'<line class="{kind}" x1="{at(v)}" x2="{at(v)}" y1="0" y2="100%"/>' for v, kind in levels]
     if low is not None and high is not None:
         parts.append(f'<line class="bar" x1="{at(low)}" x2="{at(high)}" y1="50%" y2="50%"/>')
+        # a nested SVG moves the arrow to its place, which is a percentage
+        arrows = ((low < scale.low, "0%", "M-2 -7L-10 0L-2 7Z"), (high > scale.high, "100%", "M2 -7L10 0L2 7Z"))
+        parts += [
+            f'<svg class="beyond" x="{x}" y="50%" width="1" height="1"><path d="{d}"/></svg>'
+            for far, x, d in arrows
+            if far
+        ]
     if len(values) > 1:
         parts += [f'<circle class="seed" cx="{at(v)}" cy="50%" r="3"/>' for v in values]
     parts.append(f'<circle class="mean" cx="{at(mean)}" cy="50%" r="6"/>')

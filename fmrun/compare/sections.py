@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 
 from ..measures import base, measure, show
-from .columns import Column, Score
-from .comparison import Comparison, Group, behind
+from ..report import counted
+from .comparison import Comparison
 from .configs import short_fields, show_value
 from .curves import Curve, thinned
-from .markup import View, _, chip, name_of, score_of, table, taken
+from .dots import intervals
+from .markup import View, _, chip, name_of, table
 from .pictures import Picture
-from .plots import LOG_RANGE, Scale, chart, interval_row, tick_labels
-from .table import state
+from .plots import LOG_RANGE, chart
 
 POINTS, FEWER_POINTS = 140, 70
 """Of a curve: about one for every two pixels of a chart, and half of that for charts that are folded away."""
@@ -28,7 +28,7 @@ def head(view: View) -> str:
     parts.append("</header>")
     if view.comparison.warnings:
         parts.append('<ul class="warnings">' + "".join(f"<li>{_(w)}</li>" for w in view.comparison.warnings) + "</ul>")
-    parts.append(_intervals(view))
+    parts.append(intervals(view))
     if found.reasons:
         told = "".join(f"<li>{_(reason)}</li>" for reason in found.reasons)
         parts.append(
@@ -43,132 +43,10 @@ def _count(comparison: Comparison) -> str:
     groups = len(comparison.groups)
     sizes = {len(group.members) for group in comparison.groups}
     return (
-        f"{runs} runs"
+        counted(runs, "run")
         if runs == groups
-        else f"{groups} settings" + (f", {sizes.pop()} seeds each" if len(sizes) == 1 else f", {runs} runs")
+        else f"{counted(groups, 'setting')}, " + (f"{sizes.pop()} seeds each" if len(sizes) == 1 else f"{runs} runs")
     )
-
-
-def _intervals(view: View) -> str:
-    """Every group's score on one axis, the best first."""
-    column = view.comparison.column
-    if column is None or not view.comparison.ranking:
-        return ""
-    scores = column.scores(view.comparison.by)
-    there = [(place, score) for place in view.comparison.ranking if (score := scores[place]) is not None]
-    values = [v for _, s in there for v in (s.mean, *(value for value, _ in s.runs.values()))]
-    low, high = min(values), max(values)
-    spread = (high - low) or abs(high) or 1.0
-    # what lies far from all scores would press them together: the words below tell it
-    levels = [v for v in (column.floor, column.reference) if v is not None and low - spread < v < high + spread]
-    ends = [v for _, s in there for v in (s.low, s.high) if v is not None]
-    low, high = max(min([low, *ends]), low - spread / 2), min(max([high, *ends]), high + spread / 2)
-    low, high = min([low, *levels]), max([high, *levels])
-    scale = Scale(low - 0.04 * spread, high + 0.04 * spread, 0.0, 100.0)
-    control = view.comparison.control
-    marked = None if control is None else scores[control]
-    drawn = [*([marked.mean] if marked is not None else []), *levels]
-    rows = []
-    for place, score in there:
-        plot = interval_row(
-            scale,
-            score.mean,
-            score.low,
-            score.high,
-            [value for value, _ in score.runs.values()],
-            drawn,
-        )
-        rows.append(
-            f'<li class="{view.colours[place]}"><span class="who">{name_of(view, place)}</span>{plot}'
-            f'<span class="value">{score_of(column, score)}</span></li>'
-        )
-    ticks = scale.ticks(5)
-    axis = "".join(
-        f'<span style="left:{scale(tick):.2f}%">{_(label)}</span>'
-        for tick, label in zip(ticks, tick_labels(ticks), strict=True)
-    )
-    seeds = any(score.count > 1 for _, score in there)
-    key = ["Large dots are means, small ones seeds, bars 95 % intervals"] if seeds else []
-    key += ["dashed: control"] if marked is not None else []
-    for level, what in ((column.floor, "real images against real ones"), (column.reference, "bicubic")):
-        if level is not None:
-            key.append(f"{'dashed: ' if level in levels else ''}{what}: {show(column.key, level)}")
-    when = "at the last step measured" if view.comparison.by == "last" else "at each run's best step"
-    return (
-        f'<section class="intervals"><h2>{_(column.label)}{_(f", {column.unit}" if column.unit else "")}'
-        f' <small>{column.better} is better</small></h2><p class="quiet">{_(column.about)} {_(taken(column))}, {when}.</p>'
-        f'<ol>{"".join(rows)}</ol><div class="scale" aria-hidden="true"><div>{axis}</div></div>'
-        f'<p class="quiet key">{_(" · ".join(key))}</p></section>'
-    )
-
-
-def summary(view: View) -> str:
-    comparison = view.comparison
-    columns = [c for c in comparison.columns if c.better is not None]
-    heads, cells, titles = ["run"], [[name_of(view, i) + _state(comparison.groups[i])] for i in view.order], [""]
-
-    def add(head: str, values: Sequence[str], title: str = "") -> None:
-        if any(value not in ("", "–", '<span class="quiet">–</span>') for value in values):
-            heads.append(head)
-            titles.append(title)
-            for row, value in zip(cells, values, strict=True):
-                row.append(value)
-
-    groups = [comparison.groups[i] for i in view.order]
-    if len({len(g.members) for g in groups}) > 1:
-        add("seeds", [str(len(g.members)) for g in groups])
-    for column in columns:
-        arrow = "↓" if column.better == "lower" else "↑"
-        unit = f" {column.unit}" if column.unit else ""
-        first = next(iter(column.ranking("last")), None)
-        show_last = _with_step if column.source == "eval" and behind(groups, [column]) else score_of
-        add(
-            f"{column.label}{unit} {arrow}",
-            [_marked(show_last(column, column.last[i]), i == first) for i in view.order],
-            f"{column.about} {taken(column)}.",
-        )
-        if column.best != column.last:
-            first = next(iter(column.ranking("best")), None)
-            add(
-                "best",
-                [_marked(_with_step(column, column.best[i]), i == first) for i in view.order],
-                "Of all steps measured.",
-            )
-    add("share", ["–" if g.share is None else show("fm/share", g.share) for g in groups], measure("fm/share").about)
-    add(
-        "diversity",
-        ["–" if g.diversity is None else show("health/diversity", g.diversity) for g in groups],
-        measure("health/diversity").about,
-    )
-    add(
-        "time per step",
-        ["–" if g.step_cost is None else f"{g.step_cost:.2f}×" for g in groups],
-        "Relative to the control.",
-    )
-    if all(g.step_cost is None for g in groups):
-        add(
-            "images/s",
-            ["–" if g.images_per_second is None else f"{g.images_per_second:,.0f}" for g in groups],
-            "Median over training.",
-        )
-    return f"<section><h2>Summary</h2>{table('cards', heads, cells, titles)}</section>"
-
-
-def _marked(text: str, first: bool) -> str:
-    return f"<strong>{text}</strong>" if first else text
-
-
-def _with_step(column: Column, score: Score | None) -> str:
-    text = score_of(column, score)
-    if score is None:
-        return text
-    steps = score.steps
-    return f"{text} <small>step {steps[0]:,}{f' to {steps[-1]:,}' if len(steps) > 1 else ''}</small>"
-
-
-def _state(group: Group) -> str:
-    told = state(group)
-    return "" if told == "finished" else f'<span class="badge bad">{_(told)}</span>'
 
 
 def differences(view: View) -> str:
@@ -249,7 +127,9 @@ def curves(view: View) -> str:
     ]
     if rest:
         count = sum(not telling for telling, _text in drawn)
-        parts.append(f'<details><summary>{count} more curves</summary><div class="charts">{rest}</div></details>')
+        parts.append(
+            f'<details><summary>{count} more {"curve" if count == 1 else "curves"}</summary><div class="charts">{rest}</div></details>'
+        )
     if constant:
         parts.append(f'<p class="quiet">The same throughout, in all runs: {_(", ".join(constant))}.</p>')
     return "".join([*parts, "</section>"])
@@ -280,7 +160,13 @@ def _chart(view: View, curve: Curve, most: int) -> str:
     )
     notes = [known.about] if known.about else []
     notes += ["Logarithmic axis."] if shown.log else []
-    notes += [f"{shown.left_out} outlying values are beyond the axis."] if shown.left_out else []
+    notes += [f"{counted(shown.left_out, 'outlying value')} beyond the axis."] if shown.left_out else []
+    notes += ["Bands go on beyond the axis."] if shown.cut else []
+    notes += [
+        f"{what[0].upper()}{what[1:]}: {show(curve.key, value)}, beyond the axis."
+        for value, what in lines
+        if not shown.low <= value <= shown.high
+    ]
     aim = f" <small>{known.better} is better</small>" if known.better and curve.key != "time/images_per_second" else ""
     data = [
         [view.comparison.groups[i].name, i, [[p.step, *_rounded(p.mean, p.low, p.high)] for p in groups[i]]]

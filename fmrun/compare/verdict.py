@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
-from ..intervals import Interval, Paired, holm, paired
-from ..measures import show
+from ..intervals import TWO_SEEDS, Interval, Paired, holm, paired
+from ..measures import measure, show
+from ..report import counted
+from .cautions import DATA
 from .columns import Column, Score
-from .comparison import Comparison, Group
+from .comparison import Comparison
 from .configs import show_value
+from .groups import Group
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,11 @@ def verdict(comparison: Comparison) -> Verdict:
     if len(names) == 1:
         score = scores[0]
         told = f"{column.label} is {_value(column, score, True)}." if score else f"It has no {column.label}."
-        return _undecided(f"{names[0]}: one experiment on {len(comparison.groups[0].members)} seeds.", told, comparison)
+        return _undecided(
+            f"{names[0]}: one experiment on {counted(len(comparison.groups[0].members), 'seed')}.", told, comparison
+        )
+    if not comparison.alike:
+        return _undecided("These runs have no measure in common, so none is better.", _apart(comparison), comparison)
     if len(ranked) < 2:
         missing = ", ".join(name for name, score in zip(names, scores, strict=True) if score is None)
         return _undecided(
@@ -104,6 +111,30 @@ def verdict(comparison: Comparison) -> Verdict:
     )
 
 
+def _apart(comparison: Comparison) -> str:
+    """Why no measure of some groups says anything of others."""
+    groups, columns = comparison.groups, [c for c in comparison.columns if c.better is not None]
+    data = [d.field for d in comparison.shown_differences if d.field in DATA]
+    told = [f"they learn from different data ({', '.join(data)})"] if data else []
+    same = [
+        [c for c in columns if (c.key, c.source) == (key, source)]
+        for key, source in {(c.key, c.source): 0 for c in columns}
+    ]
+    taken = next((own for own in same if len(own) > 1), None)
+    if taken is None:
+        told.append("different things were measured")
+    else:
+        settings = [{"weights": c.weights, **c.settings} for c in taken]
+        fields = dict.fromkeys(key for own in settings for key in own)
+        how = [key for key in fields if any(own.get(key) != settings[0].get(key) for own in settings)]
+        told.append(f"{measure(taken[0].key).label} was measured in different ways ({', '.join(how)})")
+    sentence = ", and ".join(told)
+    alike = (
+        "" if data else f" To measure them alike: fmrun eval {' '.join(group.members[0].name for group in groups[:3])}"
+    )
+    return f"{sentence[0].upper()}{sentence[1:]}.{alike}"
+
+
 def _undecided(sentence: str, detail: str, comparison: Comparison) -> Verdict:
     return Verdict(None, None, False, (), sentence, detail, ())
 
@@ -122,8 +153,8 @@ def _margin(comparison: Comparison, column: Column, one: int, other: int, p: flo
 
 
 def _paired(comparison: Comparison, column: Column, one: int, other: int) -> Paired | None:
-    """The first group against the other on the seeds they share, where both are against the same real images; positive
-    where it is better."""
+    """The first group against the other on the seeds they share, where both were measured against the same real images and,
+    but for best values, at the same step; positive where it is better."""
     sign = -1 if column.better == "lower" else 1
     mine, theirs = (_by_seed(comparison, column, place, sign) for place in (one, other))
     return paired(mine, theirs)
@@ -134,7 +165,8 @@ def _by_seed(comparison: Comparison, column: Column, place: int, sign: int) -> d
     values = {} if score is None else score.runs
     reals = {} if score is None else score.reals
     members = [m for m in comparison.groups[place].members if m.name in values]
-    return {(m.seed, reals[m.name]): sign * values[m.name][0] for m in members}
+    at = {name: step if comparison.by == "last" else None for name, (_, step) in values.items()}
+    return {(m.seed, reals[m.name], at[m.name]): sign * values[m.name][0] for m in members}
 
 
 def _adjusted(comparison: Comparison, column: Column, anchor: int) -> dict[int, float | None]:
@@ -191,19 +223,27 @@ def _detail(comparison: Comparison, column: Column, first: int, margins: tuple[M
             over = f"Over the {margin.interval.count} seeds they share" if not found else "and"
             found.append(f"{over} it is better than {other} by {mean} (95 % interval {low} to {high}{zero}{corrected})")
     if not found:
-        one, two = ({m.seed for m in comparison.groups[i].members} for i in (first, margins[0].other))
+        scores, against = column.scores(comparison.by), margins[0].other
+        steps = sorted({step for i in (first, against) if (score := scores[i]) is not None for step in score.steps})
+        if comparison.by == "last" and len(steps) > 1:
+            return (
+                f"They were measured at different steps ({', '.join(map(str, steps))}), so which is better after equal "
+                "training is not known."
+            )
+        one, two = ({m.seed for m in comparison.groups[i].members} for i in (first, against))
         if len(one & two) > 1 and column.source == "eval":
             return (
                 "Fewer than two seeds that they share are measured in both against the same real images, so how much of "
                 "this is chance is not known."
             )
         return "They share fewer than two seeds, so how much of this is chance is not known."
-    return " ".join(found) + "."
+    few = any(margin.interval is not None and margin.interval.count == 2 and not margin.certain for margin in margins)
+    return " ".join(found) + "." + (f" {TWO_SEEDS[0].upper()}{TWO_SEEDS[1:]}." if few else "")
 
 
 def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> Iterator[str]:
     """What sets the winner apart: causes perhaps, proofs of none."""
-    groups, scores = comparison.groups, column.scores(comparison.by)
+    groups = comparison.groups
     one, two = groups[first], groups[other]
     shown = [
         (d.field, show_value(d.values[first]), show_value(d.values[other]) if d.acts[other] else None)
@@ -229,9 +269,6 @@ def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> 
     if best and best[0] != first:
         which = "their best step" if comparison.by == "last" else "the last step"
         yield f"By {which} {groups[best[0]].name} is ahead."
-    steps = {s for score in (scores[first], scores[other]) if score is not None for s in score.steps}
-    if comparison.by == "last" and len(steps) > 1:
-        yield f"They were not measured at the same step ({', '.join(map(str, sorted(steps)))})."
 
 
 def _cost(one: Group, two: Group) -> str:

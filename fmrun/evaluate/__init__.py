@@ -16,10 +16,12 @@ import torch
 from .. import checkpoint
 from ..config import Config
 from ..errors import UserError
+from ..measures import lone_precision
 from ..presets import Override, from_json, revise
-from ..report import Reporter, format_table
+from ..report import Reporter
 from ..runs import Run
 from ..sample import Source, load_source
+from ..tables import fitted
 
 FREE = (
     "data.path",
@@ -93,6 +95,8 @@ def evaluate(
             if isinstance(target, Run):
                 target.add_evaluation(record)
             own.append({"run": target.name, "which": [], **record})
+            for sentence in lone_precision(f"{_name(target)}, step {found.step}", record["metrics"]):
+                report.warn(sentence)
         _mark(own, target, measure.headline)
         records += own
     return records
@@ -110,12 +114,15 @@ def _measure(task: str, asked: Asked, device: torch.device, report: Reporter) ->
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """Rows of runs, then of what real images (or bicubic upscaling) reach."""
+    """Rows of runs, then of what real images (or bicubic upscaling) reach; columns of them where that is narrower than a
+    terminal and rows are not."""
     if records[0]["settings"]["task"] == "generate":
         from .generate import rows
     else:
         from .upscale import rows
-    return format_table(*rows(records))
+    heads, cells = rows(records)
+    columns = list(zip(heads, zip(*cells, strict=True), strict=True))
+    return fitted(columns[:2], columns[2:])
 
 
 def _name(target: Run | Path) -> str:

@@ -26,6 +26,9 @@ from . import Asked
 DEFAULT_NUM = 2000
 """Images generated where --num is not given; fewer where there are fewer real ones."""
 
+MANY = 10_000
+"""From so many images on, comparing their features takes long enough to be told of."""
+
 NOISY = 500
 """Below so many images, scores say little."""
 
@@ -41,7 +44,7 @@ class GenerateMeasure:
             )
         self.extractor = open_extractor(asked.extractor, asked.extractor_weights, device, report.note)
         self.headline = "kid" + self.extractor.suffix
-        self.library = Library(self.extractor, device, report.warn)
+        self.library = Library(self.extractor, device, report.warn, report.counting("real images looked at"))
         self._opened: dict[tuple[DataConfig, int], tuple[Images, Images | None]] = {}
         self._histograms: dict[str, Tensor] = {}
         self._floors: dict[tuple[str, str], dict[str, float]] = {}
@@ -71,6 +74,8 @@ class GenerateMeasure:
             "kid_subset_size": subset_size(count, len(reference)),
             "kid_seed": SUBSET_SEED,
         }
+        if count >= MANY:
+            self.report.note(f"comparing {count} images with {len(reference)} real ones")
         metrics, floor = self._named(scores(made, reference)), self._named(self._floor(reals))
         if kinds is not None:
             likely, modes_floor = self._real_modes(config, kinds, counted)
@@ -89,14 +94,16 @@ class GenerateMeasure:
 
     def _look(self, source: Source, seed: int, count: int, kinds: Kinds | None, counted: int) -> tuple[Tensor, Tensor]:
         """Features of the first `count` images of the seed, and how many of the first `counted` are of which kind."""
-        features, seen = [], 0
+        features, seen, total = [], 0, max(count, counted)
+        tell = self.report.counting("images made and looked at")
         histogram = torch.zeros(kinds.count if kinds else 0, dtype=torch.float64)
-        for part in images(source, seed, max(count, counted)):
+        for part in images(source, seed, total):
             if seen < count:
                 features.append(self.extractor.all([part[: count - seen]], self.device))
             if kinds is not None and seen < counted:
                 histogram += kinds.histogram(self.classifier, [part[: counted - seen]], self.device)
             seen += len(part)
+            tell(seen, total)
         found = torch.cat(features)
         return found.to(self.device) if self.device.type == "cuda" else found, histogram
 

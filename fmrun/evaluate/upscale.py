@@ -51,7 +51,8 @@ class UpscaleMeasure:
         assert channels is not None
         field = tile_field(source.config, channels)
         count = min(self.asked.num or len(pairs), len(pairs))
-        made = restored(lambda low: upscaled(source.net, low, field, scale), pairs, count, self.distances)
+        tell = self.report.counting("photographs upscaled and compared")
+        made = restored(lambda low: upscaled(source.net, low, field, scale), pairs, count, self.distances, tell)
         degradation = _digest(pairs)
         beside = pairs.fingerprint, degradation, scale, count
         if beside not in self._bicubic:

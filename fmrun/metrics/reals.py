@@ -117,11 +117,17 @@ class Library:
     """Clouds of real images, looked up by content: in this process, then in the cache folder, else computed.
 
     `warn` is told if the folder cannot be written to. Features of an extractor whose content cannot be known (one of the
-    user's own) are kept in this process only.
+    user's own) are kept in this process only. `tell` hears how many of how many images have been looked at.
     """
 
-    def __init__(self, extractor: Extractor, device: torch.device, warn: Callable[[str], None]) -> None:
-        self.extractor, self.device, self.warn = extractor, device, warn
+    def __init__(
+        self,
+        extractor: Extractor,
+        device: torch.device,
+        warn: Callable[[str], None],
+        tell: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.extractor, self.device, self.warn, self.tell = extractor, device, warn, tell
         self._clouds: dict[str, Cloud] = {}
         self._fingerprints: dict[tuple[int, bytes], tuple[Images, str]] = {}
 
@@ -143,7 +149,7 @@ class Library:
 
     def _features(self, share: Share, content: str) -> Tensor:
         if self.extractor.weights is None:
-            return self.extractor.all(share.parts(), self.device)
+            return self.extractor.all(self._told(share), self.device)
         facts = {
             "layout": LAYOUT,
             "images": content,
@@ -157,7 +163,7 @@ class Library:
         found = _read(path, key)
         if found is not None and len(found) == len(share):
             return found
-        features = self.extractor.all(share.parts(), self.device)
+        features = self.extractor.all(self._told(share), self.device)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             header = json.dumps({"key": key, "sha256": _digest(features)})
@@ -167,6 +173,14 @@ class Library:
                 f"cannot keep features in {path.parent} ({error.strerror}); they will be computed again next time"
             )
         return features
+
+    def _told(self, share: Share) -> Iterator[Tensor]:
+        """The parts of a share; each is told of when the next is asked for."""
+        done = 0
+        for part in share.parts():
+            yield part
+            done += len(part)
+            self.tell(done, len(share))
 
 
 def _digest(features: Tensor) -> str:

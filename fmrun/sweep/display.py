@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..report import Reporter, format_duration
+from ..report import Reporter, counted, format_duration
 
 INTERVAL = 0.5
 """Seconds between redraws."""
@@ -68,7 +68,7 @@ class Display:
 
     def summary(self, done: int, failed: int, left: float | None) -> str:
         """`12 of 60 runs done, 1 failed, ETA 3:12`"""
-        parts = [f"{done} of {self.total} runs done"]
+        parts = [f"{done} of {counted(self.total, 'run')} done"]
         if failed:
             parts.append(f"{failed} failed")
         if left is not None and done + failed < self.total:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ..intervals import Interval, Paired, holm, mean_interval, paired, smallest_effect
+from ..intervals import TWO_SEEDS, Interval, Paired, holm, mean_interval, paired, smallest_effect
 from ..report import format_number, format_table
 from .plan import Sweep, control_of
 from .results import Metric, Result, read
@@ -26,6 +26,11 @@ class Against:
     """Corrected over all comparisons of the sweep."""
     smallest: float | None
     """The smallest true difference that would probably have been found."""
+
+    @property
+    def visible(self) -> float | None:
+        """`smallest`, where that says something."""
+        return self.smallest if self.paired.telling else None
 
     @property
     def differs(self) -> bool:
@@ -182,7 +187,7 @@ def _against(row: Row, controls: set[str]) -> list[Any]:
         _range(found.paired.difference),
         found.paired.p,
         holm_p,
-        found.smallest,
+        found.visible,
     ]
 
 
@@ -219,14 +224,19 @@ def sentences(comparison: Comparison) -> list[str]:
             f"no combination differs from the control in {metric.key}, at 5 % over {comparison.comparisons} "
             f"comparison{'s' * (comparison.comparisons != 1)} (Holm)"
         )
-    seen = [row.against.smallest for row in compared if row.against is not None and row.against.smallest is not None]
+    pairs_of = [
+        (row.against.visible, len(row.against.paired.differences)) for row in compared if row.against is not None
+    ]
+    seen = [visible for visible, _ in pairs_of if visible is not None]
     if seen:
-        pairs = min(len(row.against.paired.differences) for row in compared if row.against is not None)
+        pairs = min(pairs for visible, pairs in pairs_of if visible is not None)
         low, high = format_number(min(seen)), format_number(max(seen))
         found.append(
             f"with {pairs} seeds a true difference is found {5 * POWER:.0f} times in 5 from "
             f"{low if low == high else f'{low} to {high}'} on; smaller ones may well have been missed"
         )
+    elif any(pairs > 1 for _, pairs in pairs_of):
+        found.append(TWO_SEEDS + ": give --seeds 5")
     else:
         found.append("a single seed compares nothing: give --seeds 5")
     return found

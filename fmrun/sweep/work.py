@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import BAD_INPUT, DIVERGED, INTERNAL, OK
-from ..report import Reporter
+from ..report import Reporter, counted
 from ..runs import saving, to_json, write_atomic
 from .display import Display, Line
 from .launch import Handle, Launcher, Submitit, Task, cores
@@ -100,7 +100,7 @@ class Worker:
             self._sort(one)
         skipped, going = len(self.done), len(self.elsewhere)
         if skipped:
-            self.report.note(f"{skipped} of {len(planned)} runs are done already")
+            self.report.note(f"{skipped} of {counted(len(planned), 'run')} done already")
         if going:
             by = (
                 "run is being trained by another process and is"
@@ -240,7 +240,7 @@ class Worker:
             if asked < stop.count:
                 asked = stop.count
                 if asked == 1:
-                    self.report.note(f"stopping: {len(self.running)} runs save where they are")
+                    self.report.note(f"stopping: {counted(len(self.running), 'run')} to be saved first")
                 for work in self.running:
                     if work.handle:
                         work.handle.stop()

@@ -98,7 +98,8 @@ class Generate(PairTask):
     @staticmethod
     def describe(train: Images, valid: Images | None) -> str:
         held = f" + {len(valid)} held out" if valid is not None else ""
-        return f"{len(train)}{held} images, {train.channels} × {train.size} × {train.size}"
+        images = "image" if len(train) == 1 and valid is None else "images"
+        return f"{len(train)}{held} {images}, {train.channels} × {train.size} × {train.size}"
 
     def prepare(self, raw: Tensor, draw: int) -> list[Batch]:
         """Latents and augmentation are drawn for the global batch and sliced."""

@@ -138,10 +138,14 @@ def bicubic(low: Tensor, scale: int) -> Tensor:
 
 @torch.no_grad()
 def restored(
-    way: Callable[[Tensor], Tensor], valid: Pairs, count: int, distances: Mapping[str, nn.Module]
+    way: Callable[[Tensor], Tensor],
+    valid: Pairs,
+    count: int,
+    distances: Mapping[str, nn.Module],
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """`psnr_y`, `ssim_y` and each of `distances` between the first `count` images and what `way` makes of their low
-    resolution (C, h, w), uint8: means over the images."""
+    resolution (C, h, w), uint8: means over the images. `tell` hears how many of how many are done."""
     count = min(count, len(valid))
     sums = dict.fromkeys(("psnr_y", "ssim_y", *distances), 0.0)
     for index in range(count):
@@ -152,6 +156,7 @@ def restored(
         sums["ssim_y"] += float(ssim_y(image, original, valid.scale)) / count
         for name, distance in distances.items():
             sums[name] += float(distance(image.float(), original.float())) / count
+        tell(index + 1, count)
     return sums
 
 
