@@ -74,10 +74,8 @@ class Doubling(nn.Module):
 
     def _convolved(self, x: Tensor) -> Tensor:
         count, channels = len(self.kernel), x.shape[1]
-        for dim in (2, 3):
-            x = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, x.shape[dim] - 1, 1)], dim)
         return F.conv_transpose2d(
-            x,
+            F.pad(x, (1, 1, 1, 1), mode="replicate"),
             (4 * self.kernel[:, None] * self.kernel).to(x.dtype).expand(channels, 1, count, count),
             stride=2,
             padding=(count - 1) // 2 + 2,
