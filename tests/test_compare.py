@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from made_runs import MACHINE, SETTINGS, config, made_run, read_outs
 from scipy import stats
 
-from fmrun.compare.comparison import Comparison, compare
+from fmrun.compare.comparison import Comparison, compare, to_json
 from fmrun.compare.configs import differences, experiment, group_names, grouped, short_fields
 from fmrun.compare.curves import Point, mean_curve, tail_mean, thinned
 from fmrun.compare.page import page
+from fmrun.compare.table import text
 from fmrun.compare.verdict import verdict
 from fmrun.errors import UserError
 from fmrun.measures import measure, show_interval
@@ -350,6 +351,44 @@ def test_of_many_comparisons_the_p_value_is_corrected(folder: Path) -> None:
     assert not every.certain
     assert "Holm" in every.detail
     assert "Holm" not in alone.detail
+
+
+def test_every_group_is_held_against_the_control_over_the_same_seeds(folder: Path) -> None:
+    plain = [0.20, 0.21, 0.22]
+    runs = [
+        *seeds(folder, "plain", plain, **PLAIN),
+        *seeds(folder, "good", [0.17, 0.172, 0.177], **MATCHED),
+        *seeds(folder, "bad", [0.23, 0.26, 0.25, 0.9], **MATCHED, feature_matching__match="sample"),
+    ]
+    found = compare(runs)
+    pairs = to_json(found)["pairs"]
+    assert [(pair["group"], pair["other"], pair["interval"]["count"]) for pair in pairs] == [(1, 0, 3), (2, 0, 3)]
+    tests = [stats.ttest_rel([0.17, 0.172, 0.177], plain).pvalue, stats.ttest_rel([0.23, 0.26, 0.25], plain).pvalue]
+    assert [pair["p"] for pair in pairs] == pytest.approx([2 * tests[0], tests[1]])
+    told = text(found).split("against plain")[1].splitlines()[2:5]
+    assert [line.split()[:3] for line in told[:2]] == [["good", "3", "0.037"], ["bad", "3", "-0.0367"]]
+    assert told[2].startswith("by KID (MobileNetV2), over the same seeds: positive is better")
+    assert "Against plain, seed by seed" in page(found)
+
+
+def test_with_two_groups_the_lead_says_it_all(folder: Path) -> None:
+    found = both(folder, [0.20, 0.21], [0.17, 0.172])
+    assert to_json(found)["pairs"] == []
+    assert "seed by seed" not in page(found)
+
+
+def test_a_page_says_what_all_its_runs_are_and_what_the_settings_mean(folder: Path) -> None:
+    runs = [
+        *seeds(folder, "small", [0.2], train__batch_size=8, **MATCHED, feature_matching__match="mmd"),
+        *seeds(folder, "large", [0.1], train__batch_size=16, **MATCHED),
+    ]
+    found = compare(runs)
+    size = config()["data"]["image_size"]
+    assert found.facts == ("images from noise", "bundled:fashion-mnist", f"{size} px", "dcgan against dcgan")
+    written = page(found)
+    assert " · ".join(found.facts) in written
+    assert "Statistic compared at each layer" in written
+    assert "feature_matching.layers" not in written
 
 
 def test_best_is_who_beats_all_for_certain(folder: Path) -> None:
@@ -723,7 +762,8 @@ def test_json_has_everything(folder: Path) -> None:
     runs = [*seeds(folder, "plain", [0.2, 0.21], **PLAIN), *seeds(folder, "matched", [0.1, 0.12], **MATCHED)]
     done = json.loads(good("compare", *(run.name for run in runs), "--json").out)
     assert set(done) == {
-        *("task", "by", "headline", "warnings", "verdict", "groups", "differences", "columns", "curves", "telling")
+        *("task", "by", "headline", "warnings", "verdict", "groups", "differences", "columns", "curves", "telling"),
+        *("facts", "pairs"),
     }
     assert [g["name"] for g in done["groups"]] == ["plain", "matched"]
     assert [g["control"] for g in done["groups"]] == [True, False]

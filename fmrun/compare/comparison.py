@@ -12,7 +12,7 @@ from ..measures import REFERENCE, TELLING, measure, poolable, rank
 from ..runs import Run
 from .cautions import any_in_common, cautions
 from .columns import Column, columns_of, headline_of
-from .configs import Difference, differences, group_names, grouped, matches_features
+from .configs import Difference, differences, facts, group_names, grouped, matches_features
 from .curves import Curve, Series, is_finite, mean, mean_curve, series, tail_mean
 from .groups import Group, Member
 from .speed import machine, speed, step_cost
@@ -34,6 +34,8 @@ class Comparison:
     """The most telling first; `telling` of them."""
     telling: int
     warnings: tuple[str, ...]
+    facts: tuple[str, ...] = ()
+    """What all these runs are, in words."""
 
     @property
     def column(self) -> Column | None:
@@ -118,6 +120,7 @@ def compare(
         curves=curves,
         telling=telling,
         warnings=tuple(cautions(groups, heads, list(map(machine, runs)), sorted(made_by), columns, decisive, by)),
+        facts=facts(heads),
     )
 
 
@@ -211,9 +214,10 @@ def _evaluated(run: Run, column: Column) -> Series:
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """Everything, as plain data; keys stay as they are from version to version:
 
-    `task`, `by`, `headline` (index into `columns`, or null), `warnings`;
+    `task`, `by`, `headline` (index into `columns`, or null), `warnings`, `facts` (what all runs are, in words);
     `verdict`: `winner`, `against`, `certain`, `margins` (`other`, an index into `groups`, `difference`, `relative`,
     `interval`, `p`), `sentence`, `detail`, `reasons` (see `verdict.Verdict`);
+    `pairs`: every `group` against an `other` (both indices into `groups`), as a margin; empty where seeds do not pair;
     `groups`: `name`, `control`, `matches_features`, `share`, `diversity`, `images_per_second`,
     `speed_spread`, `step_cost`, `members`
     (`name`, `path`, `seed`, `state`, `step`, `steps`, `message`, `remarks`);
@@ -225,6 +229,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     `curves`: `key`, and one a group `groups`, a list of points (`step`, `mean`, `low`, `high`, `count`); the first
     `telling` of them tell the most.
     """
-    from .verdict import verdict
+    from .verdict import against, verdict
 
-    return {**asdict(comparison), "verdict": asdict(verdict(comparison))}
+    _, margins = against(comparison) or (None, {})
+    pairs = [{"group": place, **asdict(margin)} for place, margin in margins.items()]
+    return {**asdict(comparison), "verdict": asdict(verdict(comparison)), "pairs": pairs}

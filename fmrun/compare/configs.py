@@ -103,6 +103,27 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> tuple[Difference, ...]:
     return tuple(found)
 
 
+TASKS = {"generate": "images from noise", "upscale": "super-resolution"}
+
+
+def facts(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """In words, what these runs are, as far as it is the same for all: task, data, size, nets, batch."""
+
+    def told(flat: Flat) -> list[str | None]:
+        task, path, maker, judge = (flat.get(k) for k in ("task", "data.path", "generator.type", "discriminator.type"))
+        patch, size, batch = (flat.get(k) for k in ("data.patch_size", "data.image_size", "train.batch_size"))
+        return [
+            TASKS.get(str(task)),
+            re.split(r"[/\\]", str(path).rstrip("/"))[-1] if path else None,
+            f"patches of {patch} px, ×{flat.get('data.scale')}" if task == "upscale" else f"{size} px",
+            f"{maker} against {judge}" if maker and judge else None,
+            f"batches of {batch}",
+        ]
+
+    rows = [told(flatten(config)) for config in configs]
+    return tuple(values[0] for values in zip(*rows, strict=True) if values[0] and _all_equal(values))
+
+
 def _all_equal(values: Sequence[Any]) -> bool:
     return all(value == values[0] for value in values)
 

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Sequence
 
+from ..config.fields import FIELDS
 from ..measures import base, measure, show
 from ..report import counted
 from .comparison import Comparison
@@ -15,6 +16,7 @@ from .dots import intervals
 from .markup import View, _, chip, name_of, table
 from .pictures import Picture
 from .plots import LOG_RANGE, chart
+from .table import paired_rows
 
 POINTS, FEWER_POINTS = 140, 70
 """Of a curve: about one for every two pixels of a chart, and half of that for charts that are folded away."""
@@ -22,17 +24,26 @@ POINTS, FEWER_POINTS = 140, 70
 
 def head(view: View) -> str:
     found = view.verdict
-    parts = [f'<header><p class="eyebrow">Comparison of {_(_count(view.comparison))}</p><h1>{_(found.sentence)}</h1>']
+    told = " · ".join([f"Comparison of {_count(view.comparison)}", *view.comparison.facts])
+    parts = [f'<header><p class="eyebrow">{_(told)}</p><h1>{_(found.sentence)}</h1>']
     if found.detail:
         parts.append(f'<p class="lead">{_(found.detail)}</p>')
     parts.append("</header>")
     if view.comparison.warnings:
         parts.append('<ul class="warnings">' + "".join(f"<li>{_(w)}</li>" for w in view.comparison.warnings) + "</ul>")
     parts.append(intervals(view))
+    if (pairs := paired_rows(view.comparison)) is not None:
+        heads, rows, what = pairs
+        parts.append(
+            f"<section><h2>{_(heads[0][0].upper() + heads[0][1:])}, seed by seed</h2>"
+            f"{table('cards', ['run', *heads[1:]], [[_(cell) for cell in row] for row in rows])}"
+            f'<p class="quiet">{_(what[0].upper() + what[1:])}.</p></section>'
+        )
     if found.reasons:
+        beside = f" from {_(found.against)}" if found.against else ""
         told = "".join(f"<li>{_(reason)}</li>" for reason in found.reasons)
         parts.append(
-            f'<section class="why"><h2>What sets {_(found.winner or "them")} apart</h2><ul>{told}</ul>'
+            f'<section class="why"><h2>What sets {_(found.winner or "them")} apart{beside}</h2><ul>{told}</ul>'
             '<p class="quiet">Differences, not proofs: any of them, or none, may be the cause.</p></section>'
         )
     return "".join(parts)
@@ -78,6 +89,7 @@ def differences(view: View) -> str:
         parts.append(table("cards words", heads, rows, ["", *(d.field for d in shown)]))
     if any(not there for d in shown for there in d.acts):
         parts.append('<p class="quiet">· does not act there.</p>')
+    parts.append(_meanings([d.field for d in shown]))
     if folded:
         heads = ["field", *(comparison.groups[i].name for i in view.order)]
         rows = [[f"<code>{_(d.field)}</code>", *(_setting(d.values[i], True) for i in view.order)] for d in folded]
@@ -86,6 +98,13 @@ def differences(view: View) -> str:
             f"<details><summary>{len(folded)} more {noun} without effect</summary>{table('fields words', heads, rows)}</details>"
         )
     return "".join([*parts, "</section>"])
+
+
+def _meanings(fields: Sequence[str]) -> str:
+    """What settings are, folded away, by the schema's own words."""
+    known = {field: FIELDS[field].description for field in fields if field in FIELDS}
+    words = "".join(f"<dt><code>{_(f)}</code></dt><dd>{_(about)}</dd>" for f, about in known.items() if about)
+    return f"<details><summary>What these settings mean</summary><dl>{words}</dl></details>" if words else ""
 
 
 def _setting(value: object, acts: bool) -> str:
@@ -131,7 +150,7 @@ def curves(view: View) -> str:
             f'<details><summary>{count} more {"curve" if count == 1 else "curves"}</summary><div class="charts">{rest}</div></details>'
         )
     if constant:
-        parts.append(f'<p class="quiet">The same throughout, in all runs: {_(", ".join(constant))}.</p>')
+        parts.append(f'<p class="quiet">The same throughout, in all runs that have it: {_(", ".join(constant))}.</p>')
     return "".join([*parts, "</section>"])
 
 

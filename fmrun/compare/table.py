@@ -13,7 +13,7 @@ from .comparison import Comparison
 from .configs import short_fields, show_value
 from .groups import Group
 from .speed import STEADY
-from .verdict import verdict
+from .verdict import against, show_p, verdict
 
 FIELDS = 12
 """Fields shown of configs that differ in more."""
@@ -25,11 +25,37 @@ def text(comparison: Comparison) -> str:
     found = verdict(comparison)
     parts = [found.sentence, *([found.detail] if found.detail else [])]
     parts += [_scores(comparison)]
+    if (pairs := paired_rows(comparison)) is not None:
+        parts.append(f"{format_table(pairs[0], pairs[1])}\n{pairs[2]}")
     if comparison.shown_differences:
         parts.append(_differences(comparison))
     if found.reasons:
         parts.append("\n".join(f"- {reason}" for reason in found.reasons))
     return "\n\n".join(["\n".join(parts[:2]) if found.detail else parts[0], *parts[(2 if found.detail else 1) :]])
+
+
+PAIRED = "by {}, over the same seeds: positive is better, p after Holm's correction"
+
+
+def paired_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], str] | None:
+    """Every group against the control or else the best: heads, a row for each, and what they are. None where seeds do not
+    pair."""
+    found = against(comparison)
+    if found is None or comparison.column is None:
+        return None
+    anchor, margins = found
+    key = comparison.column.key
+    rows = []
+    for place, margin in margins.items():
+        interval = margin.interval
+        assert interval is not None
+        assert interval.low is not None
+        assert interval.high is not None
+        span = f"{show(key, interval.low)} to {show(key, interval.high)}"
+        name = comparison.groups[place].name
+        rows.append([name, str(interval.count), f"{show(key, interval.mean)}", span, show_p(margin.p)])
+    name = comparison.groups[anchor].name
+    return [f"against {name}", "seeds", "better by", "95 % interval", "p"], rows, PAIRED.format(comparison.column.label)
 
 
 def cell(column: Column, score: Score | None, steps: bool = False) -> str:

@@ -111,6 +111,24 @@ def verdict(comparison: Comparison) -> Verdict:
     )
 
 
+def against(comparison: Comparison) -> tuple[int, dict[int, Margin]] | None:
+    """Over the seeds that pair, every group against the control, or else against the best: its place, and by place of the
+    others, the best first, how much better they are (or worse, where that is negative). None where fewer than two pair."""
+    column, ranked = comparison.column, comparison.ranking
+    if column is None or not comparison.alike or len(ranked) < 2:
+        return None
+    anchor = comparison.control if comparison.control in ranked else ranked[0]
+    assert anchor is not None
+    p_values = _adjusted(comparison, column, anchor)
+    found = {i: _margin(comparison, column, i, anchor, p_values[i]) for i in ranked if i != anchor}
+    found = {i: margin for i, margin in found.items() if margin.interval is not None}
+    return (anchor, found) if len(found) > 1 else None
+
+
+def show_p(p: float | None) -> str:
+    return "-" if p is None else "below 0.001" if p < 0.001 else f"{p:.2g}"
+
+
 def _apart(comparison: Comparison) -> str:
     """Why no measure of some groups says anything of others."""
     groups, columns = comparison.groups, [c for c in comparison.columns if c.better is not None]
@@ -217,11 +235,11 @@ def _detail(comparison: Comparison, column: Column, first: int, margins: tuple[M
             low, high = (show(column.key, v) for v in (margin.interval.low, margin.interval.high))
             mean, corrected = show(column.key, margin.interval.mean), ""
             if margin.p is not None:
-                corrected = f"; p {'below 0.001' if margin.p < 0.001 else f'{margin.p:.2g}'}"
+                corrected = f"; p {show_p(margin.p)}"
                 corrected += " after Holm's correction" if len(comparison.ranking) > 2 else ""
-            zero = ", with no difference inside" if margin.interval.low <= 0 else ""
-            over = f"Over the {margin.interval.count} seeds they share" if not found else "and"
-            found.append(f"{over} it is better than {other} by {mean} (95 % interval {low} to {high}{zero}{corrected})")
+            zero = ", which includes zero" if margin.interval.low <= 0 else ""
+            seeds = f"Over the {margin.interval.count} seeds they share it" if not found else "It"
+            found.append(f"{seeds} is better than {other} by {mean} (95 % interval {low} to {high}{zero}{corrected}).")
     if not found:
         scores, against = column.scores(comparison.by), margins[0].other
         steps = sorted({step for i in (first, against) if (score := scores[i]) is not None for step in score.steps})
@@ -238,7 +256,7 @@ def _detail(comparison: Comparison, column: Column, first: int, margins: tuple[M
             )
         return "They share fewer than two seeds, so how much of this is chance is not known."
     few = any(margin.interval is not None and margin.interval.count == 2 and not margin.certain for margin in margins)
-    return " ".join(found) + "." + (f" {TWO_SEEDS[0].upper()}{TWO_SEEDS[1:]}." if few else "")
+    return " ".join(found) + (f" {TWO_SEEDS[0].upper()}{TWO_SEEDS[1:]}." if few else "")
 
 
 def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> Iterator[str]:
