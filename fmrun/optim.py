@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,55 @@ class Guard(nn.Module):
         return (step, net) if step >= 0 else None
 
 
+class Adam:
+    """Adam (Kingma & Ba 2015) by torch's fused kernel, called as `torch.optim.Adam(fused=True)` calls it. That class itself
+    imports torch's compiler, which takes longer than the rest of starting a run.
+
+    Args:
+        parameters: those without a gradient stay as they are.
+        lr: the learning rate, a scalar on the parameters' device, read at each step.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], lr: Tensor, betas: tuple[float, float], eps: float):
+        self.parameters, self.lr, self.betas, self.eps = parameters, lr, betas, eps
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        """Of each parameter that has been updated: `step`, `exp_avg` and `exp_avg_sq`."""
+
+    def zero_grad(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    def step(self, grad_scale: Tensor | None, found_inf: Tensor) -> None:
+        """Update by the gradients over `grad_scale`; leave everything as it is where `found_inf` is 1.0."""
+        moved = [p for p in self.parameters if p.grad is not None]
+        if not moved:
+            return
+        for p in moved:
+            if p not in self.state:
+                zeros = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+                self.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device)} | zeros
+        steps, first, second = ([self.state[p][key] for p in moved] for key in ("step", "exp_avg", "exp_avg_sq"))
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
+            moved,
+            [p.grad for p in moved if p.grad is not None],
+            first,
+            second,
+            [],
+            steps,
+            lr=self.lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=0.0,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+        )
+        torch._foreach_sub_(steps, [found_inf] * len(steps))
+
+
 class Optimiser:
     """Adam on one net: averages gradients over processes, clips, and skips what is not finite, all on the device."""
 
@@ -84,7 +134,7 @@ class Optimiser:
         self.names, self.parameters = zip(*net.named_parameters(), strict=True)
         self.config, self.clip, self.guard, self.index, self.world = config, clip, guard, index, world
         self.lr = torch.tensor(config.lr, device=device)
-        self.adam = torch.optim.Adam(self.parameters, lr=self.lr, betas=config.betas, eps=config.eps, fused=True)
+        self.adam = Adam(self.parameters, self.lr, config.betas, config.eps)
         # fp16 skips updates in good health; what such a forward put into running averages has to go with it
         self.averages = [b for b in net.buffers() if b.is_floating_point()] if guard.scaled else []
         self.remember()
@@ -94,7 +144,7 @@ class Optimiser:
         self.kept = [b.clone() for b in self.averages]
 
     def zero_grad(self) -> None:
-        self.adam.zero_grad(set_to_none=True)
+        self.adam.zero_grad()
 
     @torch.no_grad()
     def step(self, step: Tensor | int, scale: Tensor | None = None) -> Tensor:
@@ -109,14 +159,7 @@ class Optimiser:
         skip = self.guard.skip(norm, step, self.index)
         if self.clip is not None:
             scale = scale * (norm / self.clip).clamp(min=1.0).to(scale.dtype)
-        self.adam.found_inf = skip  # type: ignore[attr-defined]
-        if self.clip is not None or self.guard.scaled:
-            self.adam.grad_scale = scale  # type: ignore[attr-defined]
-        if self.lr.is_cuda:
-            # the fused kernel is the same; torch refuses to record without this, and warns of it where nothing is recorded
-            for group in self.adam.param_groups:
-                group["capturable"] = torch.cuda.is_current_stream_capturing()
-        self.adam.step()
+        self.adam.step(scale if self.clip is not None or self.guard.scaled else None, skip)
         for average, kept in zip(self.averages, self.kept, strict=True):
             kept.copy_(torch.where(skip > 0, kept, average))
             average.copy_(kept)
@@ -127,7 +170,7 @@ class Optimiser:
         return {
             f"{name}/{key}": value
             for name, p in zip(self.names, self.parameters, strict=True)
-            for key, value in self.adam.state[p].items()
+            for key, value in self.adam.state.get(p, {}).items()
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
