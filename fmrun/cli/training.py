@@ -49,9 +49,10 @@ def train(
     ] = False,
 ) -> int:
     """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
+    from ..data.places import refuse_missing
     from ..presets import DEFAULT, flatten, resolve
     from ..report import emit_json
-    from ..runs import check_name
+    from ..runs import check_new
 
     resolved = resolve(
         preset,
@@ -68,13 +69,13 @@ def train(
             device=device,
         ),
     )
+    check_new(runs_dir, name)
+    refuse_missing(resolved.data, resolved.task)
     label = preset or (config.stem if config is not None else DEFAULT)
     with joined(resolved.device) as (world, report):
         from .. import train as training
 
         if dry_run:
-            if name is not None:
-                check_name(runs_dir, name)
             final = training.dry_run(resolved, report, world)
             if world.first:
                 emit_json(final.model_dump(mode="json"))

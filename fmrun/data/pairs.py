@@ -11,6 +11,7 @@ from .folder import Progress
 from .pair_feed import PairBatch, PairFeed
 from .pair_folder import Place, open_pair_folder
 from .pair_set import PairInfo, Pairs
+from .places import missing
 
 __all__ = ["PairBatch", "PairFeed", "PairInfo", "Pairs", "open_pairs"]
 
@@ -106,23 +107,12 @@ def _place(field: str, path: str, split: str, bundled: bool = True) -> Place:
             known = list(BUNDLED)
             raise UserError(f"{field}: '{path}' is not among bundled:{', '.join(known)}{nearest(name, known)}")
         return Place(field, BUNDLED[name] / split)
+    if why := missing(path, "upscale"):
+        raise UserError(f"{field}: '{path}' {why}")
     root = Path(path).expanduser()
-    try:
-        if root.is_dir():
-            return Place(field, root)
-        exists = root.exists()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{field}: '{path}' cannot be read ({reason}): give a folder of images") from error
-    if exists:
+    if not root.is_dir():
         raise UserError(f"{field}: '{path}' is a file: give a folder of images")
-    if "://" in path:
-        raise UserError(f"{field}: '{path}' is an address: download the images and give their folder")
-    try:
-        guess = nearest(root.name, [other.name for other in root.parent.iterdir()])
-    except OSError:
-        guess = ""
-    raise UserError(f"{field}: '{path}' does not exist{guess or ': give a folder of images'}")
+    return Place(field, root)
 
 
 def _split(pairs: Pairs, fraction: float, seed: int) -> tuple[Pairs, Pairs]:

@@ -1,0 +1,51 @@
+"""Paths of the config, before anything is read from them. Imports no torch, so that a wrong one is answered at once."""
+
+from pathlib import Path
+
+from ..config.data import DataConfig
+from ..errors import UserError, nearest
+
+PATHS = ("path", "valid_path", "lr_path", "valid_lr_path")
+"""Fields of `data` that name images."""
+
+SCHEMES = {"generate": ("bundled:", "torchvision:"), "upscale": ("bundled:",)}
+"""What a path of each task begins with that is no path."""
+
+WANTED = {"generate": "a folder or file of images", "upscale": "a folder of images"}
+
+
+def refuse_missing(data: DataConfig, task: str) -> None:
+    """UserError naming every path at which there is nothing."""
+    given = {name: path for name in PATHS if (path := getattr(data, name)) is not None}
+    found = {name: missing(path, task) for name, path in given.items() if not is_named(path, task)}
+    problems = [f"data.{name}: '{given[name]}' {why}" for name, why in found.items() if why]
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def is_named(path: str, task: str) -> bool:
+    """Whether `path` is the name of a data set and no path."""
+    return path.lower().startswith(SCHEMES[task])
+
+
+def missing(path: str, task: str) -> str | None:
+    """Why nothing can be read at `path`, and what to do: the second half of a sentence. None if something is there."""
+    wanted = WANTED[task]
+    try:
+        Path(path).expanduser().stat()
+    except PermissionError:
+        return "is not readable: give yourself permission (chmod u+r)"
+    except FileNotFoundError:
+        if "://" in path:
+            return "is an address: download the images and give their folder"
+        return f"does not exist{_neighbour(Path(path).expanduser()) or f': give {wanted}'}"
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~ of nobody
+        return f"cannot be read ({getattr(error, 'strerror', None) or error}): give {wanted}"
+    return None
+
+
+def _neighbour(place: Path) -> str:
+    try:
+        return nearest(place.name, [other.name for other in place.parent.iterdir()])
+    except OSError:
+        return ""
