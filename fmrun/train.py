@@ -142,7 +142,7 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
             f"checkpoint.best: there is no metric '{best}'{nearest(best, known)}; this run has {', '.join(known)}"
         )
     if fresh:  # a run that has trained is not told to be another one
-        check_fit(state)
+        check_fit(state, state.task.claimed(train))
     return config, train, valid, state
 
 

@@ -6,7 +6,7 @@ from ..config.data import DataConfig
 from ..errors import UserError
 from ..rng import numpy_generator
 from .arrays import BadFile, open_array, read_array
-from .feed import Feed, flips, order, placement
+from .feed import Feed, claimed, flips, order, placement
 from .folder import FolderImages, Progress, open_folder
 from .pixels import to_float, to_uint8
 from .source import ArrayImages, Images
@@ -16,6 +16,7 @@ __all__ = [
     "Feed",
     "FolderImages",
     "Images",
+    "claimed",
     "flips",
     "open_data",
     "order",

@@ -14,7 +14,7 @@ from ..augment import NUMBERS
 from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
 from ..data.folder import Progress
-from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs
+from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs, pairs_claimed
 from ..data.preview import write_preview
 from ..dist import World
 from ..errors import UserError
@@ -225,6 +225,10 @@ class Upscale(PairTask):
             start=start,
             crops_per_image=config.data.crops_per_image,
         )
+
+    def claimed(self, pairs: Pairs) -> int:
+        """Bytes on the device that the feed of a run will take."""
+        return pairs_claimed(pairs, self.config.data.cache, self.device)
 
     @staticmethod
     def draw_data(config: Config, pairs: Pairs, path: Path, rows: int) -> None:
