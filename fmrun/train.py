@@ -14,6 +14,7 @@ import torch
 from . import checkpoint, runs
 from .checks import check_start
 from .config import Config
+from .data.places import refuse_missing
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
@@ -22,7 +23,7 @@ from .metrics.extractors import HOW, available
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
 from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism
-from .presets import FREE_ON_RESUME, flatten, from_json, render
+from .presets import FREE_ON_RESUME, PLACES, flatten, from_json, render
 from .report import Reporter, require_tensorboard
 from .runs import Run
 from .state import TASKS, State
@@ -206,6 +207,12 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
             f"for pictures: {run.command('sample')}"
         )
         return OK
+    refuse_missing(
+        config.data,
+        config.task,
+        f"; where the images of run {run.name} were moved, say where to: {run.command('resume')} --data PATH (others than "
+        "data.path with -s)",
+    )
 
     def work() -> int:
         _, train, valid, state = prepare(config, world, report, fresh=found is None)
@@ -224,7 +231,9 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
 def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> None:
     """UserError if the run's config file no longer describes the experiment its checkpoint belongs to."""
     then, now = flatten(from_json(found.meta["config"])), flatten(config)
-    edited = [key for key, value in then.items() if now[key] != value and not key.startswith(FREE_ON_RESUME)]
+    edited = [
+        key for key, value in then.items() if now[key] != value and not key.startswith((*FREE_ON_RESUME, *PLACES))
+    ]
     if edited:
         raise UserError(
             f"{run.config_file} has been edited: it says {render(edited[0], now[edited[0]])}, and the run was trained "

@@ -86,7 +86,7 @@ def probe_layers(
     else:
         resolved = resolve(preset, config, overrides, need_data=not no_data)
     if not no_data:
-        refuse_missing(resolved.data, resolved.task)
+        refuse_missing(resolved.data, resolved.task, "" if run is None else "; give others with --data, or --no-data")
     from .. import probe
 
     result = probe.probe(resolved, run_checkpoint=found, data=not no_data, report=report)

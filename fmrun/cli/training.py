@@ -49,7 +49,7 @@ def train(
     ] = False,
 ) -> int:
     """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
-    from ..data.places import refuse_missing
+    from ..data.places import located, refuse_missing
     from ..presets import DEFAULT, flatten, resolve
     from ..report import emit_json
     from ..runs import check_new
@@ -71,6 +71,7 @@ def train(
     )
     check_new(runs_dir, name)
     refuse_missing(resolved.data, resolved.task)
+    resolved = resolved.model_copy(update={"data": located(resolved.data, resolved.task)})
     label = preset or (config.stem if config is not None else DEFAULT)
     with joined(resolved.device) as (world, report):
         from .. import train as training
@@ -89,19 +90,25 @@ def train(
 def resume(
     run: RunName = None,
     steps: Steps = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="PATH", help="Where the run's images are now, if they were moved.")
+    ] = None,
     device: Device = None,
     set_: Set = None,
     runs_dir: RunsDir = RUNS,
 ) -> int:
     """Continue a run exactly where it stopped; --steps makes it longer."""
-    from ..presets import FREE_ON_RESUME, revise
+    from ..data.places import located
+    from ..presets import FREE_ON_RESUME, PLACES, revise
     from ..runs import find
 
-    overrides = as_overrides(set_, steps=steps, device=device)
+    overrides = as_overrides(set_, steps=steps, device=device, data=data)
+    free = FREE_ON_RESUME + (PLACES if data is not None else PLACES[1:])
     found = find(runs_dir, run)
 
     def change(saved: dict[str, Any]) -> Config:
-        return revise(saved, overrides, FREE_ON_RESUME)
+        config = revise(saved, overrides, free)
+        return config.model_copy(update={"data": located(config.data, config.task)})
 
     with joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):
         from .. import train as training

@@ -1,5 +1,6 @@
 """Paths of the config, before anything is read from them. Imports no torch, so that a wrong one is answered at once."""
 
+import os
 from pathlib import Path
 
 from ..config.data import DataConfig
@@ -14,13 +15,31 @@ SCHEMES = {"generate": ("bundled:", "torchvision:"), "upscale": ("bundled:",)}
 WANTED = {"generate": "a folder or file of images", "upscale": "a folder of images"}
 
 
-def refuse_missing(data: DataConfig, task: str) -> None:
-    """UserError naming every path at which there is nothing."""
+def located(data: DataConfig, task: str) -> DataConfig:
+    """The section with paths that mean the same in every folder. Links in them stay links."""
+    paths = {name: path for name in PATHS if (path := getattr(data, name)) is not None and not is_named(path, task)}
+    if (
+        any(str(path).lower().startswith("torchvision:") for path in (data.path, data.valid_path))
+        and task == "generate"
+    ):
+        paths["root"] = data.root
+    return data.model_copy(update={name: path if "://" in path else _absolute(path) for name, path in paths.items()})
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(Path(path).expanduser())
+    except (OSError, ValueError, RuntimeError):  # nothing is there, as will be said
+        return path
+
+
+def refuse_missing(data: DataConfig, task: str, way_out: str = "") -> None:
+    """UserError naming every path at which there is nothing, and the `way_out` where that is not to write another."""
     given = {name: path for name in PATHS if (path := getattr(data, name)) is not None}
     found = {name: missing(path, task) for name, path in given.items() if not is_named(path, task)}
     problems = [f"data.{name}: '{given[name]}' {why}" for name, why in found.items() if why]
     if problems:
-        raise UserError("; ".join(problems))
+        raise UserError("; ".join(problems) + way_out)
 
 
 def is_named(path: str, task: str) -> bool:

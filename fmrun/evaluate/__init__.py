@@ -15,6 +15,7 @@ import torch
 
 from .. import checkpoint
 from ..config import Config
+from ..data.places import refuse_missing
 from ..errors import UserError
 from ..presets import Override, from_json, revise
 from ..report import Reporter, format_table
@@ -80,6 +81,8 @@ def evaluate(
             f"{_name(targets[0])} is of task '{configs[0].task}' and {_name(targets[odd])} of '{configs[odd].task}', "
             "which have no score in common; evaluate them in two commands"
         )
+    for target, config in zip(targets, configs, strict=True):
+        refuse_missing(config.data, config.task, f"; to measure {_name(target)} against other images: --data PATH")
     wanted = [_wanted(target, asked) for target in targets]
     measure = _measure(configs[0].task, asked, device, report)
     records: list[dict[str, Any]] = []
