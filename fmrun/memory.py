@@ -263,6 +263,24 @@ def steps_at_once(state: State) -> int:
     return 1 if all(state.task.plan(step) == first for step in looked_at) else 2
 
 
+def _moments(state: State) -> int:
+    """Bytes of Adam's two moments of every trained weight."""
+    trained = [p for optimiser in state.optimisers.values() for p in optimiser.parameters]
+    return 2 * sum(p.numel() * p.element_size() for p in trained)
+
+
+def memory_line(state: State, images: int = 0) -> str:
+    """What training will take and what is free, measured on two small steps, for a human; `images` as in `check_fit`."""
+    whole = state.config.train.batch_size // (state.world.size * state.config.train.accumulate)
+    need = Need(_moments(state), images, steps_at_once(state), {})
+    for size in sorted({min(size, whole) for size in SMALL_BATCHES}):
+        need.courses[size] = step_bytes(state, size)
+    total = int(need.total(whole))
+    said = gigabytes(total) if total >= 1e9 else f"{total / 1e6:.0f} MB"
+    free = gigabytes(available_on(state.device))
+    return f"memory: a step takes about {said}{need.parts(whole)} beside the weights; {free} is free"
+
+
 def check_fit(state: State, images: int = 0) -> None:
     """UserError, with the batch size that fits, if training will not fit into the memory that is free now.
 
@@ -278,8 +296,7 @@ def check_fit(state: State, images: int = 0) -> None:
     at_once = steps_at_once(state)
     if images <= room // 4 and _surely_small(state, room // (4 * at_once)):
         return
-    trained = [p for optimiser in state.optimisers.values() for p in optimiser.parameters]
-    need = Need(2 * sum(p.numel() * p.element_size() for p in trained), images, at_once, {})
+    need = Need(_moments(state), images, at_once, {})
     for size in sorted({min(size, whole) for size in SMALL_BATCHES}):
         need.courses[size] = step_bytes(state, size)
         if need.total(whole) <= room // 2:

@@ -314,15 +314,19 @@ def _make_named(runs_dir: Path, name: str) -> Path:
 
 
 def _make_numbered(runs_dir: Path, preset: str) -> Path:
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", preset).strip(".-")[:90] or "run"
-    taken = [int(m[1]) for p in runs_dir.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
-    number = max(taken, default=0)
     while True:
-        number += 1
-        path = runs_dir / f"{stem}-{number:03d}"
+        path = numbered(runs_dir, preset)
         with suppress(FileExistsError):
             path.mkdir()
             return path
+
+
+def numbered(runs_dir: Path, preset: str) -> Path:
+    """`preset`-001, or the first number above those there are."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", preset).strip(".-")[:90] or "run"
+    there = runs_dir.iterdir() if runs_dir.is_dir() else []
+    taken = [int(m[1]) for p in there if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
+    return runs_dir / f"{stem}-{max(taken, default=0) + 1:03d}"
 
 
 def find(runs_dir: Path, name: str | None) -> Run:

@@ -18,7 +18,7 @@ from .data.places import refuse_missing
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
-from .memory import check_fit, is_out_of_memory, within_memory
+from .memory import check_fit, is_out_of_memory, memory_line, within_memory
 from .metrics.extractors import HOW, available
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
@@ -169,19 +169,23 @@ def start(
         return within_memory(config, world, work)
 
 
-def dry_run(config: Config, report: Reporter, world: World) -> Config:
-    """Everything `start` checks and prints, on one batch, without training or a run folder; the resolved config."""
+def dry_run(config: Config, report: Reporter, world: World, show: Callable[[Config], None] | None = None) -> None:
+    """Everything `start` checks, on one batch, without training or a run folder.
+
+    With `show`, which takes the resolved config, the plan is told as well.
+    """
     config, train, valid, state = prepare(config, world, report)
-    for line in plan_lines(config, state, train, valid):
-        report.note(line)
-    for sentence in warnings(config, state):
-        report.warn(sentence)
     feed = state.task.feed(train, cache="auto", workers=0, start=0)
     with state.task.eager(), deterministic_or_said():
         strength = check_start(state, state.prepare(feed, 0))
     feed.close()
+    if show is not None:
+        show(config)
+        for line in (*plan_lines(config, state, train, valid), memory_line(state, state.task.claimed(train))):
+            report.note(line)
+    for sentence in warnings(config, state):
+        report.warn(sentence)
     explain(strength, state, report)
-    return config
 
 
 def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Reporter, world: World) -> int:

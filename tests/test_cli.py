@@ -198,6 +198,12 @@ def test_dry_run_trains_nothing_and_prints_the_config() -> None:
     assert (config["train"]["steps"], config["feature_matching"]["weight"]) == (7, 0.25)
     for said in ("data: 40 images", "generator ", "steps 0 to 7", "% of the adversarial one", "leave out --dry-run"):
         assert said in done.err
+    assert re.search(r"^memory: a step takes about \d+ MB beside the weights; .* GB is free$", done.err, re.MULTILINE)
+    assert "goes to: runs/dcgan-fm-001\n" in done.err
+    (differing,) = (line for line in done.err.splitlines() if line.startswith("differs from preset dcgan-fm in: "))
+    for setting in ("train.steps=7", "feature_matching.weight=0.25", "generator.width=4", "data.path=images.npz"):
+        assert setting in differing
+    assert "train.update" not in differing
 
     Path("again.json").write_text(done.out)
     again = good("train", "--config", "again.json", "--dry-run")
@@ -210,6 +216,14 @@ def test_dry_run_trains_nothing_and_prints_the_config() -> None:
         for name in ("from-file", "from-flags")
     ]
     assert ends[0] == ends[1]
+
+
+def test_dry_run_names_the_preset_beneath_the_file_and_the_next_run() -> None:
+    Path("mine.toml").write_text('extends = "dcgan-stacked"\nseed = 3\nlog.every = 25\n')
+    (Path("runs") / "mine-007").mkdir(parents=True)
+    done = good("train", "--config", "mine.toml", *NETS[:-2], "-s", "device=cpu", "--dry-run")
+    assert "goes to: runs/mine-008\n" in done.err
+    assert "differs from preset dcgan-stacked in: seed=3, device=cpu, generator.width=4" in done.err
 
 
 def test_dry_run_finds_what_is_wrong() -> None:

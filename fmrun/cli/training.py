@@ -50,11 +50,11 @@ def train(
 ) -> int:
     """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
     from ..data.places import located, refuse_missing
-    from ..presets import DEFAULT, flatten, resolve
+    from ..presets import DEFAULT, changes, flatten, resolve
     from ..report import emit_json
-    from ..runs import check_new
+    from ..runs import check_new, numbered
 
-    resolved = resolve(
+    typed = resolve(
         preset,
         config,
         as_overrides(
@@ -70,17 +70,24 @@ def train(
         ),
     )
     check_new(runs_dir, name)
-    refuse_missing(resolved.data, resolved.task)
-    resolved = resolved.model_copy(update={"data": located(resolved.data, resolved.task)})
+    refuse_missing(typed.data, typed.task)
+    resolved = typed.model_copy(update={"data": located(typed.data, typed.task)})
     label = preset or (config.stem if config is not None else DEFAULT)
     with joined(resolved.device) as (world, report):
         from .. import train as training
 
         if dry_run:
-            final = training.dry_run(resolved, report, world)
-            if world.first:
-                emit_json(final.model_dump(mode="json"))
-            report.note(f"{len(flatten(final))} settings, all valid; to train: leave out --dry-run")
+
+            def show(final: Config) -> None:
+                if world.first:
+                    emit_json(final.model_dump(mode="json"))
+
+            training.dry_run(resolved, report, world, show)
+            base, differing = changes(typed, preset, config)
+            where = runs_dir / name if name is not None else numbered(runs_dir, label)
+            report.note(f"goes to: {where}")
+            report.note(f"differs from preset {base} in: {', '.join(differing) or 'nothing'}")
+            report.note(f"{len(flatten(typed))} settings, all valid; to train: leave out --dry-run")
             return 0
         return training.start(
             resolved, runs_dir=runs_dir, name=name, preset=label, command=sys.argv, report=report, world=world
