@@ -14,7 +14,7 @@ import torch
 from . import checkpoint, runs
 from .checks import check_start
 from .config import Config
-from .data.places import refuse_missing
+from .data.places import refuse_missing, skipped_sentence
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
@@ -131,12 +131,15 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
     check_batch(config, world)
     if config.log.tensorboard:
         require_tensorboard()
-    config, train, valid = TASKS[config.task].open(config, report.counting("checking images"))
+    asked = config
+    config, train, valid = TASKS[config.task].open(config, report.counting("checking images"), settled=not fresh)
+    if sentence := skipped_sentence(asked.data, config.data):
+        report.warn(sentence)
     check_determinism(config, device)
     state = State(config, device, world, fresh)
-    asked = config.eval.kid_extractor
-    if asked != "auto" and config.eval.kid_every and available([asked]) is None:
-        raise UserError(f"eval.kid_extractor: the weights of '{asked}' are not on this machine: {HOW}")
+    extractor = config.eval.kid_extractor
+    if extractor != "auto" and config.eval.kid_every and available([extractor]) is None:
+        raise UserError(f"eval.kid_extractor: the weights of '{extractor}' are not on this machine: {HOW}")
     best = config.checkpoint.best
     if best not in (None, "auto") and best not in (known := state.metric_names(held_out=valid is not None)):
         raise UserError(

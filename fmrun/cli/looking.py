@@ -26,7 +26,10 @@ from .options import (
     complete_runs,
 )
 
-FREE_IN_PROBE = ("feature_matching.", "data.path", "data.root", "data.fit", "train.batch_size", "seed", "device")
+FREE_IN_PROBE = (
+    *("feature_matching.", "data.path", "data.root", "data.fit", "data.skip_unreadable"),
+    *("train.batch_size", "seed", "device"),
+)
 """What probing a run may look at otherwise than the run did: nothing here changes its nets."""
 
 
@@ -107,9 +110,9 @@ def data_preview(
     out: Annotated[Path, typer.Option("--out", help="PNG file.")] = Path("data-preview.png"),
 ) -> int:
     """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
-    from ..data.places import refuse_missing
+    from ..data.places import refuse_missing, skipped_sentence
     from ..presets import resolve
-    from ..report import emit
+    from ..report import Reporter, emit
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
@@ -119,6 +122,8 @@ def data_preview(
 
     task = TASKS[resolved.task]
     final, images, _ = task.open(resolved)
+    if sentence := skipped_sentence(resolved.data, final.data):
+        Reporter().warn(sentence)
     task.draw_data(final, images, out, rows)
     emit(str(out))
     return 0

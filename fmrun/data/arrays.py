@@ -17,9 +17,9 @@ from PIL import Image
 from ..config.data import DataConfig
 from ..errors import UserError, nearest
 from ..rng import numpy_generator
-from .folder import NAMED, size_fix
+from .folder import size_fix
 from .pixels import BadImage, check_size, fit_image, pad
-from .places import missing
+from .places import NAMED, missing
 from .source import ArrayImages
 
 Raw = tuple[np.ndarray, np.ndarray | None]

@@ -7,7 +7,7 @@ import numpy as np
 from ..config.degradation import DegradationConfig
 from ..errors import UserError, nearest
 from ..rng import numpy_generator
-from .folder import Progress
+from .folder import Choice, Progress
 from .pair_feed import PairBatch, PairFeed, pairs_claimed
 from .pair_folder import Place, open_pair_folder
 from .pair_set import PairInfo, Pairs
@@ -32,6 +32,9 @@ def open_pairs(
     degradation: DegradationConfig | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    leave_out: tuple[str, ...] = (),
+    valid_leave_out: tuple[str, ...] = (),
+    choice: Choice = Choice.REFUSE,
 ) -> tuple[Pairs, Pairs | None]:
     """Training and validation pairs (or `None`), checked whole: `UserError` names all that cannot be used.
 
@@ -48,6 +51,8 @@ def open_pairs(
         cache: `data.cache`.
         degradation: bicubic unless given.
         progress: told (images decoded, images in all) of each folder.
+        leave_out, valid_leave_out: names of high-resolution files that are not looked at, nor their partners.
+        choice: what becomes of pairs that cannot be read.
     """
     degradation = degradation or DegradationConfig()
     problems: list[str] = []
@@ -72,6 +77,8 @@ def open_pairs(
                 degradation=degradation,
                 by_content=_bundled(high),
                 progress=progress,
+                leave_out=leave_out if split == "train" else valid_leave_out,
+                choice=choice,
             )
         except UserError as problem:
             problems.append(str(problem))

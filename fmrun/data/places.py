@@ -12,6 +12,9 @@ PATHS = ("path", "valid_path", "lr_path", "valid_lr_path")
 SCHEMES = {"generate": ("bundled:", "torchvision:"), "upscale": ("bundled:",)}
 """What a path of each task begins with that is no path."""
 
+NAMED = 5
+"""So many files are named; the rest are counted."""
+
 WANTED = {"generate": "a folder or file of images", "upscale": "a folder of images"}
 
 
@@ -40,6 +43,32 @@ def refuse_missing(data: DataConfig, task: str, way_out: str = "") -> None:
     problems = [f"data.{name}: '{given[name]}' {why}" for name, why in found.items() if why]
     if problems:
         raise UserError("; ".join(problems) + way_out)
+
+
+def with_left_out(data: DataConfig, left_out: tuple[str, ...], valid_left_out: tuple[str, ...]) -> DataConfig:
+    """The section of a run that has decided which files it leaves out: from now on these, and no others."""
+    if not data.skip_unreadable:
+        return data
+    update = {"skip_unreadable": False, "leave_out": left_out}
+    if data.valid_path is not None:
+        update["valid_leave_out"] = valid_left_out
+    return data.model_copy(update=update)
+
+
+def skipped_sentence(before: DataConfig, after: DataConfig) -> str | None:
+    """Which files opening the data has left out, beyond those it was told to; None if there are none."""
+    new = {
+        where: [name for name in getattr(after, field) if name not in getattr(before, field)]
+        for where, field in ((before.path, "leave_out"), (before.valid_path, "valid_leave_out"))
+    }
+    parts = [f"{len(names)} in '{where}' ({few(names)})" for where, names in new.items() if names]
+    return f"data.skip_unreadable leaves out files that cannot be read: {' and '.join(parts)}" if parts else None
+
+
+def few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def is_named(path: str, task: str) -> bool:

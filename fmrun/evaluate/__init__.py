@@ -30,6 +30,9 @@ FREE = (
     "data.valid_fraction",
     "data.lr_path",
     "data.valid_lr_path",
+    "data.skip_unreadable",
+    "data.leave_out",
+    "data.valid_leave_out",
 )
 """What may be measured on otherwise than the run trained: nothing here changes its generator."""
 
