@@ -79,7 +79,9 @@ def _open(
     else:
         if len(images) >= 2:
             return images
-        problems.append(f"{field}: '{path}' holds {len(images)} image{'s' * (len(images) != 1)} and at least 2 are needed: add more")
+        problems.append(
+            f"{field}: '{path}' holds {len(images)} image{'s' * (len(images) != 1)} and at least 2 are needed: add more"
+        )
     return None
 
 

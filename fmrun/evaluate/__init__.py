@@ -85,7 +85,9 @@ def evaluate(
             "which have no score in common; evaluate them in two commands"
         )
     for target, config in zip(targets, configs, strict=True):
-        refuse_missing(config.data, config.task, f"; to measure {_name(target)} against other images: --data PATH")
+        given = any(override.key == "data.path" for override in asked.overrides)
+        way_out = "" if given else f"; to measure {_name(target)} against other images: --data PATH"
+        refuse_missing(config.data, config.task, way_out)
     wanted = [_wanted(target, asked) for target in targets]
     measure = _measure(configs[0].task, asked, device, report)
     records: list[dict[str, Any]] = []
