@@ -120,7 +120,8 @@ def open_folder(
     `leave_out` are names that are not looked at, to which `choice` may add those that cannot be read.
     """
     root = Path(path).expanduser()
-    names = [name for name in _names(field, root) if name not in set(leave_out)]
+    without = set(leave_out)
+    names = [name for name in _names(field, root) if name not in without]
     size, fit = config.image_size, config.fit
     problems: dict[str, BadImage] = {}
     headers: dict[str, Header] = {}

@@ -193,9 +193,9 @@ class _Side:
 
 def _match(problems: list[str], high: Place, low: Place | None, scale: int, leave_out: tuple[str, ...]) -> list[_Side]:
     """One side, or both in the order of the pairs; what has no partner goes to `problems`."""
-    names = _names(high.field, high.root)
+    names, without = _names(high.field, high.root), set(leave_out)
     if low is None:
-        return [_Side(high, [name for name in names if name not in set(leave_out)], len(names))]
+        return [_Side(high, [name for name in names if name not in without], len(names))]
     partners = _names(low.field, low.root)
     for place, found in ((high, names), (low, partners)):
         stems = Counter(_stem(name) for name in found)
@@ -225,7 +225,7 @@ def _match(problems: list[str], high: Place, low: Place | None, scale: int, leav
                 f"{field}: {len(single)} of {len(found)} images in '{root}' have no partner of the same name in "
                 f"'{other}' ({few(single)}), so add or remove them"
             )
-    common = [stem for stem, name in by_stem.items() if stem in matched and name not in set(leave_out)]
+    common = [stem for stem, name in by_stem.items() if stem in matched and name not in without]
     if not common and problems:
         raise UserError("; ".join(problems))
     return [
