@@ -14,7 +14,7 @@ import torch
 from . import checkpoint, runs
 from .checks import check_start
 from .config import Config
-from .data.places import refuse_missing, skipped_sentence
+from .data.places import located, refuse_missing, skipped_sentence
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
@@ -135,6 +135,8 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
     config, train, valid = TASKS[config.task].open(config, report.counting("checking images"), settled=not fresh)
     if sentence := skipped_sentence(asked.data, config.data):
         report.warn(sentence)
+    # errors quote the paths as typed; the run has to find them from other folders
+    config = config.model_copy(update={"data": located(config.data, config.task)})
     check_determinism(config, device)
     state = State(config, device, world, fresh)
     extractor = config.eval.kid_extractor

@@ -108,7 +108,7 @@ def test_nothing_left_is_one_sentence() -> None:
     assert "holds 0 images" in error
     shutil.rmtree("runs", ignore_errors=True)
     (error,) = fmrun("train", "--preset", "munet-x2-cpu", "--device", "cpu", "--data", "pictures", *SKIP).errors
-    assert "no image in 'pictures'" in error.replace(f"{Path.cwd()}/", "")
+    assert "no image in 'pictures'" in error
 
 
 @pytest.mark.parametrize("side", ["high", "low"])

@@ -49,12 +49,12 @@ def train(
     ] = False,
 ) -> int:
     """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
-    from ..data.places import located, refuse_missing
+    from ..data.places import refuse_missing
     from ..presets import DEFAULT, changes, flatten, resolve
     from ..report import emit_json
     from ..runs import check_new, numbered
 
-    typed = resolve(
+    resolved = resolve(
         preset,
         config,
         as_overrides(
@@ -70,8 +70,7 @@ def train(
         ),
     )
     check_new(runs_dir, name)
-    refuse_missing(typed.data, typed.task)
-    resolved = typed.model_copy(update={"data": located(typed.data, typed.task)})
+    refuse_missing(resolved.data, resolved.task)
     label = preset or (config.stem if config is not None else DEFAULT)
     with joined(resolved.device) as (world, report):
         from .. import train as training
@@ -83,11 +82,11 @@ def train(
                     emit_json(final.model_dump(mode="json"))
 
             training.dry_run(resolved, report, world, show)
-            base, differing = changes(typed, preset, config)
+            base, differing = changes(resolved, preset, config)
             where = runs_dir / name if name is not None else numbered(runs_dir, label)
             report.note(f"goes to: {where}")
             report.note(f"differs from preset {base} in: {', '.join(differing) or 'nothing'}")
-            report.note(f"{len(flatten(typed))} settings, all valid; to train: leave out --dry-run")
+            report.note(f"{len(flatten(resolved))} settings, all valid; to train: leave out --dry-run")
             return 0
         return training.start(
             resolved, runs_dir=runs_dir, name=name, preset=label, command=sys.argv, report=report, world=world
