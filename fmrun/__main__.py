@@ -47,14 +47,12 @@ def main() -> None:
 
 
 def _usage(error: Exception) -> int:
-    context = getattr(error, "ctx", None)
-    message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+    from .cli.usage import sentence
+
     if type(error).__name__ == "NoArgsIsHelpError":
-        print(context.get_help() if context is not None else message)
+        print(error.format_message())  # type: ignore[attr-defined]
         return 0
-    path = context.command_path if context is not None else "fmrun"
-    end = " (" if message.endswith("?") else "; "
-    _tell(f"{message.rstrip('.')}{end}{path} --help shows what there is{')' if end == ' (' else ''}")
+    _tell(sentence(error, sys.argv[1:]))
     return 2
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from statistics import fmean, median
 from typing import Any
 
@@ -13,6 +14,8 @@ NO_EFFECT = 0.01
 TOO_STRONG = 10.0
 COLLAPSED = 0.35
 """Diversity of samples relative to real images."""
+TIME_TO_VARY = 40
+"""Read-outs after which samples ought to vary."""
 QUIET = 10
 """Read-outs for which a sentence is not repeated."""
 
@@ -20,6 +23,13 @@ QUIET = 10
 def _recent(rows: Sequence[Row], key: str, count: int) -> list[float]:
     values = [row[key] for row in rows[-count:] if isinstance(row.get(key), int | float)]
     return [v for v in values if math.isfinite(v)]
+
+
+def _backwards(rows: Sequence[Row], key: str, without: int) -> Iterator[float]:
+    """Finite values from the last to the first, without those of the last rows."""
+    for place in range(len(rows) - 1 - without, -1, -1):
+        if isinstance(value := rows[place].get(key), int | float) and math.isfinite(value):
+            yield value
 
 
 def share_sentence(share: float, weight: float, compared: str = "the adversarial one") -> str | None:
@@ -55,9 +65,12 @@ def _share(rows: Sequence[Row]) -> str | None:
 
 def collapsed(rows: Sequence[Row]) -> bool:
     """Whether the last samples vary far less than real images do, and did vary more or have had time to."""
-    values, past = _recent(rows, "health/diversity", 3), _recent(rows[:-3], "health/diversity", len(rows))
-    lost = len(past) >= 40 or (len(past) >= 5 and len(values) == 3 and fmean(values) < 0.7 * max(past))
-    return lost and len(values) == 3 and fmean(values) < COLLAPSED  # still learning to vary is no loss
+    values = _recent(rows, "health/diversity", 3)
+    if len(values) < 3 or fmean(values) >= COLLAPSED:
+        return False
+    past = list(islice(_backwards(rows, "health/diversity", 3), TIME_TO_VARY))
+    lost = len(past) >= 5 and fmean(values) < 0.7 * max(past)
+    return lost or len(past) == TIME_TO_VARY  # still learning to vary is no loss
 
 
 def _collapse(rows: Sequence[Row]) -> str | None:

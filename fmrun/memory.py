@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +32,9 @@ SMALL_BATCHES = (2, 4)
 COPIES = 8
 """Times that a step holds an activation, at most: before and after norm and activation, their gradients, real and
 generated images."""
+
+PLANS_LOOKED_AT = 1000
+"""First steps of a run among which all are looked for that differ in what they run."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -211,32 +215,98 @@ def _surely_small(state: State, room: int) -> bool:
     return task.dtype.itemsize * COPIES * (channels * pixels + weights) < room
 
 
-def check_fit(state: State) -> None:
-    """UserError, with the batch size that fits, if the step will not fit into the memory that is free now.
+@dataclass(frozen=True)
+class Need:
+    """What training takes beside weights, in bytes."""
+
+    moments: int
+    images: int
+    """Those that will be kept on the device."""
+    at_once: int
+    """How many steps' tensors are there at once: see `steps_at_once`."""
+    courses: dict[int, list[int]]
+    """`step_bytes` by images per micro-batch."""
+
+    def step(self, images: int) -> float:
+        return extrapolate(self.courses, images)
+
+    def total(self, images: int) -> float:
+        """With `images` per micro-batch."""
+        return self.moments + self.images + self.at_once * self.step(images)
+
+    def parts(self, images: int) -> str:
+        """What of it is neither weights nor the step, in brackets; nothing where that is nothing."""
+        known = {"for images kept there": self.images, "for recorded steps": (self.at_once - 1) * self.step(images)}
+        said = [f"{gigabytes(int(size))} {what}" for what, size in known.items() if size]
+        return f" ({', '.join(said)})" if said else ""
+
+    def other_ways(self, images: int, room: int) -> str:
+        """What to give up instead of images per step, where that is enough."""
+        ways = {
+            "keep the images elsewhere: -s data.cache=ram": replace(self, images=0),
+            "leave cuda_graphs out": replace(self, at_once=1),
+        }
+        return "".join(f", or {how}" for how, less in ways.items() if less != self and less.total(images) <= room)
+
+
+def steps_at_once(state: State) -> int:
+    """How many steps' tensors are in memory at the same time.
+
+    A recorded step keeps the memory it was recorded in, which all recordings share; steps of another plan, which run
+    unrecorded at first, find none of it free.
+    """
+    if state.graphs is None:
+        return 1
+    last = state.config.train.steps - 1
+    looked_at = [*range(min(PLANS_LOOKED_AT, last + 1)), min(state.config.full_step, last), last]
+    first = state.task.plan(0)
+    return 1 if all(state.task.plan(step) == first for step in looked_at) else 2
+
+
+def _moments(state: State) -> int:
+    """Bytes of Adam's two moments of every trained weight."""
+    trained = [p for optimiser in state.optimisers.values() for p in optimiser.parameters]
+    return 2 * sum(p.numel() * p.element_size() for p in trained)
+
+
+def memory_line(state: State, images: int = 0) -> str:
+    """What training will take and what is free, measured on two small steps, for a human; `images` as in `check_fit`."""
+    whole = state.config.train.batch_size // (state.world.size * state.config.train.accumulate)
+    need = Need(_moments(state), images, steps_at_once(state), {})
+    for size in sorted({min(size, whole) for size in SMALL_BATCHES}):
+        need.courses[size] = step_bytes(state, size)
+    total = int(need.total(whole))
+    said = gigabytes(total) if total >= 1e9 else f"{total / 1e6:.0f} MB"
+    free = gigabytes(available_on(state.device))
+    return f"memory: a step takes about {said}{need.parts(whole)} beside the weights; {free} is free"
+
+
+def check_fit(state: State, images: int = 0) -> None:
+    """UserError, with the batch size that fits, if training will not fit into the memory that is free now.
 
     Found from two small steps, from one where that is enough to see that it fits, or from none. Each process needs as
-    much as the others. Tensors are counted, not the scratch memory of single kernels.
+    much as the others. Tensors are counted, not the scratch memory of single kernels. `images`: bytes of those that
+    will be kept on the device.
     """
     config, world = state.config, state.world
     ways = world.size * config.train.accumulate
     whole = config.train.batch_size // ways
     here = 1 + max(world.collect(world.local_rank)) if state.device.type == "cpu" else 1
     room = min(world.collect(available_on(state.device))) // here
-    if _surely_small(state, room // 4):
+    at_once = steps_at_once(state)
+    if images <= room // 4 and _surely_small(state, room // (4 * at_once)):
         return
-    trained = [p for optimiser in state.optimisers.values() for p in optimiser.parameters]
-    moments = 2 * sum(p.numel() * p.element_size() for p in trained)
-    courses: dict[int, list[int]] = {}
+    need = Need(_moments(state), images, at_once, {})
     for size in sorted({min(size, whole) for size in SMALL_BATCHES}):
-        courses[size] = step_bytes(state, size)
-        if moments + extrapolate(courses, whole) <= room // 2:
+        need.courses[size] = step_bytes(state, size)
+        if need.total(whole) <= room // 2:
             return
-    need = moments + extrapolate(courses, whole)
-    if need <= room:
+    if need.total(whole) <= room:
         return
-    said = f"batch size {config.train.batch_size} needs about {gigabytes(int(need) * here)} of memory and "
-    said += f"{gigabytes(room * here)} is free on {state.device}; "
-    fits = next((n for n in range(whole - 1, 1, -1) if moments + extrapolate(courses, n) <= room), None)
-    if fits is None:
-        raise UserError(said + f"not even the smallest batch fits: give smaller {_widths(config)}")
-    raise UserError(said + _remedy(config, fits * ways, world.size))
+    said = f"batch size {config.train.batch_size} needs about {gigabytes(int(need.total(whole)) * here)} of memory"
+    said += f"{need.parts(whole)} and {gigabytes(room * here)} is free on {state.device}; "
+    others = need.other_ways(whole, room)
+    fits = next((n for n in range(whole - 1, 1, -1) if need.total(n) <= room), None)
+    if fits is not None:
+        raise UserError(said + _remedy(config, fits * ways, world.size) + others)
+    raise UserError(said + f"not even the smallest batch fits: give smaller {_widths(config)}" + others)

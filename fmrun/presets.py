@@ -25,6 +25,9 @@ FREE_ON_RESUME = (
 )
 """What a resumed run may change: nothing here changes the experiment."""
 
+PLACES = ("data.path", "data.valid_path", "data.lr_path", "data.valid_lr_path", "data.root")
+"""Where the images of a run lie. They may be moved; that they are the same, their fingerprint tells."""
+
 META = ("description", "extends")
 """Top-level keys of a preset or config file that are no settings."""
 
@@ -131,15 +134,9 @@ def resolve(
     """
     from pydantic import ValidationError
 
-    from fmrun import config_files
     from fmrun.config import Config
 
-    file: dict[str, Any] = {}
-    if config_file is not None:
-        try:
-            file = config_files.read(config_file)
-        except UserError as error:
-            raise UserError(f"--config: {error}") from None
+    file = _file(config_file)
     extends, label = (preset, "--preset") if preset is not None else (file.get("extends"), f"{config_file}: extends")
     base = DEFAULT if extends is None else extends
     try:
@@ -163,6 +160,25 @@ def resolve(
     if need_data:
         _check_bundled(config, layers)
     return config
+
+
+def _file(config_file: Path | None) -> dict[str, Any]:
+    """What `--config` holds; empty without one."""
+    from fmrun import config_files
+
+    if config_file is None:
+        return {}
+    try:
+        return config_files.read(config_file)
+    except UserError as error:
+        raise UserError(f"--config: {error}") from None
+
+
+def changes(config: "Config", preset: str | None, config_file: Path | None) -> tuple[str, list[str]]:
+    """The preset that `config`, resolved from these, lies on, and the `KEY=VALUE`s in which it differs."""
+    base = preset or _file(config_file).get("extends") or DEFAULT
+    then, now = flatten(resolve(base, None, [], need_data=False)), flatten(config)
+    return base, [render(key, value) for key, value in now.items() if key not in then or then[key] != value]
 
 
 def from_json(data: "dict[str, Any] | Path") -> "Config":

@@ -28,6 +28,7 @@ from .checks import (
     unchanged,
 )
 from .config import Config, FeatureMatchingConfig
+from .data.places import skipped_sentence
 from .dist import World
 from .feature_matching import FeatureMatching, select_layers
 from .health import share_sentence
@@ -57,7 +58,10 @@ def probe(
     set_determinism(config.deterministic, device)
     images = None
     if data:
+        asked = config
         config, images, _ = TASKS[config.task].open(config, report.counting("checking images"))
+        if sentence := skipped_sentence(asked.data, config.data):
+            report.warn(sentence)
     elif config.data.channels is None:
         channels = 1 if config.data.path == "bundled:fashion-mnist" else 3
         notes.append(f"the data was not looked at: taking its images to have data.channels={channels}")

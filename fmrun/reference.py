@@ -81,9 +81,13 @@ def allowed(kind: Kind) -> str:
         assert kind.item is not None
         amount = f"{kind.length} " if kind.length else "one or more " if kind.min_length else ""
         names = ", ".join(f"`{c}`" for c in kind.item.choices)
-        inner = {"layer": "names or indices", "float": "numbers", "int": "whole numbers", "choice": names}[
-            kind.item.name
-        ]
+        inner = {
+            "str": "names",
+            "layer": "names or indices",
+            "float": "numbers",
+            "int": "whole numbers",
+            "choice": names,
+        }[kind.item.name]
         options.append(f"list of {amount}{inner}{_bounds(kind.item)}")
     elif not options:
         options = [

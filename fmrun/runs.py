@@ -255,7 +255,7 @@ def create(runs_dir: Path, name: str | None, preset: str, config: Mapping[str, A
         runs_dir.mkdir(parents=True, exist_ok=True)
         run = Run(_make_named(runs_dir, name) if name else _make_numbered(runs_dir, preset))
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--runs-dir {runs_dir} is not a folder; give another --runs-dir") from error
+        raise _no_folder(runs_dir) from error
     except OSError as error:
         raise UserError(
             f"cannot make a run in {runs_dir}: {error.strerror}; make it writable or give another --runs-dir"
@@ -275,8 +275,16 @@ def create(runs_dir: Path, name: str | None, preset: str, config: Mapping[str, A
     return run
 
 
+def check_new(runs_dir: Path, name: str | None) -> None:
+    """UserError unless a run may be made there, under that name if it is given: it is one, and no run's yet."""
+    if runs_dir.exists() and not runs_dir.is_dir():
+        raise _no_folder(runs_dir)
+    if name is not None:
+        check_name(runs_dir, name)
+
+
 def check_name(runs_dir: Path, name: str) -> None:
-    """UserError unless a run may be called so: it is a name, and no run's yet."""
+    """UserError unless a run may be called so."""
     if not NAME.fullmatch(name):
         raise UserError(
             f"--name '{name}' is not a name for a run: at most 100 letters, digits, '.', '_' and '-', "
@@ -284,6 +292,10 @@ def check_name(runs_dir: Path, name: str) -> None:
         )
     if (runs_dir / name).exists():
         raise _taken(runs_dir, name)
+
+
+def _no_folder(runs_dir: Path) -> UserError:
+    return UserError(f"--runs-dir {runs_dir} is not a folder; give another --runs-dir")
 
 
 def _taken(runs_dir: Path, name: str) -> UserError:
@@ -302,15 +314,19 @@ def _make_named(runs_dir: Path, name: str) -> Path:
 
 
 def _make_numbered(runs_dir: Path, preset: str) -> Path:
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", preset).strip(".-")[:90] or "run"
-    taken = [int(m[1]) for p in runs_dir.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
-    number = max(taken, default=0)
     while True:
-        number += 1
-        path = runs_dir / f"{stem}-{number:03d}"
+        path = numbered(runs_dir, preset)
         with suppress(FileExistsError):
             path.mkdir()
             return path
+
+
+def numbered(runs_dir: Path, preset: str) -> Path:
+    """`preset`-001, or the first number above those there are."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", preset).strip(".-")[:90] or "run"
+    there = runs_dir.iterdir() if runs_dir.is_dir() else []
+    taken = [int(m[1]) for p in there if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
+    return runs_dir / f"{stem}-{max(taken, default=0) + 1:03d}"
 
 
 def find(runs_dir: Path, name: str | None) -> Run:

@@ -14,15 +14,16 @@ import torch
 from . import checkpoint, runs
 from .checks import check_start
 from .config import Config
+from .data.places import located, refuse_missing, skipped_sentence
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
-from .memory import check_fit, is_out_of_memory, within_memory
+from .memory import check_fit, is_out_of_memory, memory_line, within_memory
 from .metrics.extractors import HOW, available
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
 from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism
-from .presets import FREE_ON_RESUME, flatten, from_json, render
+from .presets import FREE_ON_RESUME, PLACES, flatten, from_json, render
 from .report import Reporter, counted, require_tensorboard
 from .runs import Run
 from .state import TASKS, State
@@ -130,19 +131,24 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
     check_batch(config, world)
     if config.log.tensorboard:
         require_tensorboard()
-    config, train, valid = TASKS[config.task].open(config, report.counting("checking images"))
+    asked = config
+    config, train, valid = TASKS[config.task].open(config, report.counting("checking images"), settled=not fresh)
+    if sentence := skipped_sentence(asked.data, config.data):
+        report.warn(sentence)
+    # errors quote the paths as typed; the run has to find them from other folders
+    config = config.model_copy(update={"data": located(config.data, config.task)})
     check_determinism(config, device)
     state = State(config, device, world, fresh)
-    asked = config.eval.kid_extractor
-    if asked != "auto" and config.eval.kid_every and available([asked]) is None:
-        raise UserError(f"eval.kid_extractor: the weights of '{asked}' are not on this machine: {HOW}")
+    extractor = config.eval.kid_extractor
+    if extractor != "auto" and config.eval.kid_every and available([extractor]) is None:
+        raise UserError(f"eval.kid_extractor: the weights of '{extractor}' are not on this machine: {HOW}")
     best = config.checkpoint.best
     if best not in (None, "auto") and best not in (known := state.metric_names(held_out=valid is not None)):
         raise UserError(
             f"checkpoint.best: there is no metric '{best}'{nearest(best, known)}; this run has {', '.join(known)}"
         )
     if fresh:  # a run that has trained is not told to be another one
-        check_fit(state)
+        check_fit(state, state.task.claimed(train))
     return config, train, valid, state
 
 
@@ -168,19 +174,23 @@ def start(
         return within_memory(config, world, work)
 
 
-def dry_run(config: Config, report: Reporter, world: World) -> Config:
-    """Everything `start` checks and prints, on one batch, without training or a run folder; the resolved config."""
+def dry_run(config: Config, report: Reporter, world: World, show: Callable[[Config], None] | None = None) -> None:
+    """Everything `start` checks, on one batch, without training or a run folder.
+
+    With `show`, which takes the resolved config, the plan is told as well.
+    """
     config, train, valid, state = prepare(config, world, report)
-    for line in plan_lines(config, state, train, valid):
-        report.note(line)
-    for sentence in warnings(config, state):
-        report.warn(sentence)
     feed = state.task.feed(train, cache="auto", workers=0, start=0)
     with state.task.eager(), deterministic_or_said():
         strength = check_start(state, state.prepare(feed, 0))
     feed.close()
+    if show is not None:
+        show(config)
+        for line in (*plan_lines(config, state, train, valid), memory_line(state, state.task.claimed(train))):
+            report.note(line)
+    for sentence in warnings(config, state):
+        report.warn(sentence)
     explain(strength, state, report)
-    return config
 
 
 def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Reporter, world: World) -> int:
@@ -208,6 +218,12 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
             f"for pictures: {run.command('sample')}"
         )
         return OK
+    refuse_missing(
+        config.data,
+        config.task,
+        f"; where the images of run {run.name} were moved, say where to: {run.command('resume')} --data PATH (others than "
+        "data.path with -s)",
+    )
 
     def work() -> int:
         _, train, valid, state = prepare(config, world, report, fresh=found is None)
@@ -226,7 +242,9 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
 def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> None:
     """UserError if the run's config file no longer describes the experiment its checkpoint belongs to."""
     then, now = flatten(from_json(found.meta["config"])), flatten(config)
-    edited = [key for key, value in then.items() if now[key] != value and not key.startswith(FREE_ON_RESUME)]
+    edited = [
+        key for key, value in then.items() if now[key] != value and not key.startswith((*FREE_ON_RESUME, *PLACES))
+    ]
     if edited:
         raise UserError(
             f"{run.config_file} has been edited: it says {render(edited[0], now[edited[0]])}, and the run was trained "

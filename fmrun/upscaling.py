@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data.folder import _each, _names, _some, _threads
+from .data.folder import _each, _names, _threads
 from .data.pixels import BAD, BadImage, quiet
+from .data.places import few
 from .errors import UserError
 from .memory import is_out_of_memory
 from .photos import Photo, png, read
@@ -190,7 +191,7 @@ def plan(source: Path, out: Path, scale: int, *, overwrite: bool = False, field:
             raise UserError(f"--out {out}: that is the image itself; give another name")
     there = [str(job.target) for job in jobs if job.target.exists()]
     if there and not overwrite:
-        raise UserError(f"--out {out}: already there: {_some(there)}; give another --out, or --overwrite to replace")
+        raise UserError(f"--out {out}: already there: {few(there)}; give another --out, or --overwrite to replace")
     return jobs
 
 
@@ -217,7 +218,7 @@ def check(jobs: list[Job], field: str = "--input") -> None:
     parts = []
     for kind in (kind for kind in BAD if kind in by_kind):
         what, fix = BAD[kind]
-        parts.append(f"{what} ({_some(by_kind[kind])}), {fix}")
+        parts.append(f"{what} ({few(by_kind[kind])}), {fix}")
     count = sum(map(len, by_kind.values()))
     raise UserError(f"{field}: {count} of {len(jobs)} images cannot be used: " + "; ".join(parts))
 

@@ -16,6 +16,7 @@ from commands import (
     NETS,
     SMALL,
     TINY,
+    Done,
     finish,
     fmrun,
     good,
@@ -51,6 +52,17 @@ COMMANDS = (
 # ---- help, and what it costs
 
 
+def imported(arguments: list[str], modules: set[str]) -> Done:
+    """The command in a process of its own, which ends by saying which of `modules` it has imported."""
+    script = (
+        "import sys; from fmrun.__main__ import main\n"
+        f"sys.argv = ['fmrun', *{arguments!r}]\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"print('loaded:', sorted({modules!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    return finish(spawn(module=("-c", script)))
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["train", "--help"], ["presets"], ["runs"], ["--version"], ["trian"]]
 )
@@ -58,14 +70,40 @@ def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
     heavy = {"torch", "torchvision", "numpy", "PIL", "safetensors", "fmrun.config"}
     if arguments == ["--help"]:
         heavy.add("pydantic")  # Typer may import it for the options of a command
-    script = (
-        "import sys; from fmrun.__main__ import main\n"
-        f"sys.argv = ['fmrun', *{arguments!r}]\n"
-        "try: main()\nexcept SystemExit: pass\n"
-        f"print('loaded:', sorted({heavy!r} & set(sys.modules)), file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "loaded: []" in done.stderr, done.stderr
+    done = imported(arguments, heavy)
+    assert "loaded: []" in done.err, done.err
+
+
+WRONG = {
+    "preset": (["train", "--preset", "dcgna"], "did you mean 'dcgan'?"),
+    "field": (["train", "-s", "train.stpes=3"], "did you mean 'train.steps'?"),
+    "value": (["probe-layers", "--batch-size", "x"], "a whole number"),
+    "data": (["train", "--data", "imagse.npz"], "did you mean 'images.npz'?"),
+    "pairs": (
+        ["data-preview", "--preset", "munet-x2", "-s", "data.lr_path=lost"],
+        "data.lr_path: 'lost' does not exist",
+    ),
+    "name": (["train", "--name", "a/b"], "--name 'a/b'"),
+    "folder of runs": (["train", "--runs-dir", "images.npz"], "is not a folder"),
+    "run": (["resume", "lost"], "no run 'lost'"),
+    "run to probe": (["probe-layers", "lost"], "no run 'lost'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_before_torch_is_imported(name: str) -> None:
+    arguments, said = WRONG[name]
+    done = imported(arguments, {"torch"})
+    assert "error: " in done.err
+    assert said in done.err
+    assert "loaded: []" in done.err, done.err
+
+
+def test_images_from_noise_need_no_upscalers() -> None:
+    unneeded = {"spandrel", "torchvision", "scipy", "matplotlib", "onnx"}
+    done = imported(["train", "--preset", "dcgan", *TINY, "--steps", "2"], {"torch", *unneeded})
+    assert "finished 2 steps" in done.err
+    assert "loaded: ['torch']" in done.err, done.err
 
 
 def test_help() -> None:
@@ -160,6 +198,12 @@ def test_dry_run_trains_nothing_and_prints_the_config() -> None:
     assert (config["train"]["steps"], config["feature_matching"]["weight"]) == (7, 0.25)
     for said in ("data: 40 images", "generator ", "steps 0 to 7", "% of the adversarial one", "leave out --dry-run"):
         assert said in done.err
+    assert re.search(r"^memory: a step takes about \d+ MB beside the weights; .* GB is free$", done.err, re.MULTILINE)
+    assert "goes to: runs/dcgan-fm-001\n" in done.err
+    (differing,) = (line for line in done.err.splitlines() if line.startswith("differs from preset dcgan-fm in: "))
+    for setting in ("train.steps=7", "feature_matching.weight=0.25", "generator.width=4", "data.path=images.npz"):
+        assert setting in differing
+    assert "train.update" not in differing
 
     Path("again.json").write_text(done.out)
     again = good("train", "--config", "again.json", "--dry-run")
@@ -172,6 +216,14 @@ def test_dry_run_trains_nothing_and_prints_the_config() -> None:
         for name in ("from-file", "from-flags")
     ]
     assert ends[0] == ends[1]
+
+
+def test_dry_run_names_the_preset_beneath_the_file_and_the_next_run() -> None:
+    Path("mine.toml").write_text('extends = "dcgan-stacked"\nseed = 3\nlog.every = 25\n')
+    (Path("runs") / "mine-007").mkdir(parents=True)
+    done = good("train", "--config", "mine.toml", *NETS[:-2], "-s", "device=cpu", "--dry-run")
+    assert "goes to: runs/mine-008\n" in done.err
+    assert "differs from preset dcgan-stacked in: seed=3, device=cpu, generator.width=4" in done.err
 
 
 def test_dry_run_finds_what_is_wrong() -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fmrun.config.data import DataConfig
 from fmrun.data.images import open_data
+from fmrun.errors import UserError
 from fmrun.evaluate import Asked, table, upscale
 from fmrun.measures import lone_precision, measure
 from fmrun.metrics import extractors, reals
@@ -584,3 +585,8 @@ def test_a_damaged_checkpoint_is_left_out(own: str) -> None:
     done = good("eval", "--extractor", own, "--num", "12", "--all-checkpoints")
     assert "it is left out" in done.warnings[0]
     assert "is damaged" in refused("--extractor", own, "--num", "12", "--step", "2")
+
+
+def test_an_extractor_that_is_not_there_is_called_by_its_flag() -> None:
+    with pytest.raises(UserError, match=r"^--extractor: there is no module 'nowhere_at_all'"):
+        open_extractor("nowhere_at_all:Net", None, CPU, print)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import WORLD, advance, differing, everything, tiny_state
+from tape import TapeRecorder
 
 from fmrun import memory
 from fmrun.config import Config
 from fmrun.dist import World
 from fmrun.errors import UserError
-from fmrun.memory import check_fit, extrapolate, largest_batch, step_bytes, within_memory
+from fmrun.memory import check_fit, extrapolate, largest_batch, step_bytes, steps_at_once, within_memory
 from fmrun.tasks.generate import Generate
 from fmrun.train import check_batch
 
@@ -158,6 +159,48 @@ def test_what_is_proposed_fits_and_one_more_does_not(monkeypatch, accumulate):
         check_fit(measured(train__accumulate=accumulate, train__batch_size=fits + accumulate))
     assert 48 % parts == 0
     assert 48 // parts <= fits // accumulate
+
+
+def needed(state, **kept) -> float:
+    """Bytes at batch size 48."""
+    courses = {size: step_bytes(state, size) for size in (2, 4)}
+    trained = [p for optimiser in state.optimisers.values() for p in optimiser.parameters]
+    return 2 * sum(p.numel() * p.element_size() for p in trained) + extrapolate(courses, 48) * kept.get("steps", 1)
+
+
+@pytest.mark.parametrize(("settings", "steps"), [({}, 2), ({"log__every": 1, "feature_matching__weight": 0.0}, 1)])
+def test_recorded_steps_keep_their_memory_beside_those_of_another_plan(monkeypatch, settings, steps):
+    """Where every step is of one plan, there is none beside it."""
+    state = measured(train__steps=40, **settings)
+    assert steps_at_once(state) == 1
+    state.record_with(TapeRecorder())
+    assert steps_at_once(state) == steps
+    need = needed(state, steps=steps)
+    monkeypatch.setattr(memory, "available_on", lambda device: int(need) + 1)
+    check_fit(state)
+    monkeypatch.setattr(memory, "available_on", lambda device: int(need) - 1)
+    with pytest.raises(UserError, match=r"fits: --batch-size") as refused:
+        check_fit(state)
+    assert ("for recorded steps" in str(refused.value)) == (steps == 2)
+    assert str(refused.value).endswith(", or leave cuda_graphs out") == (steps == 2)
+
+
+def test_a_plan_that_comes_late_is_another_plan():
+    state = measured(log__every=1, train__steps=9000, feature_matching__start_step=5000)
+    state.record_with(TapeRecorder())
+    assert steps_at_once(state) == 2
+
+
+def test_images_kept_on_the_device_count(monkeypatch):
+    state = measured()
+    need, kept = needed(state), 3_000_000
+    monkeypatch.setattr(memory, "available_on", lambda device: int(need) + kept + 1)
+    check_fit(state, kept)
+    monkeypatch.setattr(memory, "available_on", lambda device: int(need) + kept - 1)
+    with pytest.raises(
+        UserError, match=r"0\.0 GB for images kept there.*, or keep the images elsewhere: -s data\.cache=ram$"
+    ):
+        check_fit(state, kept)
 
 
 def test_what_surely_fits_is_not_measured_and_what_plainly_fits_measured_once(monkeypatch):

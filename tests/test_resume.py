@@ -297,6 +297,49 @@ def test_changed_data_is_a_warning() -> None:
     assert done.warnings == ["warning: resuming, but not to the bit as if uninterrupted: the data has changed"]
 
 
+def test_images_are_found_from_another_folder(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("--steps", "4", "--name", "whole", *s("log.every=1"))
+    train("--steps", "2", "--name", "run", *s("log.every=1"))
+    other = workplace / "other"
+    other.mkdir()
+    write_images(other / "images.npz", seed=1)
+    monkeypatch.chdir(other)
+    done = good("resume", "run", "--steps", "4", "--runs-dir", "../runs")
+    assert done.warnings == []
+    same_runs(workplace / RUNS / "whole", workplace / RUNS / "run", 4)
+    paths = []
+    for folder, data in ((workplace, "images.npz"), (other, "../images.npz"), (other, "images.npz")):
+        monkeypatch.chdir(folder)
+        paths.append(json.loads(good("train", *TINY, "--data", data, "--dry-run").out)["data"]["path"])
+    assert paths[0] == paths[1] != paths[2]
+
+
+def test_images_that_were_moved_are_asked_for(workplace: Path) -> None:
+    train("--steps", "4", "--name", "whole", *s("log.every=1"))
+    train("--steps", "2", "--name", "run", *s("log.every=1"))
+    Path("images.npz").rename("moved.npz")
+    done = fmrun("resume", "run", "--steps", "4")
+    assert done.code == 2
+    (error,) = done.errors
+    assert f"data.path: '{workplace / 'images.npz'}' does not exist" in error
+    assert "fmrun resume run --data PATH" in error
+    (error,) = fmrun("eval", "run").errors
+    assert "does not exist" in error
+    assert "--data PATH" in error
+    done = good("resume", "run", "--data", "moved.npz", "--steps", "3")
+    assert done.warnings == []
+    assert good("resume", "run", "--steps", "4").warnings == []
+    same_runs(RUNS / "whole", RUNS / "run", 4)
+    write_images(Path("others.npz"), seed=1)
+    assert "the data has changed" in good("resume", "run", "--data", "others.npz", "--steps", "5").warnings[0]
+
+
+def test_a_finished_run_needs_no_images() -> None:
+    train("--steps", "2", "--name", "run")
+    Path("images.npz").unlink()
+    assert "is finished" in good("resume", "run").err
+
+
 def test_another_number_of_threads_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     train("--steps", "2", "--name", "run")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

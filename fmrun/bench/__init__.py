@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..models.dcgan import KERNELS
 from ..models.munet import SMALLEST
 from ..precision import choose_device, choose_precision, set_determinism
-from ..presets import Override
+from ..presets import Override, resolve
 from ..report import Reporter
 from .machine import describe, load_average, rates
 from .measure import Measuring
@@ -84,6 +84,8 @@ def bench(
     place = choose_device(device)
     _check_sizes(pairs, size)
     precisions = _precisions(precision, place)
+    for name in pairs:
+        resolve(PAIRS[name].preset(place), None, overrides, need_data=False)  # said before anything is measured
     set_determinism(False, place)
     before = load_average()
     machine_rates = rates(place)

@@ -23,6 +23,7 @@ def presets(
     from ..report import emit, emit_json, format_table
 
     if name is not None:
+        library.load(name)  # its error, without a flag that was not typed
         config = library.resolve(name, None, [], need_data=False)
         if json:
             emit_json(config.model_dump(mode="json"))

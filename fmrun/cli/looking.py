@@ -26,7 +26,10 @@ from .options import (
     complete_runs,
 )
 
-FREE_IN_PROBE = ("feature_matching.", "data.path", "data.root", "data.fit", "train.batch_size", "seed", "device")
+FREE_IN_PROBE = (
+    *("feature_matching.", "data.path", "data.root", "data.fit", "data.skip_unreadable"),
+    *("train.batch_size", "seed", "device"),
+)
 """What probing a run may look at otherwise than the run did: nothing here changes its nets."""
 
 
@@ -55,7 +58,7 @@ def probe_layers(
     json: Json = False,
 ) -> int:
     """List the discriminator's layers: what each costs, sees and would teach. A preset, a config, or a trained RUN."""
-    from .. import checkpoint
+    from ..data.places import refuse_missing
     from ..presets import resolve, revise
     from ..report import Reporter, emit, emit_json
     from ..runs import find
@@ -76,6 +79,8 @@ def probe_layers(
             raise UserError("give a run, or --preset and --config, not both")
         folder = find(runs_dir, run)
         resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
+        from .. import checkpoint
+
         found, skipped = checkpoint.newest(folder.checkpoints)
         for sentence in skipped:
             report.warn(sentence)
@@ -83,6 +88,8 @@ def probe_layers(
             raise UserError(f"run {folder.name} has no checkpoint yet; {folder.command('resume')} trains it on")
     else:
         resolved = resolve(preset, config, overrides, need_data=not no_data)
+    if not no_data:
+        refuse_missing(resolved.data, resolved.task, "" if run is None else "; give others with --data, or --no-data")
     from .. import probe
 
     result = probe.probe(resolved, run_checkpoint=found, data=not no_data, report=report)
@@ -103,15 +110,20 @@ def data_preview(
     out: Annotated[Path, typer.Option("--out", help="PNG file.")] = Path("data-preview.png"),
 ) -> int:
     """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
+    from ..data.places import refuse_missing, skipped_sentence
     from ..presets import resolve
-    from ..report import emit
-    from ..state import TASKS
+    from ..report import Reporter, emit
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
     resolved = resolve(preset, config, as_overrides(set_, data=data, seed=seed))
+    refuse_missing(resolved.data, resolved.task)
+    from ..state import TASKS
+
     task = TASKS[resolved.task]
     final, images, _ = task.open(resolved)
+    if sentence := skipped_sentence(resolved.data, final.data):
+        Reporter().warn(sentence)
     task.draw_data(final, images, out, rows)
     emit(str(out))
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -90,8 +90,9 @@ def eval(
 
     overrides = [parse_set(text) for text in set_ or []]
     if data is not None:
-        own = {"data.path": data, "data.valid_path": None, "data.valid_fraction": 0.0}
+        own: dict[str, Any] = {"data.path": data, "data.valid_path": None, "data.valid_fraction": 0.0}
         own |= {"data.lr_path": None, "data.valid_lr_path": None}
+        own |= {"data.leave_out": [], "data.valid_leave_out": []}
         overrides = [Override("--data", key, value) for key, value in own.items()] + overrides
     asked = work.Asked(
         num=num,

@@ -49,9 +49,10 @@ def train(
     ] = False,
 ) -> int:
     """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
-    from ..presets import DEFAULT, flatten, resolve
+    from ..data.places import refuse_missing
+    from ..presets import DEFAULT, changes, flatten, resolve
     from ..report import emit_json
-    from ..runs import check_name
+    from ..runs import check_new, numbered
 
     resolved = resolve(
         preset,
@@ -68,17 +69,24 @@ def train(
             device=device,
         ),
     )
+    check_new(runs_dir, name)
+    refuse_missing(resolved.data, resolved.task)
     label = preset or (config.stem if config is not None else DEFAULT)
     with joined(resolved.device) as (world, report):
         from .. import train as training
 
         if dry_run:
-            if name is not None:
-                check_name(runs_dir, name)
-            final = training.dry_run(resolved, report, world)
-            if world.first:
-                emit_json(final.model_dump(mode="json"))
-            report.note(f"{len(flatten(final))} settings, all valid; to train: leave out --dry-run")
+
+            def show(final: Config) -> None:
+                if world.first:
+                    emit_json(final.model_dump(mode="json"))
+
+            training.dry_run(resolved, report, world, show)
+            base, differing = changes(resolved, preset, config)
+            where = runs_dir / name if name is not None else numbered(runs_dir, label)
+            report.note(f"goes to: {where}")
+            report.note(f"differs from preset {base} in: {', '.join(differing) or 'nothing'}")
+            report.note(f"{len(flatten(resolved))} settings, all valid; to train: leave out --dry-run")
             return 0
         return training.start(
             resolved, runs_dir=runs_dir, name=name, preset=label, command=sys.argv, report=report, world=world
@@ -88,19 +96,25 @@ def train(
 def resume(
     run: RunName = None,
     steps: Steps = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="PATH", help="Where the run's images are now, if they were moved.")
+    ] = None,
     device: Device = None,
     set_: Set = None,
     runs_dir: RunsDir = RUNS,
 ) -> int:
     """Continue a run exactly where it stopped; --steps makes it longer."""
-    from ..presets import FREE_ON_RESUME, revise
+    from ..data.places import located
+    from ..presets import FREE_ON_RESUME, PLACES, revise
     from ..runs import find
 
-    overrides = as_overrides(set_, steps=steps, device=device)
+    overrides = as_overrides(set_, steps=steps, device=device, data=data)
+    free = FREE_ON_RESUME + (PLACES if data is not None else PLACES[1:])
     found = find(runs_dir, run)
 
     def change(saved: dict[str, Any]) -> Config:
-        return revise(saved, overrides, FREE_ON_RESUME)
+        config = revise(saved, overrides, free)
+        return config.model_copy(update={"data": located(config.data, config.task)})
 
     with joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):
         from .. import train as training

@@ -29,6 +29,16 @@ class DataConfig(Section):
     """Images of another size than `image_size`: `exact` refuses them (28 px data at size 32 is zero-padded),
     `crop` resizes the shorter side and crops the centre, `pad` zero-pads smaller images evenly."""
 
+    skip_unreadable: bool = False
+    """Leave out files of a folder that cannot be read, as damaged or empty ones; in super-resolution with their partners.
+    Which ones is settled when a run starts: its config has their names in `leave_out` instead."""
+
+    leave_out: tuple[str, ...] = ()
+    """Files of the folder `path` that are not looked at, by their names within it."""
+
+    valid_leave_out: tuple[str, ...] = ()
+    """Files of the folder `valid_path` that are not looked at, by their names within it."""
+
     hflip: bool = False
     """Mirror each image left to right with probability one half."""
 

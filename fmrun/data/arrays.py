@@ -17,8 +17,9 @@ from PIL import Image
 from ..config.data import DataConfig
 from ..errors import UserError, nearest
 from ..rng import numpy_generator
-from .folder import NAMED, size_fix
+from .folder import size_fix
 from .pixels import BadImage, check_size, fit_image, pad
+from .places import NAMED, missing
 from .source import ArrayImages
 
 Raw = tuple[np.ndarray, np.ndarray | None]
@@ -231,9 +232,10 @@ def read_array(path: str, config: DataConfig, split: str) -> Raw | None:
     scheme, colon, name = path.partition(":")
     if colon and scheme.lower() in readers:
         return readers[scheme.lower()](name)
+    if why := missing(path, "generate"):
+        raise BadFile(why)
     place = Path(path).expanduser()
     try:
-        place.stat()
         if place.is_dir():
             return None
         if not place.is_file():
@@ -241,20 +243,8 @@ def read_array(path: str, config: DataConfig, split: str) -> Raw | None:
         return read_file(place)
     except PermissionError as error:
         raise BadFile("is not readable: give yourself permission (chmod u+r)") from error
-    except FileNotFoundError as error:
-        if "://" in path:
-            raise BadFile("is an address: download the images and give their folder") from error
-        raise BadFile(f"does not exist{_neighbour(place) or ': give a folder or file of images'}") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BadFile(f"cannot be read ({reason}): give a folder or file of images") from error
-
-
-def _neighbour(place: Path) -> str:
-    try:
-        return nearest(place.name, [other.name for other in place.parent.iterdir()])
-    except OSError:
-        return ""
+    except OSError as error:
+        raise BadFile(f"cannot be read ({error.strerror or error}): give another folder or file of images") from error
 
 
 def _twin(path: Path, this: str, that: str, this_idx: str, that_idx: str) -> Path | None:

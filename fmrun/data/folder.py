@@ -3,9 +3,10 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,15 +17,22 @@ import torch
 from ..config.data import DataConfig
 from ..errors import UserError
 from .memory import available_ram, gigabytes
-from .pixels import BAD, SUFFIXES, BadImage, Header, check_size, decode, quiet, read_header
+from .pixels import BAD, SUFFIXES, UNREADABLE, BadImage, Header, check_size, decode, quiet, read_header
+from .places import few
 from .source import Images
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with (images decoded so far, images in all)."""
 
-NAMED = 5
-"""So many files are named per kind of problem; the rest are counted."""
+
+class Choice(Enum):
+    """What becomes of files that cannot be read."""
+
+    REFUSE = "named, and how to skip them"
+    SKIP = "left out"
+    SETTLED = "named: which are left out was decided when the run started"
+
 
 LEGAL_SIZES: tuple[int, ...] = DataConfig.model_fields["image_size"].annotation.__args__  # type: ignore[union-attr]
 
@@ -49,8 +57,10 @@ class FolderImages(Images):
         size: int,
         fit: str,
         pixels: torch.Tensor | None = None,
+        left_out: tuple[str, ...] = (),
     ) -> None:
         super().__init__(str(root), channels, size, pixels=pixels)
+        self.left_out = left_out
         self.root = root
         self.entries = entries
         self.fit = fit
@@ -82,7 +92,7 @@ class FolderImages(Images):
     def take(self, indices: np.ndarray) -> "FolderImages":
         pixels = None if self.pixels is None else self.read(indices)
         entries = [self.entries[i] for i in indices]
-        return FolderImages(self.root, entries, self.channels, self.size, self.fit, pixels)
+        return FolderImages(self.root, entries, self.channels, self.size, self.fit, pixels, self.left_out)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,15 +104,24 @@ class FolderImages(Images):
 
 
 def open_folder(
-    field: str, path: str, config: DataConfig, channels: int | None, progress: Progress | None = None
+    field: str,
+    path: str,
+    config: DataConfig,
+    channels: int | None,
+    progress: Progress | None = None,
+    *,
+    leave_out: tuple[str, ...] = (),
+    choice: Choice = Choice.REFUSE,
 ) -> FolderImages:
     """All images under the folder `path`; every file is decoded once here, and `UserError` names all
     that cannot be used.
 
     They stay in RAM unless `config.cache` or their number forbids it. `field` is the setting named in errors.
+    `leave_out` are names that are not looked at, to which `choice` may add those that cannot be read.
     """
     root = Path(path).expanduser()
-    names = _names(field, root)
+    without = set(leave_out)
+    names = [name for name in _names(field, root) if name not in without]
     size, fit = config.image_size, config.fit
     problems: dict[str, BadImage] = {}
     headers: dict[str, Header] = {}
@@ -115,7 +134,7 @@ def open_folder(
             check_size(found.width, found.height, size, fit)
         except BadImage as problem:
             problems[name] = problem
-    channels = channels or (1 if all(header.grey for header in headers.values()) else 3)
+    asked, channels = channels, channels or (1 if all(header.grey for header in headers.values()) else 3)
 
     good = [name for name in names if name not in problems]
     pixels = None
@@ -133,9 +152,28 @@ def open_folder(
 
     checked = _each(check, len(good), _threads(), progress)
     problems |= {name: problem for name, problem in zip(good, checked, strict=True) if problem}
+    if choice is Choice.SKIP and (lost := unreadable(problems)):
+        leave_out = tuple(sorted({*leave_out, *lost}))
+        return open_folder(field, path, config, asked, progress, leave_out=leave_out)
     if problems:
-        raise UserError(_report(field, root, len(names), problems, list(headers.values()), size, fit))
-    return FolderImages(root, [_entry(field, root, name) for name in names], channels, size, fit, pixels)
+        report = _report(field, root, len(names), problems, list(headers.values()), size, fit)
+        raise UserError(report + skip_hint(problems, choice))
+    entries = [_entry(field, root, name) for name in names]
+    return FolderImages(root, entries, channels, size, fit, pixels, leave_out)
+
+
+def unreadable(problems: Mapping[str, BadImage]) -> list[str]:
+    """Names of the files that cannot be read at all."""
+    return [name for name, problem in problems.items() if problem.kind in UNREADABLE]
+
+
+def skip_hint(problems: Mapping[str, BadImage], choice: Choice) -> str:
+    """What else can be done about files that cannot be read."""
+    if not unreadable(problems) or choice is Choice.SKIP:
+        return ""
+    if choice is Choice.SETTLED:
+        return "; this run was trained on them, so rather put them back as they were"
+    return "; or leave out what cannot be read: -s data.skip_unreadable=true"
 
 
 def size_fix(sizes: set[tuple[int, int]], size: int, fit: str) -> str:
@@ -199,14 +237,14 @@ def _names(field: str, root: Path) -> list[str]:
                 image = file.lower().endswith(SUFFIXES)
                 (names if image else others).append((Path(folder) / file).relative_to(root).as_posix())
     if failures:
-        raise UserError(f"{field}: cannot list {_some(failures)}: give yourself permission (chmod u+rx)")
+        raise UserError(f"{field}: cannot list {few(failures)}: give yourself permission (chmod u+rx)")
     if names:
         return sorted(names)
     arrays = sorted(name for name in others if "ubyte" in name or name.endswith(".npz"))
     if arrays:
         best = next((name for name in arrays if "train" in name and "images" in name), arrays[0])
         raise UserError(f"{field}: '{root}' holds no image files but '{best}': give that file, {root / best}")
-    what = f"no images, only other files ({_some(sorted(others))})" if others else "no files"
+    what = f"no images, only other files ({few(sorted(others))})" if others else "no files"
     raise UserError(f"{field}: '{root}' holds {what}: give a folder with {', '.join(SUFFIXES)} files")
 
 
@@ -240,12 +278,6 @@ def _keep(field: str, needed: int, cache: str) -> bool:
     return True
 
 
-def _some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
 def _report(
     field: str,
     root: Path,
@@ -266,5 +298,5 @@ def _report(
             sizes = {(header.width, header.height) for header in headers}
             what = f"larger than {size}×{size}" if fit == "pad" else f"not {size}×{size}"
             fix = f"so {size_fix(sizes, size, fit)}"
-        parts.append(f"{what} ({_some(sorted(by_kind[kind]))}), {fix}")
+        parts.append(f"{what} ({few(sorted(by_kind[kind]))}), {fix}")
     return f"{field}: {len(problems)} of {total} images in '{root}' cannot be used: " + "; ".join(parts)

@@ -6,8 +6,8 @@ from ..config.data import DataConfig
 from ..errors import UserError
 from ..rng import numpy_generator
 from .arrays import BadFile, open_array, read_array
-from .feed import Feed, flips, order, placement
-from .folder import FolderImages, Progress, open_folder
+from .feed import Feed, claimed, flips, order, placement
+from .folder import Choice, FolderImages, Progress, open_folder
 from .pixels import to_float, to_uint8
 from .source import ArrayImages, Images
 
@@ -16,6 +16,7 @@ __all__ = [
     "Feed",
     "FolderImages",
     "Images",
+    "claimed",
     "flips",
     "open_data",
     "order",
@@ -25,22 +26,25 @@ __all__ = [
 ]
 
 
-def open_data(config: DataConfig, seed: int, progress: Progress | None = None) -> tuple[Images, Images | None]:
+def open_data(
+    config: DataConfig, seed: int, progress: Progress | None = None, settled: bool = False
+) -> tuple[Images, Images | None]:
     """Training and validation images (or `None`), checked whole: `UserError` names all that cannot be used.
 
     `seed` decides which images `valid_fraction` holds out. `progress` is told (images decoded, images in all)
-    of folders.
+    of folders. `settled`: whether the config is that of a run, which has decided what to leave out.
     """
+    choice = Choice.SKIP if config.skip_unreadable else Choice.SETTLED if settled else Choice.REFUSE
     bundled = config.path.lower().startswith("bundled:")
     problems: list[str] = []
-    train = _open(problems, "data.path", config.path, config, config.channels, "train", progress)
+    train = _open(problems, "data.path", config.path, config, config.channels, "train", progress, choice)
     valid = None
     if config.valid_path is not None or bundled:
         channels = train.channels if train else config.channels
         path = config.path if config.valid_path is None else config.valid_path
         field = "data.path" if config.valid_path is None else "data.valid_path"
         if train or config.valid_path is not None:
-            valid = _open(problems, field, path, config, channels, "valid", progress)
+            valid = _open(problems, field, path, config, channels, "valid", progress, choice)
     if problems:
         raise UserError("; ".join(problems))
     assert train is not None
@@ -57,13 +61,15 @@ def _open(
     channels: int | None,
     split: str,
     progress: Progress | None,
+    choice: Choice,
 ) -> Images | None:
     """One split, or `None` and a new entry in `problems`."""
     images: Images
     try:
         raw = read_array(path, config, split)
         if raw is None:
-            images = open_folder(field, path, config, channels, progress)
+            leave_out = config.leave_out if split == "train" else config.valid_leave_out
+            images = open_folder(field, path, config, channels, progress, leave_out=leave_out, choice=choice)
         else:
             images = open_array(field, path, raw, config, channels)
     except BadFile as problem:
@@ -73,7 +79,9 @@ def _open(
     else:
         if len(images) >= 2:
             return images
-        problems.append(f"{field}: '{path}' holds {len(images)} image and at least 2 are needed: add more")
+        problems.append(
+            f"{field}: '{path}' holds {len(images)} image{'s' * (len(images) != 1)} and at least 2 are needed: add more"
+        )
     return None
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from ..config.degradation import DegradationConfig
 from ..errors import UserError
 from .filters import bicubic_down
-from .folder import Progress, _each, _entry, _header, _keep, _names, _report, _some, _threads
+from .folder import Choice, Progress, _each, _entry, _header, _keep, _names, _report, _threads, skip_hint
 from .pair_set import Pairs
-from .pixels import GREY_16, SMALLEST_SIDE, BadImage, Header
+from .pixels import GREY_16, SMALLEST_SIDE, UNREADABLE, BadImage, Header
+from .places import few
 from .shelf import Files, Packed, Shelf, decode_upright, middle, to_array
 
 SCALES = (1, 2, 3, 4)
@@ -38,6 +39,8 @@ def open_pair_folder(
     degradation: DegradationConfig,
     by_content: bool = False,
     progress: Progress | None = None,
+    leave_out: tuple[str, ...] = (),
+    choice: Choice = Choice.REFUSE,
 ) -> Pairs:
     """All pairs under two folders, or those made of the images under one.
 
@@ -52,9 +55,13 @@ def open_pair_folder(
         degradation: used without `low`.
         by_content: fingerprint files by their bytes instead of their times of change.
         progress: told (images decoded, images in all).
+        leave_out: names of high-resolution files that are not looked at, nor their partners, to which `choice` may add
+            those of pairs that cannot be read.
     """
     problems: list[str] = []
-    sides = _match(problems, high, low, scale)
+    sides = _match(problems, high, low, scale, leave_out)
+    if not sides[0].names:
+        raise UserError(f"{high.field}: no image in '{high.root}' is left that could be read: copy them again")
     for side in sides:
         side.read_headers()
     known = [header for side in sides for header in side.headers if header]
@@ -78,7 +85,21 @@ def open_pair_folder(
         side.decode(chosen, multiple, keep, partial(_shrink, small, scale) if small else None, told)
         before += len(side.names)
 
-    problems += [side.report() for side in sides if side.bad]
+    lost = {sides[0].names[i] for side in sides for i, problem in side.bad.items() if problem.kind in UNREADABLE}
+    if choice is Choice.SKIP and lost:
+        return open_pair_folder(
+            high,
+            low,
+            scale=scale,
+            patch=patch,
+            channels=channels,
+            cache=cache,
+            degradation=degradation,
+            by_content=by_content,
+            progress=progress,
+            leave_out=tuple(sorted({*leave_out, *lost})),
+        )
+    problems += [side.report(choice) for side in sides if side.bad]
     problems += _mismatches(sides, scale, channels)
     if patch is not None:
         problems += _too_small(sides[0], patch, scale)
@@ -86,7 +107,7 @@ def open_pair_folder(
         raise UserError("; ".join(problems))
     marks = [" ".join(side.mark(i, by_content) for side in sides) for i in range(len(sides[0].names))]
     lows = sides[1].shelf(chosen) if low else small
-    return Pairs(str(high.root), sides[0].shelf(chosen), lows, scale, None if low else degradation, marks)
+    return Pairs(str(high.root), sides[0].shelf(chosen), lows, scale, None if low else degradation, marks, leave_out)
 
 
 class _Side:
@@ -157,9 +178,10 @@ class _Side:
         entries = [_entry(self.place.field, self.place.root, name) for name in self.names]
         return Files(self.stems, self.sizes, channels, self.place.root, entries)
 
-    def report(self) -> str:
+    def report(self, choice: Choice) -> str:
         bad = {self.names[i]: problem for i, problem in self.bad.items()}
-        return _report(self.place.field, self.place.root, self.in_folder, bad, [], 0, "exact")
+        report = _report(self.place.field, self.place.root, self.in_folder, bad, [], 0, "exact")
+        return report + skip_hint(bad, choice)
 
     def mark(self, index: int, by_content: bool) -> str:
         name = self.names[index]
@@ -169,18 +191,18 @@ class _Side:
         return f"{entry.name} {entry.size} {entry.changed}"
 
 
-def _match(problems: list[str], high: Place, low: Place | None, scale: int) -> list[_Side]:
+def _match(problems: list[str], high: Place, low: Place | None, scale: int, leave_out: tuple[str, ...]) -> list[_Side]:
     """One side, or both in the order of the pairs; what has no partner goes to `problems`."""
-    names = _names(high.field, high.root)
+    names, without = _names(high.field, high.root), set(leave_out)
     if low is None:
-        return [_Side(high, names, len(names))]
+        return [_Side(high, [name for name in names if name not in without], len(names))]
     partners = _names(low.field, low.root)
     for place, found in ((high, names), (low, partners)):
         stems = Counter(_stem(name) for name in found)
         twice = [name for name in found if stems[_stem(name)] > 1]
         if twice:
             problems.append(
-                f"{place.field}: files in '{place.root}' differ in nothing but their ending ({_some(twice)}), "
+                f"{place.field}: files in '{place.root}' differ in nothing but their ending ({few(twice)}), "
                 "so remove all but one of each"
             )
     by_stem = {_stem(name): name for name in names}
@@ -201,10 +223,10 @@ def _match(problems: list[str], high: Place, low: Place | None, scale: int) -> l
         if single:
             problems.append(
                 f"{field}: {len(single)} of {len(found)} images in '{root}' have no partner of the same name in "
-                f"'{other}' ({_some(single)}), so add or remove them"
+                f"'{other}' ({few(single)}), so add or remove them"
             )
-    common = [stem for stem in by_stem if stem in matched]
-    if not common:
+    common = [stem for stem, name in by_stem.items() if stem in matched and name not in without]
+    if not common and problems:
         raise UserError("; ".join(problems))
     return [
         _Side(high, [by_stem[stem] for stem in common], len(names)),
@@ -224,13 +246,13 @@ def _mismatches(sides: list[_Side], scale: int, channels: int | None) -> list[st
         shown = [f"{high.stems[i]} {_size(high.sizes[i])} from {_size(low.sizes[i])}" for i in odd]
         true = {s for s in SCALES if all((high.sizes[i] == s * low.sizes[i]).all() for i in both)}
         fix = f"set -s data.scale={true.pop()}" if true else f"make each HR side {scale} times its LR side"
-        sentences.append(f"data.scale: {len(odd)} of {len(both)} pairs are not ×{scale} ({_some(shown)}), so {fix}")
+        sentences.append(f"data.scale: {len(odd)} of {len(both)} pairs are not ×{scale} ({few(shown)}), so {fix}")
     if channels is None:
         mixed = [high.names[i] for i in both if _grey(high, i) != _grey(low, i)]
         if mixed:
             sentences.append(
                 f"{low.place.field}: {len(mixed)} of {len(both)} pairs are grey on one side and in colour on the other "
-                f"({_some(mixed)}), so convert one of them or set -s data.channels=3"
+                f"({few(mixed)}), so convert one of them or set -s data.channels=3"
             )
     return sentences
 
@@ -246,7 +268,7 @@ def _too_small(high: _Side, patch: int, scale: int) -> list[str]:
     fix = f"set -s data.patch_size={fits} or remove them" if fits >= 32 else "remove them"
     return [
         f"{high.place.field}: {len(small)} of {len(good)} images are smaller than data.patch_size {patch} "
-        f"({_some(shown)}), so {fix}"
+        f"({few(shown)}), so {fix}"
     ]
 
 

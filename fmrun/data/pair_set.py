@@ -59,6 +59,7 @@ class Pairs:
         scale: factor between them.
         degradation: how `low` is, or was, made, or `None` if it came as files.
         marks: what changes when a pair of files does.
+        left_out: high-resolution files of the same folder that are not among them, by name.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class Pairs:
         scale: int,
         degradation: DegradationConfig | None,
         marks: list[str],
+        left_out: tuple[str, ...] = (),
     ) -> None:
         assert low is not None or degradation is not None
         self.name, self.high, self.low, self.scale, self.degradation = name, high, low, scale, degradation
-        self.marks = marks
+        self.marks, self.left_out = marks, left_out
         self._degraded: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -151,7 +153,7 @@ class Pairs:
         """The split made of these pairs, in this order."""
         low = None if self.low is None else self.low.take(indices)
         marks = [self.marks[i] for i in indices]
-        return Pairs(self.name, self.high.take(indices), low, self.scale, self.degradation, marks)
+        return Pairs(self.name, self.high.take(indices), low, self.scale, self.degradation, marks, self.left_out)
 
     @cached_property
     def fingerprint(self) -> str:

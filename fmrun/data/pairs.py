@@ -7,12 +7,13 @@ import numpy as np
 from ..config.degradation import DegradationConfig
 from ..errors import UserError, nearest
 from ..rng import numpy_generator
-from .folder import Progress
-from .pair_feed import PairBatch, PairFeed
+from .folder import Choice, Progress
+from .pair_feed import PairBatch, PairFeed, pairs_claimed
 from .pair_folder import Place, open_pair_folder
 from .pair_set import PairInfo, Pairs
+from .places import missing
 
-__all__ = ["PairBatch", "PairFeed", "PairInfo", "Pairs", "open_pairs"]
+__all__ = ["PairBatch", "PairFeed", "PairInfo", "Pairs", "open_pairs", "pairs_claimed"]
 
 BUNDLED = {"photographs": Path(__file__).parent / "bundled" / "photos"}
 
@@ -31,6 +32,9 @@ def open_pairs(
     degradation: DegradationConfig | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    leave_out: tuple[str, ...] = (),
+    valid_leave_out: tuple[str, ...] = (),
+    choice: Choice = Choice.REFUSE,
 ) -> tuple[Pairs, Pairs | None]:
     """Training and validation pairs (or `None`), checked whole: `UserError` names all that cannot be used.
 
@@ -47,6 +51,8 @@ def open_pairs(
         cache: `data.cache`.
         degradation: bicubic unless given.
         progress: told (images decoded, images in all) of each folder.
+        leave_out, valid_leave_out: names of high-resolution files that are not looked at, nor their partners.
+        choice: what becomes of pairs that cannot be read.
     """
     degradation = degradation or DegradationConfig()
     problems: list[str] = []
@@ -71,6 +77,8 @@ def open_pairs(
                 degradation=degradation,
                 by_content=_bundled(high),
                 progress=progress,
+                leave_out=leave_out if split == "train" else valid_leave_out,
+                choice=choice,
             )
         except UserError as problem:
             problems.append(str(problem))
@@ -106,23 +114,12 @@ def _place(field: str, path: str, split: str, bundled: bool = True) -> Place:
             known = list(BUNDLED)
             raise UserError(f"{field}: '{path}' is not among bundled:{', '.join(known)}{nearest(name, known)}")
         return Place(field, BUNDLED[name] / split)
+    if why := missing(path, "upscale"):
+        raise UserError(f"{field}: '{path}' {why}")
     root = Path(path).expanduser()
-    try:
-        if root.is_dir():
-            return Place(field, root)
-        exists = root.exists()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{field}: '{path}' cannot be read ({reason}): give a folder of images") from error
-    if exists:
+    if not root.is_dir():
         raise UserError(f"{field}: '{path}' is a file: give a folder of images")
-    if "://" in path:
-        raise UserError(f"{field}: '{path}' is an address: download the images and give their folder")
-    try:
-        guess = nearest(root.name, [other.name for other in root.parent.iterdir()])
-    except OSError:
-        guess = ""
-    raise UserError(f"{field}: '{path}' does not exist{guess or ': give a folder of images'}")
+    return Place(field, root)
 
 
 def _split(pairs: Pairs, fraction: float, seed: int) -> tuple[Pairs, Pairs]:

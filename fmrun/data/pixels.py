@@ -46,6 +46,9 @@ BAD = {
 }
 """What can be wrong with an image, and what to do about it; for `size` that depends on the other images."""
 
+UNREADABLE = ("missing", "denied", "unreadable", "empty", "foreign", "damaged")
+"""What is wrong with files that `data.skip_unreadable` leaves out."""
+
 
 class BadImage(Exception):
     """An image that cannot be used; `kind` is a key of `BAD`, `detail` its size if that is what is wrong."""

@@ -11,6 +11,9 @@ import torch
 class Images:
     """N images, uint8 `(C, S, S)`, with or without labels (int64 `(N,)`)."""
 
+    left_out: tuple[str, ...] = ()
+    """Files of the same folder that are not among them, by name."""
+
     def __init__(
         self,
         name: str,

@@ -15,6 +15,7 @@ import torch
 
 from .. import checkpoint
 from ..config import Config
+from ..data.places import refuse_missing
 from ..errors import UserError
 from ..measures import lone_precision
 from ..presets import Override, from_json, revise
@@ -31,6 +32,9 @@ FREE = (
     "data.valid_fraction",
     "data.lr_path",
     "data.valid_lr_path",
+    "data.skip_unreadable",
+    "data.leave_out",
+    "data.valid_leave_out",
 )
 """What may be measured on otherwise than the run trained: nothing here changes its generator."""
 
@@ -82,6 +86,10 @@ def evaluate(
             f"{_name(targets[0])} is of task '{configs[0].task}' and {_name(targets[odd])} of '{configs[odd].task}', "
             "which have no score in common; evaluate them in two commands"
         )
+    for target, config in zip(targets, configs, strict=True):
+        given = any(override.key == "data.path" for override in asked.overrides)
+        way_out = "" if given else f"; to measure {_name(target)} against other images: --data PATH"
+        refuse_missing(config.data, config.task, way_out)
     wanted = [_wanted(target, asked) for target in targets]
     measure = _measure(configs[0].task, asked, device, report)
     records: list[dict[str, Any]] = []

@@ -154,7 +154,8 @@ def _flags_named() -> Iterator[None]:
         yield
     except UserError as error:
         words = str(error).replace("-s --extractor.weights=FILE", f"{FLAG} FILE")
-        raise UserError(words.replace("--extractor.weights", FLAG)) from None
+        words = words.replace("--extractor.weights", FLAG)
+        raise UserError(re.sub(r"--extractor\.(target|params)", "--extractor", words)) from None
 
 
 def _inception(file: Path | None, device: torch.device, note: Callable[[str], None]) -> Extractor:
@@ -211,7 +212,8 @@ def _fetch_inception(note: Callable[[str], None]) -> Path:
 
 
 def _custom(target: str, device: torch.device) -> Extractor:
-    net = load_target(target, {}, "--extractor", torch_generator(0, "init", 2))
+    with _flags_named():
+        net = load_target(target, {}, "--extractor", torch_generator(0, "init", 2))
     net = net.eval().requires_grad_(False).to(device)
 
     def look(images: Tensor) -> Tensor:

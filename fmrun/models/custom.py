@@ -229,7 +229,8 @@ class WalkedDiscriminator(nn.Module):
     Features are the outputs of its convolutions, linear layers and activations before the head, by dotted name; what a
     module gives when called again is `name#2`, and so on. The head is what no further convolution or linear layer
     stands between and the logits. Activations in place are made to work out of place, and torch's spectral norms to
-    move in the discriminator's update only.
+    move in the discriminator's update only. It is left uncompiled where the rest is compiled: hooks and early exits are
+    not for a compiler.
 
     Args:
         net: the user's; may also return a tuple or a mapping, see `logits_of`.
@@ -301,9 +302,7 @@ class WalkedDiscriminator(nn.Module):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
-    @torch.compiler.disable
     def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
-        """Runs eagerly also where the rest is compiled: hooks and early exits are not for a compiler."""
         if not taps:
             return Out(self._judged(self.net(image)) if logits else None)
         recorder = self._recorder

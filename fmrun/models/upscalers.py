@@ -1,5 +1,6 @@
 """Generators for super-resolution, by spandrel's classes: what is saved under their names is found by spandrel, and so
-by the programs that use it (chaiNNer, ComfyUI).
+by the programs that use it (chaiNNer, ComfyUI). spandrel brings torchvision and dozens of architectures, and is imported
+where a net is made or read, for images from noise need none of it.
 
 All of them take and give images (B, C, H, W) in [0, 1].
 """
@@ -7,7 +8,7 @@ All of them take and give images (B, C, H, W) in [0, 1].
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from spandrel import MAIN_REGISTRY, UnsupportedModelError, canonicalize_state_dict
-from spandrel.architectures.Compact import Compact
-from spandrel.architectures.ESRGAN import ESRGAN
-from spandrel.architectures.PLKSR import RealPLKSR
-from spandrel.architectures.SPAN import SPAN
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -44,7 +40,8 @@ class Architecture:
     """What can be asked of an architecture, and what it is without being asked."""
 
     title: str
-    net: type[nn.Module]
+    load: Callable[[], type[nn.Module]]
+    """Imports spandrel's class."""
     scales: tuple[int, ...]
     channels: tuple[int, ...]
     params: Params
@@ -52,17 +49,46 @@ class Architecture:
     small: Params = field(default_factory=dict)
     """Those of a variant for small machines."""
 
+    @property
+    def net(self) -> type[nn.Module]:
+        """spandrel's class."""
+        return self.load()
+
+
+def _compact() -> type[nn.Module]:
+    from spandrel.architectures.Compact import Compact
+
+    return Compact
+
+
+def _span() -> type[nn.Module]:
+    from spandrel.architectures.SPAN import SPAN
+
+    return SPAN
+
+
+def _realplksr() -> type[nn.Module]:
+    from spandrel.architectures.PLKSR import RealPLKSR
+
+    return RealPLKSR
+
+
+def _esrgan() -> type[nn.Module]:
+    from spandrel.architectures.ESRGAN import ESRGAN
+
+    return ESRGAN
+
 
 ARCHITECTURES: dict[str, Architecture] = {
     "compact": Architecture(
-        "Compact", Compact, (1, 2, 3, 4), (1, 3, 4), {"features": 64, "blocks": 16}, {"features": 24, "blocks": 8}
+        "Compact", _compact, (1, 2, 3, 4), (1, 3, 4), {"features": 64, "blocks": 16}, {"features": 24, "blocks": 8}
     ),
     "span": Architecture(
-        "SPAN", SPAN, (1, 2, 3, 4), (1, 3, 4), {"features": 48, "norm": False}, {"features": 24, "norm": False}
+        "SPAN", _span, (1, 2, 3, 4), (1, 3, 4), {"features": 48, "norm": False}, {"features": 24, "norm": False}
     ),
     "realplksr": Architecture(
         "RealPLKSR",
-        RealPLKSR,
+        _realplksr,
         (1, 2, 3, 4),
         (3,),
         {"features": 64, "blocks": 28, "kernel": 17, "layer_norm": False, "dysample": False},
@@ -70,7 +96,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "esrgan": Architecture(
         "ESRGAN",
-        ESRGAN,
+        _esrgan,
         (1, 2, 4),
         (1, 3, 4),
         {"features": 64, "blocks": 23, "unshuffle": False},
@@ -161,9 +187,9 @@ def build_upscaler(
 
 
 def _make(u: Upscaler) -> nn.Module:
-    p, channels, scale = u.params, u.channels, u.scale
+    p, channels, scale, net = u.params, u.channels, u.scale, ARCHITECTURES[u.arch].net
     if u.arch == "compact":
-        return Compact(
+        return net(
             num_in_ch=channels,
             num_out_ch=channels,
             num_feat=p["features"],
@@ -171,7 +197,7 @@ def _make(u: Upscaler) -> nn.Module:
             upscale=scale,
         )
     if u.arch == "span":
-        return SPAN(
+        return net(
             num_in_ch=channels,
             num_out_ch=channels,
             feature_channels=p["features"],
@@ -179,7 +205,7 @@ def _make(u: Upscaler) -> nn.Module:
             norm=p["norm"],
         )
     if u.arch == "realplksr":
-        return RealPLKSR(
+        return net(
             dim=p["features"],
             n_blocks=p["blocks"],
             upscaling_factor=scale,
@@ -190,7 +216,7 @@ def _make(u: Upscaler) -> nn.Module:
         )
     assert u.arch == "esrgan"
     shuffle = _shuffle(u)
-    return ESRGAN(
+    return net(
         in_nc=channels * shuffle**2,
         out_nc=channels,
         num_filters=p["features"],
@@ -239,6 +265,8 @@ def read_pretrained(path: str | Path, field: str = "generator.init") -> Pretrain
 
     Raises UserError, saying what the file is, if it is not an upscaler that fmrun can train.
     """
+    from spandrel import MAIN_REGISTRY, UnsupportedModelError
+
     file = Path(path)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -376,6 +404,8 @@ def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
         inner = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
         if inner:
             return inner
+    from spandrel import canonicalize_state_dict
+
     weights = canonicalize_state_dict(content)
     for prefix in ("net_g.", "ema_model.", "_orig_mod.", "module."):
         if weights and all(key.startswith(prefix) for key in weights):

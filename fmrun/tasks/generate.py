@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..augment import NUMBERS
 from ..config import Config
 from ..data.folder import Progress
-from ..data.images import Feed, Images, open_data, order, to_float, to_uint8
+from ..data.images import Feed, Images, claimed, open_data, order, to_float, to_uint8
+from ..data.places import with_left_out
 from ..dist import World
 from ..grid import grid, save_png
 from ..models.custom import custom_generator
@@ -63,10 +64,13 @@ class Generate(PairTask):
         super().__init__(config, device, world, build_generator(config, channels), (channels, size, size))
 
     @staticmethod
-    def open(config: Config, progress: Progress | None = None) -> tuple[Config, Images, Images | None]:
-        """Training and held-out images, checked whole, and the config with what they settle."""
-        train, valid = open_data(config.data, config.seed, progress)
-        data = config.data.model_copy(update={"channels": train.channels})
+    def open(
+        config: Config, progress: Progress | None = None, settled: bool = False
+    ) -> tuple[Config, Images, Images | None]:
+        """Training and held-out images, checked whole, and the config with what they settle. `settled`: it is a run's."""
+        train, valid = open_data(config.data, config.seed, progress, settled)
+        data = with_left_out(config.data, train.left_out, valid.left_out if valid is not None else ())
+        data = data.model_copy(update={"channels": train.channels})
         return config.model_copy(update={"data": data}), train, valid
 
     def feed(self, images: Images, *, cache: str, workers: int, start: int) -> Feed:
@@ -83,6 +87,10 @@ class Generate(PairTask):
             hflip=config.data.hflip,
             start=start,
         )
+
+    def claimed(self, images: Images) -> int:
+        """Bytes on the device that the feed of a run will take."""
+        return claimed(images, self.config.data.cache, self.device)
 
     @staticmethod
     def draw_data(config: Config, images: Images, path: Path, rows: int) -> None:

@@ -15,7 +15,7 @@ from ..dist import World
 from ..errors import UserError
 from ..feature_matching import FeatureMatching, select_layers
 from ..models.base import Discriminator
-from ..models.custom import custom_discriminator
+from ..models.custom import WalkedDiscriminator, custom_discriminator
 from ..models.dcgan import KERNELS, DcganDiscriminator
 from ..models.munet import MUNet
 from ..models.norm import globalise, held_averages
@@ -133,7 +133,8 @@ class PairTask:
             # one variant for each way a step runs a net: with and without statistics, gradients, taps
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
             self.forward = torch.compile(self.generator)  # type: ignore[assignment]
-            critic.fast = torch.compile(net)  # type: ignore[assignment]
+            if not isinstance(net, WalkedDiscriminator):
+                critic.fast = torch.compile(net)  # type: ignore[assignment]
 
     @contextmanager
     def eager(self) -> Iterator[None]:

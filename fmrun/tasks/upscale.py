@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..augment import NUMBERS
 from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
-from ..data.folder import Progress
-from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs
+from ..data.folder import Choice, Progress
+from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs, pairs_claimed
+from ..data.places import with_left_out
 from ..data.preview import write_preview
 from ..dist import World
 from ..errors import UserError
@@ -183,8 +184,10 @@ class Upscale(PairTask):
         return tuple(f"eval/{name}{suffix}" for name in names for suffix in ("", "_bicubic"))
 
     @staticmethod
-    def open(config: Config, progress: Progress | None = None) -> tuple[Config, Pairs, Pairs | None]:
-        """Training and validation pairs, checked whole, and the config with what they settle."""
+    def open(
+        config: Config, progress: Progress | None = None, settled: bool = False
+    ) -> tuple[Config, Pairs, Pairs | None]:
+        """Training and validation pairs, checked whole, and the config with what they settle. `settled`: it is a run's."""
         d = config.data
         described(config, d.channels or 3)  # what no data could mend is said before they are read
         train, valid = open_pairs(
@@ -200,10 +203,14 @@ class Upscale(PairTask):
             degradation=d.degradation,
             seed=config.seed,
             progress=progress,
+            leave_out=d.leave_out,
+            valid_leave_out=d.valid_leave_out,
+            choice=Choice.SKIP if d.skip_unreadable else Choice.SETTLED if settled else Choice.REFUSE,
         )
         if valid is not None:
             _refuse_tiny(valid)
-        data = d.model_copy(update={"channels": train.channels})
+        data = with_left_out(d, train.left_out, valid.left_out if valid is not None else ())
+        data = data.model_copy(update={"channels": train.channels})
         generator = config.generator
         known = PARAMS[generator.type] if generator.target is None else ()
         left = [key for key, value in _params(config).items() if value is None and key in known]
@@ -230,6 +237,10 @@ class Upscale(PairTask):
             start=start,
             crops_per_image=config.data.crops_per_image,
         )
+
+    def claimed(self, pairs: Pairs) -> int:
+        """Bytes on the device that the feed of a run will take."""
+        return pairs_claimed(pairs, self.config.data.cache, self.device)
 
     @staticmethod
     def draw_data(config: Config, pairs: Pairs, path: Path, rows: int) -> None:

@@ -1,0 +1,99 @@
+"""Paths of the config, before anything is read from them. Imports no torch, so that a wrong one is answered at once."""
+
+import os
+from pathlib import Path
+
+from ..config.data import DataConfig
+from ..errors import UserError, nearest
+
+PATHS = ("path", "valid_path", "lr_path", "valid_lr_path")
+"""Fields of `data` that name images."""
+
+SCHEMES = {"generate": ("bundled:", "torchvision:"), "upscale": ("bundled:",)}
+"""What a path of each task begins with that is no path."""
+
+NAMED = 5
+"""So many files are named; the rest are counted."""
+
+WANTED = {"generate": "a folder or file of images", "upscale": "a folder of images"}
+
+
+def located(data: DataConfig, task: str) -> DataConfig:
+    """The section with paths that mean the same in every folder. Links in them stay links."""
+    paths = {name: path for name in PATHS if (path := getattr(data, name)) is not None and not is_named(path, task)}
+    if (
+        any(str(path).lower().startswith("torchvision:") for path in (data.path, data.valid_path))
+        and task == "generate"
+    ):
+        paths["root"] = data.root
+    return data.model_copy(update={name: path if "://" in path else _absolute(path) for name, path in paths.items()})
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(Path(path).expanduser())
+    except (OSError, ValueError, RuntimeError):  # nothing is there, as will be said
+        return path
+
+
+def refuse_missing(data: DataConfig, task: str, way_out: str = "") -> None:
+    """UserError naming every path at which there is nothing, and the `way_out` where that is not to write another."""
+    given = {name: path for name in PATHS if (path := getattr(data, name)) is not None}
+    found = {name: missing(path, task) for name, path in given.items() if not is_named(path, task)}
+    problems = [f"data.{name}: '{given[name]}' {why}" for name, why in found.items() if why]
+    if problems:
+        raise UserError("; ".join(problems) + way_out)
+
+
+def with_left_out(data: DataConfig, left_out: tuple[str, ...], valid_left_out: tuple[str, ...]) -> DataConfig:
+    """The section of a run that has decided which files it leaves out: from now on these, and no others."""
+    if not data.skip_unreadable:
+        return data
+    update = {"skip_unreadable": False, "leave_out": left_out}
+    if data.valid_path is not None:
+        update["valid_leave_out"] = valid_left_out
+    return data.model_copy(update=update)
+
+
+def skipped_sentence(before: DataConfig, after: DataConfig) -> str | None:
+    """Which files opening the data has left out, beyond those it was told to; None if there are none."""
+    new = {
+        where: [name for name in getattr(after, field) if name not in getattr(before, field)]
+        for where, field in ((before.path, "leave_out"), (before.valid_path, "valid_leave_out"))
+    }
+    parts = [f"{len(names)} in '{where}' ({few(names)})" for where, names in new.items() if names]
+    return f"data.skip_unreadable leaves out files that cannot be read: {' and '.join(parts)}" if parts else None
+
+
+def few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def is_named(path: str, task: str) -> bool:
+    """Whether `path` is the name of a data set and no path."""
+    return path.lower().startswith(SCHEMES[task])
+
+
+def missing(path: str, task: str) -> str | None:
+    """Why nothing can be read at `path`, and what to do: the second half of a sentence. None if something is there."""
+    wanted = WANTED[task]
+    try:
+        Path(path).expanduser().stat()
+    except PermissionError:
+        return "is not readable: give yourself permission (chmod u+r)"
+    except FileNotFoundError:
+        if "://" in path:
+            return "is an address: download the images and give their folder"
+        return f"does not exist{_neighbour(Path(path).expanduser()) or f': give {wanted}'}"
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~ of nobody
+        return f"cannot be read ({getattr(error, 'strerror', None) or error}): give {wanted}"
+    return None
+
+
+def _neighbour(place: Path) -> str:
+    try:
+        return nearest(place.name, [other.name for other in place.parent.iterdir()])
+    except OSError:
+        return ""

@@ -1,0 +1,133 @@
+"""Files that cannot be read may be left out, said by name, and which ones is settled when a run starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import NETS, SMALL, Done, fmrun, good, noise_images, same_runs, write_folder
+from PIL import Image
+
+from fmrun.config.degradation import DegradationConfig
+from fmrun.data.folder import Choice
+from fmrun.data.pair_folder import Place, open_pair_folder
+from fmrun.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+SKIP = ("-s", "data.skip_unreadable=true")
+PICTURES = ("--data", "pictures", "-s", "data.image_size=28")
+
+
+def spoilt(folder: str = "pictures") -> Path:
+    """Ten images, of which one is cut short, and two files more that are none."""
+    path = write_folder(Path(folder), count=10)
+    cut = path / "004.png"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    (path / "empty.png").write_bytes(b"")
+    (path / "text.png").write_text("hello")
+    return path
+
+
+def trained(*flags: str) -> Done:
+    return good("train", *SMALL, *PICTURES, "-s", "log.every=1", *flags)
+
+
+def data_of(run: str) -> dict[str, object]:
+    return json.loads((Path("runs") / run / "config.json").read_text())["data"]
+
+
+def test_a_refusal_names_the_files_and_the_way_out() -> None:
+    spoilt()
+    (error,) = fmrun("train", *SMALL, *PICTURES).errors
+    for said in ("3 of 12 images", "004.png", "empty.png", "text.png", *SKIP[1:]):
+        assert said in error
+
+
+def test_what_is_left_out_is_said_recorded_and_makes_no_difference() -> None:
+    spoilt()
+    done = trained(*SKIP, "--steps", "2", "--name", "run")
+    (warning,) = done.warnings
+    assert "data.skip_unreadable leaves out" in warning
+    assert "3 in '" in warning
+    assert "(004.png, empty.png, text.png)" in warning
+    assert data_of("run")["leave_out"] == ["004.png", "empty.png", "text.png"]
+    assert data_of("run")["skip_unreadable"] is False
+    for name in ("004.png", "empty.png", "text.png"):
+        (Path("pictures") / name).unlink()
+    trained("--steps", "2", "--name", "without")
+    same_runs(Path("runs/run"), Path("runs/without"), 2)
+
+
+def test_resume_keeps_the_set_whatever_has_become_of_the_files() -> None:
+    folder = spoilt()
+    trained(*SKIP, "--steps", "4", "--name", "whole")
+    trained(*SKIP, "--steps", "2", "--name", "run")
+    Image.fromarray(noise_images(1)[0]).save(folder / "text.png")  # readable now, and still left out
+    assert good("resume", "run", "--steps", "4").warnings == []
+    same_runs(Path("runs/whole"), Path("runs/run"), 4)
+    (folder / "005.png").write_bytes(b"")
+    done = fmrun("resume", "run", "--steps", "6")
+    assert done.code == 2
+    (error,) = done.errors
+    assert "005.png" in error
+    assert "put them back as they were" in error
+    assert "skip_unreadable" not in error
+
+
+def test_nothing_unreadable_is_nothing_to_say() -> None:
+    write_folder(Path("pictures"), count=10)
+    assert trained(*SKIP, "--steps", "1", "--name", "run").warnings == []
+    trained("--steps", "1", "--name", "plain")
+    assert data_of("run") == data_of("plain")
+
+
+def test_a_wrong_size_is_not_unreadable() -> None:
+    folder = spoilt()
+    Image.new("L", (30, 20)).save(folder / "odd.png")
+    (error,) = fmrun("train", *SMALL, *PICTURES, *SKIP).errors
+    assert "odd.png 30×20" in error
+    assert "empty.png" not in error
+
+
+def test_what_is_held_out_has_a_list_of_its_own() -> None:
+    spoilt()
+    held = write_folder(Path("held"), count=4)
+    (held / "001.png").write_bytes(b"")
+    trained(*SKIP, "-s", "data.valid_path=held", "--steps", "1", "--name", "run")
+    assert data_of("run")["valid_leave_out"] == ["001.png"]
+
+
+def test_nothing_left_is_one_sentence() -> None:
+    Path("pictures").mkdir()
+    for name in "ab":
+        (Path("pictures") / f"{name}.png").write_bytes(b"")
+    (error,) = fmrun("train", *SMALL, *PICTURES, *SKIP).errors
+    assert "holds 0 images" in error
+    shutil.rmtree("runs", ignore_errors=True)
+    (error,) = fmrun("train", "--preset", "munet-x2-cpu", "--device", "cpu", "--data", "pictures", *SKIP).errors
+    assert "no image in 'pictures'" in error
+
+
+@pytest.mark.parametrize("side", ["high", "low"])
+def test_a_pair_goes_where_one_side_cannot_be_read(side: str) -> None:
+    write_folder(Path("high"), count=4, size=64, channels=3)
+    write_folder(Path("low"), count=4, size=32, channels=3)
+    (Path(side) / "002.png").write_bytes(b"")
+    places = Place("data.path", Path("high")), Place("data.lr_path", Path("low"))
+    options = {"scale": 2, "patch": 32, "channels": None, "cache": "auto", "degradation": DegradationConfig()}
+    with pytest.raises(UserError, match=r"002\.png.*data\.skip_unreadable=true"):
+        open_pair_folder(*places, **options)
+    pairs = open_pair_folder(*places, **options, choice=Choice.SKIP)
+    assert pairs.left_out == ("002.png",)
+    assert pairs.names == ["000", "001", "003"]
+    again = open_pair_folder(*places, **options, leave_out=("002.png",), choice=Choice.SETTLED)
+    assert again.fingerprint == pairs.fingerprint
+
+
+def test_a_preview_and_a_probe_say_it_too() -> None:
+    spoilt()
+    assert "leaves out" in good("data-preview", *PICTURES, *SKIP).err
+    assert "leaves out" in good("probe-layers", *NETS, "--batch-size", "4", *PICTURES, *SKIP).err
