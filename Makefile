@@ -43,7 +43,7 @@ train: setup
 	@$(BIN)/fmrun train --preset dcgan-fm
 
 test: $(VENV)/.installed-dev $(VENV)/.installed-offline
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

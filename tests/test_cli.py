@@ -394,7 +394,7 @@ def test_data_on_stdout_and_words_on_stderr() -> None:
     train("--steps", "1", "--name", "run")
     done = good("sample", "run", "--num", "1")
     assert done.out == "runs/run/samples/seed-0-of-step-1.png\n"
-    assert done.err == "sampling from run run, step 1, averaged weights\n"
+    assert done.err == "made by run run, step 1, averaged weights\n"
     assert train("--steps", "1").out == ""
     json.loads(good("probe-layers", *TINY, "--json").out)
 

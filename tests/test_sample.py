@@ -46,11 +46,11 @@ def test_same_seed_same_bytes(run: Path) -> None:
 
 
 def test_it_says_which_generator_the_pictures_are_of(run: Path) -> None:
-    assert good("sample").err.splitlines() == ["sampling from run run, step 3, averaged weights"]
-    assert good("sample", "--raw").err.splitlines() == ["sampling from run run, step 3, weights as trained"]
+    assert good("sample").err.splitlines() == ["made by run run, step 3, averaged weights"]
+    assert good("sample", "--raw").err.splitlines() == ["made by run run, step 3, weights as trained"]
     (path,) = (run / "checkpoints").glob("*3.safetensors")
-    assert good("sample", path).err.splitlines() == [f"sampling from {path.name}, step 3, averaged weights"]
-    assert "exporting run run, step 3, averaged weights" in good("export", "--out", "net.safetensors").err
+    assert good("sample", path).err.splitlines() == [f"made by {path.name}, step 3, averaged weights"]
+    assert "exported run run, step 3, averaged weights" in good("export", "--out", "net.safetensors").err
 
 
 def test_an_image_does_not_depend_on_how_many_are_asked_for(run: Path) -> None:

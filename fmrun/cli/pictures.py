@@ -47,7 +47,6 @@ def sample(
 
     report = Reporter()
     source = sampling.open_source(target, raw=raw, device=choose_device(device), report=report)
-    report.note(f"sampling from {source.described(target)}")
     if input_ is not None:
         if (num, seed, grid, interpolate, individual) != (64, 0, None, None, False):
             raise UserError(
@@ -60,6 +59,7 @@ def sample(
         paths = sampling.sample(
             source, num=num, seed=seed, columns=grid, interpolate=interpolate, individual=individual, out=out
         )
+    report.note(f"made by {source.described(target)}")
     for path in paths:
         emit(str(path))
     return 0
@@ -85,9 +85,9 @@ def export(
         raise UserError(f"--precision is '{precision}'; allowed: {', '.join(DTYPES)}")
     report = Reporter()
     source = sampling.open_source(target, raw=raw, device=choose_device("cpu"), report=report)
-    report.note(f"exporting {source.described(target)}")
     name = target.stem if isinstance(target, Path) else target.name
     made = export_source(source, out or Path(f"{name}.safetensors"), precision)
+    report.note(f"exported {source.described(target)}")
     report.note(f"{made.what}, {made.size:,} bytes; read back, its images differ by at most {made.difference:.2g}")
     emit(str(made.path))
     return 0
