@@ -239,7 +239,7 @@ def test_flags_lie_over_the_file_and_the_file_over_the_preset() -> None:
     done = good("train", "--preset", "dcgan-fm-mmd", "--config", "c.toml", "--batch-size", "4", *NETS, "--dry-run")
     config = json.loads(done.out)
     assert (config["train"]["steps"], config["train"]["batch_size"]) == (5, 4)
-    assert (config["feature_matching"]["match"], config["feature_matching"]["weight"]) == ("moments", 0.1)
+    assert (config["feature_matching"]["match"], config["feature_matching"]["weight"]) == ("moments", 1)
 
 
 def test_names() -> None:

@@ -57,11 +57,11 @@ def test_control_differs_in_feature_matching_only():
 
 def test_the_presets_are_what_they_are_called():
     fm = resolve("dcgan-fm", None, []).feature_matching
-    assert (fm.weight, fm.match, fm.layers, fm.balance) == (0.1, "mean", ("key",), "gradient")
+    assert (fm.weight, fm.match, fm.layers, fm.balance) == (1, "mean", ("key",), "gradient")
     mse = resolve("dcgan-fm-mse", None, []).feature_matching
     assert (mse.weight, mse.match, mse.criterion, mse.balance) == (0.1, "sample", "l2", "none")
     mmd = resolve("dcgan-fm-mmd", None, []).feature_matching
-    assert (mmd.weight, mmd.match, mmd.balance) == (0.1, "mmd", "gradient")
+    assert (mmd.weight, mmd.match, mmd.balance) == (1, "mmd", "gradient")
 
 
 def test_large_preset_wants_images_of_ones_own():

@@ -133,7 +133,7 @@ def test_equal_values_are_one_combination() -> None:
 def test_a_sweep_over_seeds_alone_is_one_combination() -> None:
     (only,) = combos()
     assert only.settings == {}
-    assert only.config.feature_matching.weight == 0.1
+    assert only.config.feature_matching.weight == 1
 
 
 @pytest.mark.parametrize(

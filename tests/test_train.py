@@ -164,7 +164,7 @@ def test_terms_add_up() -> None:
             assert row["fm/weight"] == pytest.approx(row["fm/lambda"] * row["fm/balance"], rel=1e-5)
             blocks = [row[f"fm/block{i}"] for i in (1, 2, 3)]
             assert row["fm/distance"] == pytest.approx(sum(blocks) / 3, rel=1e-5)
-    assert [row["fm/lambda"] for row in rows(RUNS / "run")] == [0.0, 0.05]
+    assert [row["fm/lambda"] for row in rows(RUNS / "run")] == [0.0, 0.5]
 
 
 def test_held_out_images_are_measured() -> None:
