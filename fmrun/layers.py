@@ -76,7 +76,8 @@ def _support(feature: Tensor, leaf: Tensor, rng: torch.Generator) -> tuple[tuple
 
 @torch.no_grad()
 def flops(net: Any, image: Tensor) -> tuple[dict[str, int], dict[str, torch.Size], int]:
-    """Per image: FLOPs of a forward that ends at each layer, the layer's shape, FLOPs of the whole forward."""
+    """Per image: FLOPs of a forward that ends at each layer, the layer's shape, FLOPs of the whole forward. On a CPU they
+    include those of `Doubling`, which is a convolution there and sums elsewhere: 1 to 3 % of a U-Net's or a MUNet's."""
     costs, shapes = {}, {}
     for name in net.feature_names:
         with FlopCounterMode(display=False) as counter:

@@ -68,6 +68,15 @@ def test_what_is_the_experiment_does(field: str) -> None:
     assert experiment(config(**{field: 9})) != experiment(config())
 
 
+def test_fields_that_an_older_version_did_not_have_make_no_difference() -> None:
+    old = config(seed=1)
+    for field in ("skip_unreadable", "leave_out", "valid_leave_out"):
+        del old["data"][field]
+    assert grouped([config(seed=0), old]) == [[0, 1]]
+    assert differences([config(), old]) == ()
+    assert [d.field for d in differences([config(data__leave_out=["a.png"]), old])] == ["data.leave_out"]
+
+
 def test_settings_of_feature_matching_that_is_off_make_no_difference() -> None:
     off = [config(**PLAIN), config(**PLAIN, feature_matching__match="sample", feature_matching__ramp=5, seed=1)]
     assert grouped(off) == [[0, 1]]
@@ -369,6 +378,19 @@ def test_every_group_is_held_against_the_control_over_the_same_seeds(folder: Pat
     assert [line.split()[:3] for line in told[:2]] == [["good", "3", "0.037"], ["bad", "3", "-0.0367"]]
     assert told[2].startswith("by KID (MobileNetV2), over the same seeds: positive is better")
     assert "Against plain, seed by seed" in page(found)
+
+
+def test_what_is_ahead_but_worse_on_the_seeds_of_both_is_said_to_be(folder: Path) -> None:
+    runs = [
+        *seeds(folder, "plain", [1.0, 1.01, 0.99], **PLAIN),
+        *seeds(folder, "matched", [1.1, 1.112, 1.09, 0.2], **MATCHED),
+    ]
+    found = verdict(compare(runs))
+    assert found.sentence.startswith("matched is ahead of plain, but not on the seeds that both have: ")
+    assert found.detail.startswith(
+        "Over the 3 seeds that both have it is worse than plain by 0.101 (95 % interval 0.0978 to"
+    )
+    assert "zero" not in found.detail
 
 
 def test_with_two_groups_the_lead_says_it_all(folder: Path) -> None:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from pydantic_core import PydanticUndefined
+
+from ..config.fields import FIELDS
+
 SEED = "seed"
 
 NOT_THE_EXPERIMENT = ("log.", "eval.", "checkpoint.", "data.workers", "data.cache", "data.root", "device")
@@ -69,9 +73,17 @@ def acting(flat: Flat) -> Flat:
     return {key: value for key, value in flat.items() if key not in idle}
 
 
+def complete(config: Mapping[str, Any]) -> Flat:
+    """`flatten`, with the defaults of fields that were not there yet when the run was made."""
+    flat = flatten(config)
+    sections = {key.rpartition(".")[0] for key in flat}
+    new = {key: s.info.default for key, s in FIELDS.items() if key not in flat and key.rpartition(".")[0] in sections}
+    return flat | {key: list(v) if isinstance(v, tuple) else v for key, v in new.items() if v is not PydanticUndefined}
+
+
 def experiment(config: Mapping[str, Any]) -> str:
     """The same text for two runs exactly if they are one experiment on, perhaps, different seeds."""
-    kept = {k: v for k, v in acting(flatten(config)).items() if k != SEED and not k.startswith(NOT_THE_EXPERIMENT)}
+    kept = {k: v for k, v in acting(complete(config)).items() if k != SEED and not k.startswith(NOT_THE_EXPERIMENT)}
     return json.dumps(kept, sort_keys=True)
 
 
@@ -82,7 +94,7 @@ def matches_features(config: Mapping[str, Any]) -> bool:
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> tuple[Difference, ...]:
     """Fields in which these configs (one a group) differ, in the order of the schema; the seed is none of them."""
-    flats = [flatten(config) for config in configs]
+    flats = [complete(config) for config in configs]
     live = [acting(flat) for flat in flats]
     fields = dict.fromkeys(key for flat in flats for key in flat)
     sections = {key for key in fields if any(other.startswith(f"{key}.") for other in fields)}

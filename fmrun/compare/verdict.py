@@ -222,6 +222,8 @@ def _sentence(comparison: Comparison, column: Column, first: int, margin: Margin
     what = f"{column.label} {values}, {how}."
     if margin.certain:
         return f"{name} beats {other}: {what}"
+    if margin.interval is not None and margin.interval.mean < 0:
+        return f"{name} is ahead of {other}, but not on the seeds that both have: {what}"
     if margin.interval is not None:
         return f"{name} is ahead of {other}, but it could be chance: {what}"
     return f"{name} is ahead of {other}: {what}"
@@ -232,14 +234,17 @@ def _detail(comparison: Comparison, column: Column, first: int, margins: tuple[M
     for margin in margins:
         other = comparison.groups[margin.other].name
         if margin.interval is not None and margin.interval.low is not None and margin.interval.high is not None:
-            low, high = (show(column.key, v) for v in (margin.interval.low, margin.interval.high))
-            mean, corrected = show(column.key, margin.interval.mean), ""
+            worse = margin.interval.mean < 0
+            ends = sorted(-v if worse else v for v in (margin.interval.low, margin.interval.high))
+            low, high = (show(column.key, v) for v in ends)
+            mean, corrected = show(column.key, abs(margin.interval.mean)), ""
             if margin.p is not None:
                 corrected = f"; p {show_p(margin.p)}"
                 corrected += " after Holm's correction" if len(comparison.ranking) > 2 else ""
-            zero = ", which includes zero" if margin.interval.low <= 0 else ""
-            seeds = f"Over the {margin.interval.count} seeds they share it" if not found else "It"
-            found.append(f"{seeds} is better than {other} by {mean} (95 % interval {low} to {high}{zero}{corrected}).")
+            zero = ", which includes zero" if margin.interval.low <= 0 <= margin.interval.high else ""
+            seeds = f"Over the {margin.interval.count} seeds that both have it" if not found else "It"
+            how = f"{'worse' if worse else 'better'} than {other} by {mean}"
+            found.append(f"{seeds} is {how} (95 % interval {low} to {high}{zero}{corrected}).")
     if not found:
         scores, against = column.scores(comparison.by), margins[0].other
         steps = sorted({step for i in (first, against) if (score := scores[i]) is not None for step in score.steps})

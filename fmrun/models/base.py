@@ -54,7 +54,7 @@ class Doubling(nn.Module):
 
     With an odd number of taps output 2i lies on input i, which is where a strided 3 x 3 convolution took it from; with
     an even one, half a pixel before and behind. Beyond the border x repeats itself. Deterministic on every device and
-    differentiable twice, which interpolation is not. The result is channels_last.
+    differentiable twice, which interpolation is not.
 
     Args:
         taps: weights in ratio, at least three; `kernel` holds them with sum 1, in a buffer that is not saved, so that
