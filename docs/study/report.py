@@ -1,4 +1,4 @@
-"""Write docs/study.md and its figure from docs/study/runs.json and cost.json: python docs/study/report.py"""
+"""Write docs/study.md and its figures from runs.json, stacked.json and cost.json: python docs/study/report.py"""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from fmrun.intervals import Interval, Paired, holm, mean_interval, paired, small
 HERE = Path(__file__).parent
 ORDER = ["plain", "raw λ", "sample", "mean", "moments", "mmd", "sliced"]
 CONTROL = "plain"
-NAMES = {"fid": "FID", "precision": "precision", "recall": "recall", "coverage": "coverage", "modes_kl": "KL of kinds"}
+NAMES = {
+    "fid": "FID",
+    "precision": "precision",
+    "recall": "recall",
+    "coverage": "coverage",
+    "modes": "kinds",
+    "modes_kl": "KL of kinds",
+}
+DIGITS = {"fid": 1, "modes": 1}
+RISING = {"precision", "recall", "coverage", "modes"}
 
 
 class Study:
@@ -59,12 +68,19 @@ class Study:
             if run["state"] == "finished"
         }
 
-    def against_control(self) -> dict[str, tuple[Paired, float | None]]:
-        """Difference of KID (× 1000) from the control on the same seeds, with Holm's p."""
-        control = {seed: 1000 * v for seed, v in self.values(CONTROL, "kid").items()}
+    @property
+    def names(self) -> dict[str, str]:
+        """Scores of the table besides KID; kinds only where their number tells runs apart."""
+        kinds = {v for c in self.conditions for v in self.values(c, "modes").values()}
+        return {key: name for key, name in NAMES.items() if key != "modes" or len(kinds) > 1}
+
+    def against_control(self, metric: str = "kid") -> dict[str, tuple[Paired, float | None]]:
+        """Difference from the control on the same seeds (of KID × 1000), with Holm's p."""
+        scale = 1000 if metric == "kid" else 1
+        control = {seed: scale * v for seed, v in self.values(CONTROL, metric).items()}
         pairs = {}
         for condition in self.conditions:
-            own = {seed: 1000 * v for seed, v in self.values(condition, "kid").items()}
+            own = {seed: scale * v for seed, v in self.values(condition, metric).items()}
             if condition != CONTROL and (pair := paired(own, control)) is not None:
                 pairs[condition] = pair
         adjusted = holm([pair.p for pair in pairs.values()])
@@ -101,8 +117,8 @@ def main_table(study: Study, cost: dict[str, float]) -> str:
                 interval(pair[0].difference) if pair else "",
                 f"{pair[1]:.2g}" if pair and pair[1] is not None else "",
                 *(
-                    interval(mean_interval(list(study.values(condition, m).values())), 3 if m != "fid" else 1)
-                    for m in NAMES
+                    interval(mean_interval(list(study.values(condition, m).values())), DIGITS.get(m, 3))
+                    for m in study.names
                 ),
                 f"{cost[condition.split(',')[0]]:.2f}",
             ]
@@ -110,11 +126,12 @@ def main_table(study: Study, cost: dict[str, float]) -> str:
     floor = study.data["floor"]
     rows.append(
         ["*real images*", "", "", f"{1000 * floor[study.key('kid')]:.2f}", "", ""]
-        + [f"{floor[study.key(m)]:.{1 if m == 'fid' else 3}f}" for m in NAMES]
+        + [f"{floor[study.key(m)]:.{DIGITS.get(m, 3)}f}" for m in study.names]
         + [""]
     )
     names = [
-        f"FID-{study.data['evaluation']['extractor']}" if n == "FID" and study.suffix else n for n in NAMES.values()
+        f"FID-{study.data['evaluation']['extractor']}" if n == "FID" and study.suffix else n
+        for n in study.names.values()
     ]
     head = ["condition", "seeds", "measured share", f"{study.title} × 1000", "difference from plain", "p (Holm)"]
     return table([*head, *names, "cost of a step"], rows)
@@ -191,7 +208,10 @@ def findings(study: Study) -> list[str]:
         lines.append(f"**No condition differs reliably from plain** after Holm's correction over {count} comparisons.")
     if open_:
         small = [v for n in open_ if (v := seen[n]) is not None and against[n][0].difference.count >= LEAST]
-        shown = f"lies between {min(small):.1f} and {max(small):.1f} (× 1000)" if small else "cannot be said"
+        shown = "cannot be said"
+        if small:
+            between = f"lies between {min(small):.1f} and {max(small):.1f}" if len(small) > 1 else f"is {small[0]:.0f}"
+            shown = f"{between} (× 1000)"
         lines.append(
             f"**Not told from plain** by these seeds: {'; '.join(open_)}. With {LEAST} or more seeds, the smallest difference "
             f"that would have been found four times in five {shown}; plain itself scores {interval(control)}."
@@ -204,36 +224,64 @@ def findings(study: Study) -> list[str]:
         if not failed
         else "Diverged or collapsed: " + ", ".join(run["name"] for run in failed) + "."
     )
+    lines.append(others(study))
     kinds = [v for c in study.conditions for v in study.values(c, "modes").values()]
-    lines.append(
-        f"Kinds of clothing covered, of 10: {f'{min(kinds):g} to {max(kinds):g}' if min(kinds) < max(kinds) else f'{min(kinds):g}'} in every run."
-    )
+    if min(kinds) == max(kinds):
+        lines.append(f"Every run makes all {kinds[0]:g} kinds of clothing.")
+    else:
+        control = mean_interval(list(study.values(CONTROL, "modes").values()))
+        pairs = study.against_control("modes")
+        told = [f"{name} {interval(pair.difference, 1)} ({p_text(p)})" for name, (pair, p) in pairs.items()]
+        lines.append(f"Kinds made, of 1,000: plain {interval(control, 1)}. Differences from it: {'; '.join(told)}.")
     return lines
 
 
-def page(study: Study, cost: dict[str, Any]) -> str:
-    data, setting = study.data, study.data["evaluation"]
-    where = data["environment"]
-    seeds = {c: len(study.values(c, "kid")) for c in study.conditions}
-    text = (HERE / "text.md").read_text(encoding="utf-8")
-    values = {
+def others(study: Study) -> str:
+    """Which scores besides KID differ from the control's."""
+    found = []
+    for metric, name in study.names.items():
+        for condition, (pair, p) in study.against_control(metric).items():
+            if p is not None and p < 0.05:
+                better = (pair.difference.mean > 0) == (metric in RISING)
+                change = f"{pair.difference.mean:+.{DIGITS.get(metric, 3)}f}"
+                found.append(f"{name} of {condition} {change} ({'better' if better else 'worse'}, {p_text(p)})")
+    if not found:
+        return "No other score of the table differs reliably from plain, each corrected over its own comparisons."
+    return f"Of the other scores, each corrected over its own comparisons: {'; '.join(found)}."
+
+
+def p_text(p: float | None) -> str:
+    return "no p" if p is None else f"p = {p:.2g}"
+
+
+def setting(study: Study) -> dict[str, str]:
+    data, how, where = study.data, study.data["evaluation"], study.data["environment"]
+    seeds = [len(study.values(c, "kid")) for c in study.conditions]
+    several = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{max(seeds)}"
+    return {
         "SETTING": (
             f"{data['data']}, {data['image_size']} px; DCGAN of width {data['width'][0]} and {data['width'][1]}, {data['norm']} "
             f"norm in the discriminator, batch {data['batch_size']}, {data['steps']} steps; matched layers: "
             f"{', '.join(map(str, data['layers']))}; torch {where['torch']} on {where['processor']}, {where['threads']} thread a run."
         ),
-        "RUNS": (
-            f"{sum(seeds.values())} finished runs: {len(seeds)} conditions, "
-            f"{min(seeds.values())} to {max(seeds.values())} seeds each."
-        ),
+        "RUNS": f"{sum(seeds)} finished runs: {len(seeds)} conditions, {several} seeds each.",
         "EVALUATION": (
-            f"{setting['num']} generated images against {setting['reals']} real ones of {setting['data']}; extractor "
-            f"{setting['extractor']} at {setting['resolution']} px (resize: {setting['resize']}); KID from {setting['kid_subsets']} "
-            f"subsets of {setting['kid_subset_size']}; the generator's moving average."
+            f"{how['num']} generated images against {how['reals']} real ones of {how['data']}; extractor "
+            f"{how['extractor']} at {how['resolution']} px (resize: {how['resize']}); KID from {how['kid_subsets']} "
+            f"subsets of {how['kid_subset_size']}; the generator's moving average."
         ),
         "FINDINGS": "\n".join(f"* {line}" for line in findings(study)),
+    }
+
+
+def page(study: Study, stacked: Study, cost: dict[str, Any]) -> str:
+    text = (HERE / "text.md").read_text(encoding="utf-8")
+    values = {
+        **setting(study),
+        **{f"STACKED_{name}": value for name, value in setting(stacked).items()},
         "TABLE": main_table(study, cost["over_plain"]),
         "CURVES": curve_table(study),
+        "STACKED_TABLE": main_table(stacked, cost["over_plain"]),
         "DISCUSSION": (HERE / "discussion.md").read_text(encoding="utf-8").strip(),
         "COST": f"median of {cost['rounds']} interleaved rounds on {cost['processor']}, one thread, load average {cost['load']:.1f}",
     }
@@ -243,10 +291,13 @@ def page(study: Study, cost: dict[str, Any]) -> str:
     return text
 
 
+def read(name: str) -> Any:
+    return json.loads((HERE / name).read_text(encoding="utf-8"))
+
+
 def main() -> None:
-    study = Study(json.loads((HERE / "runs.json").read_text(encoding="utf-8")))
-    cost = json.loads((HERE / "cost.json").read_text(encoding="utf-8"))
-    (HERE.parent / "study.md").write_text(page(study, cost), encoding="utf-8")
+    study, stacked = Study(read("runs.json")), Study(read("stacked.json"))
+    (HERE.parent / "study.md").write_text(page(study, stacked, read("cost.json")), encoding="utf-8")
     (HERE.parent / "images" / "study.svg").write_text(figure(study), encoding="utf-8")
 
 
