@@ -314,6 +314,14 @@ def test_images_are_found_from_another_folder(workplace: Path, monkeypatch: pyte
     assert paths[0] == paths[1] != paths[2]
 
 
+def test_the_folder_before_a_link_is_another_than_the_one_before_its_target(workplace: Path) -> None:
+    (workplace / "far" / "away").mkdir(parents=True)
+    (workplace / "link").symlink_to(workplace / "far" / "away")
+    write_images(workplace / "far" / "images.npz", seed=1)
+    done = good("train", *TINY, "--data", "link/../images.npz", "--dry-run")
+    assert Path(json.loads(done.out)["data"]["path"]).samefile("far/images.npz")
+
+
 def test_images_that_were_moved_are_asked_for(workplace: Path) -> None:
     train("--steps", "4", "--name", "whole", *s("log.every=1"))
     train("--steps", "2", "--name", "run", *s("log.every=1"))

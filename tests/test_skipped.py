@@ -10,9 +10,11 @@ import pytest
 from commands import NETS, SMALL, Done, fmrun, good, noise_images, same_runs, write_folder
 from PIL import Image
 
+from fmrun.config.data import DataConfig
 from fmrun.config.degradation import DegradationConfig
 from fmrun.data.folder import Choice
 from fmrun.data.pair_folder import Place, open_pair_folder
+from fmrun.data.places import skipped_sentence
 from fmrun.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -131,3 +133,59 @@ def test_a_preview_and_a_probe_say_it_too() -> None:
     spoilt()
     assert "leaves out" in good("data-preview", *PICTURES, *SKIP).err
     assert "leaves out" in good("probe-layers", *NETS, "--batch-size", "4", *PICTURES, *SKIP).err
+
+
+# ---- measuring
+
+
+@pytest.fixture
+def own_extractor(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    (workplace / "looks.py").write_text(
+        "import torch\nclass Means(torch.nn.Module):\n    def forward(self, image):\n"
+        "        return torch.nn.functional.avg_pool2d(image, 14).flatten(1)\n"
+    )
+    monkeypatch.syspath_prepend(workplace)
+    return "--extractor", "looks:Means", "--num", "10"
+
+
+def on_data(done: Done) -> list[str]:
+    """What is warned of, but for scores, of which little is known after one step."""
+    return [warning for warning in done.warnings if "precision of" not in warning]
+
+
+def test_what_a_run_held_out_is_measured_as_it_was_or_not_at_all(own_extractor: tuple[str, ...]) -> None:
+    folder = write_folder(Path("pictures"), count=80)
+    trained("-s", "data.valid_fraction=0.25", "--steps", "1", "--name", "run")
+    assert on_data(good("eval", "run", *own_extractor)) == []
+    (folder / "003.png").write_bytes(b"")
+    (error,) = fmrun("eval", "run", *own_extractor).errors
+    assert "003.png" in error
+    assert "put them back as they were" in error
+    assert "skip_unreadable" not in error
+    done = fmrun("eval", "run", *own_extractor, *SKIP)
+    assert done.code == 2
+    assert "data.skip_unreadable is for other images than those of run run" in done.errors[0]
+    (folder / "003.png").unlink()
+    (warning,) = on_data(good("eval", "run", *own_extractor))
+    assert "the images of run run are not those it was trained on" in warning
+
+
+@pytest.mark.parametrize("way", [("--data", "others"), ("-s", "data.path=others")])
+def test_other_images_have_files_left_out_of_their_own(own_extractor: tuple[str, ...], way: tuple[str, ...]) -> None:
+    spoilt()
+    trained(*SKIP, "--steps", "1", "--name", "run")
+    write_folder(Path("others"), count=20)  # as many as are needed, and 004.png is fine here
+    assert on_data(good("eval", "run", *own_extractor, *way)) == []
+    (Path("others") / "bad.png").write_bytes(b"")
+    (error,) = fmrun("eval", "run", *own_extractor, *way).errors
+    assert SKIP[1] in error
+    (warning,) = on_data(good("eval", "run", *own_extractor, *way, *SKIP))
+    assert "leaves out files that cannot be read: 1 in 'others' (bad.png)" in warning
+
+
+def test_one_folder_in_two_parts_is_said_once() -> None:
+    before = DataConfig(path="a", valid_path="a")
+    names = {"leave_out": ("1.png",), "valid_leave_out": ("1.png",)}
+    assert "1 in 'a' (1.png)" in str(skipped_sentence(before, before.model_copy(update=names)))
+    names["valid_leave_out"] = ("2.png",)
+    assert "1 in 'a' (1.png) and 1 in 'a' (2.png)" in str(skipped_sentence(before, before.model_copy(update=names)))

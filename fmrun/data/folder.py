@@ -172,7 +172,7 @@ def skip_hint(problems: Mapping[str, BadImage], choice: Choice) -> str:
     if not unreadable(problems) or choice is Choice.SKIP:
         return ""
     if choice is Choice.SETTLED:
-        return "; this run was trained on them, so rather put them back as they were"
+        return "; what this run leaves out was settled when it started, so rather put them back as they were"
     return "; or leave out what cannot be read: -s data.skip_unreadable=true"
 
 
