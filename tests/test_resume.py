@@ -339,7 +339,42 @@ def test_images_that_were_moved_are_asked_for(workplace: Path) -> None:
     assert good("resume", "run", "--steps", "4").warnings == []
     same_runs(RUNS / "whole", RUNS / "run", 4)
     write_images(Path("others.npz"), seed=1)
-    assert "the data has changed" in good("resume", "run", "--data", "others.npz", "--steps", "5").warnings[0]
+    done = fmrun("resume", "run", "--data", "others.npz", "--steps", "5")
+    assert done.code == 2
+    assert "these are not the images of run run (trained on: other contents)" in done.errors[0]
+
+
+SOME = (*SMALL, "--data", "pictures", *s("data.image_size=28", "data.valid_path=held"))
+
+
+def test_a_copy_of_the_images_is_the_same_images_and_anything_else_is_not() -> None:
+    write_folder(Path("pictures"), count=10)
+    write_folder(Path("held"), count=4)
+    good("train", *SOME, "--steps", "1", "--name", "run")
+    for name in ("pictures", "held"):
+        shutil.copytree(name, f"copy/{name}", copy_function=shutil.copyfile)  # with new times of change
+    (warning,) = good("resume", "run", "--data", "copy/pictures", "--steps", "2").warnings
+    assert warning.endswith("the data has changed")
+    (warning,) = good("resume", "run", *s("data.valid_path=copy/held"), "--steps", "3").warnings
+    assert warning.endswith("the held-out data has changed")
+
+    def refused(*flags: str) -> str:
+        done = fmrun("resume", "run", *flags, "--steps", "4")
+        assert done.code == 2, done.err
+        return done.errors[0]
+
+    assert "trained on: 4 instead of 10" in refused("--data", "held")
+    assert "held out: 10 instead of 4" in refused(*s("data.valid_path=pictures"))
+    assert "held out: none instead of 4" in refused(*s("data.valid_path=none"))
+    (Path("pictures") / "001.png").rename("pictures/renamed.png")
+    assert "trained on: other names" in refused("--data", "pictures")
+    (Path("held") / "001.png").write_bytes((Path("held") / "001.png").read_bytes() + b"0")
+    error = refused(*s("data.valid_path=held"))
+    assert "held out: other sizes" in error
+    assert f"data.valid_path={Path('held').absolute()}" in error
+    (Path("copy/held/001.png")).write_bytes((Path("held") / "001.png").read_bytes())
+    (warning,) = good("resume", "run", "--steps", "4").warnings  # at the same place, it is a warning
+    assert warning.endswith("the held-out data has changed")
 
 
 def test_a_finished_run_needs_no_images() -> None:

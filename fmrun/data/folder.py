@@ -19,7 +19,7 @@ from ..errors import UserError
 from .memory import available_ram, gigabytes
 from .pixels import BAD, SUFFIXES, UNREADABLE, BadImage, Header, check_size, decode, quiet, read_header
 from .places import few
-from .source import Images
+from .source import Images, files_identity
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -101,6 +101,10 @@ class FolderImages(Images):
         for entry in self.entries:
             digest.update(f"{entry.name}\0{entry.size}\0{entry.changed}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
+
+    @property
+    def identity(self) -> dict[str, int | str]:
+        return files_identity(len(self), [(entry.name, entry.size) for entry in self.entries])
 
 
 def open_folder(

@@ -106,8 +106,10 @@ def open_pair_folder(
     if problems:
         raise UserError("; ".join(problems))
     marks = [" ".join(side.mark(i, by_content) for side in sides) for i in range(len(sides[0].names))]
+    files = [tuple(side.file(i) for side in sides) for i in range(len(sides[0].names))]
     lows = sides[1].shelf(chosen) if low else small
-    return Pairs(str(high.root), sides[0].shelf(chosen), lows, scale, None if low else degradation, marks, leave_out)
+    made_by = None if low else degradation
+    return Pairs(str(high.root), sides[0].shelf(chosen), lows, scale, made_by, marks, files, leave_out)
 
 
 class _Side:
@@ -189,6 +191,11 @@ class _Side:
             return f"{name} {hashlib.sha256((self.place.root / name).read_bytes()).hexdigest()}"
         entry = _entry(self.place.field, self.place.root, name)
         return f"{entry.name} {entry.size} {entry.changed}"
+
+    def file(self, index: int) -> tuple[str, int]:
+        """Name and size in bytes."""
+        entry = _entry(self.place.field, self.place.root, self.names[index])
+        return entry.name, entry.size
 
 
 def _match(problems: list[str], high: Place, low: Place | None, scale: int, leave_out: tuple[str, ...]) -> list[_Side]:
