@@ -235,7 +235,6 @@ def test_cadence_may_change_and_changes_no_bit() -> None:
         (s("seed=1"), "seed"),
         (s("train.batch_size=16"), "train.batch_size"),
         (s("feature_matching.weight=0.2"), "feature_matching.weight"),
-        (s("data.path=other"), "data.path"),
         (s("precision=fp64"), "precision"),
         (s("ema.decay=0.5"), "ema.decay"),
     ],
@@ -251,6 +250,24 @@ def test_another_experiment_is_refused_by_name(flags: tuple[str, ...], named: st
     assert "another experiment" in error
     assert "train.steps" in error
     assert before == {p: p.read_bytes() for p in (RUNS / "run").rglob("*") if p.is_file()}
+
+
+def test_a_path_that_is_set_is_told_the_flag() -> None:
+    train("--steps", "2", "--name", "run")
+    (error,) = fmrun("resume", "run", *s("data.path=other")).errors
+    assert error.startswith("error: -s data.path=other: where the run's images were moved to is said by --data PATH")
+
+
+def test_a_run_that_never_saved_keeps_what_it_leaves_out() -> None:
+    folder = write_folder(Path("pictures"), count=10)
+    good("train", *SMALL, "--data", "pictures", *s("data.image_size=28"), "--steps", "2", "--name", "run")
+    for step in steps(RUNS / "run"):
+        checkpoint.path_of(RUNS / "run" / "checkpoints", step).unlink()
+    (folder / "001.png").write_bytes(b"")
+    (error,) = fmrun("resume", "run", "--steps", "4").errors
+    assert "001.png" in error
+    assert "put them back as they were" in error
+    assert "skip_unreadable" not in error
 
 
 def test_an_edited_config_is_refused_by_name() -> None:

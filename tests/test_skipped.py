@@ -107,7 +107,7 @@ def test_nothing_left_is_one_sentence() -> None:
     for name in "ab":
         (Path("pictures") / f"{name}.png").write_bytes(b"")
     (error,) = fmrun("train", *SMALL, *PICTURES, *SKIP).errors
-    assert "holds 0 images" in error
+    assert "no image in 'pictures' is left that could be read" in error
     shutil.rmtree("runs", ignore_errors=True)
     (error,) = fmrun("train", "--preset", "munet-x2-cpu", "--device", "cpu", "--data", "pictures", *SKIP).errors
     assert "no image in 'pictures'" in error
@@ -127,6 +127,54 @@ def test_a_pair_goes_where_one_side_cannot_be_read(side: str) -> None:
     assert pairs.names == ["000", "001", "003"]
     again = open_pair_folder(*places, **options, leave_out=("002.png",), choice=Choice.SETTLED)
     assert again.fingerprint == pairs.fingerprint
+
+
+def test_what_is_left_out_has_to_be_there_at_first() -> None:
+    write_folder(Path("pictures"), count=10, size=64)
+    flags = ("-s", 'data.leave_out=["01.png"]', "--data", "pictures", "--dry-run")
+    for done in (
+        fmrun("train", *SMALL, *flags, "-s", "data.image_size=64"),
+        fmrun("train", "--preset", "munet-x2-cpu", "--device", "cpu", *flags),
+    ):
+        assert done.code == 2
+        assert "data.leave_out: there is no image '01.png' in 'pictures'; did you mean '001.png'?" in done.errors[0]
+
+
+def test_what_is_left_out_of_pairs_is_not_looked_at_nor_are_its_partners() -> None:
+    high = write_folder(Path("high"), count=5, size=64, channels=3)
+    low = write_folder(Path("low"), count=5, size=32, channels=3)
+    options = {"scale": 2, "patch": 32, "channels": None, "cache": "auto", "degradation": DegradationConfig()}
+
+    def names(*leave_out: str, choice: Choice = Choice.REFUSE) -> list[str]:
+        places = Place("data.path", high), Place("data.lr_path", low)
+        return open_pair_folder(*places, **options, leave_out=leave_out, choice=choice).names
+
+    (low / "001.png").unlink()
+    (low / "002.png").rename(low / "002x2.png")
+    assert names("001.png", "002.png") == ["000", "003", "004"]
+    shutil.copy(high / "004.png", high / "004.jpg")
+    assert names("001.png", "002.png", "004.jpg") == ["000", "003", "004"]
+    (high / "002.png").unlink()  # its partner is left
+    kept = names("001.png", "002.png", "004.jpg", choice=Choice.SETTLED)
+    assert kept == ["000", "003", "004"]
+    with pytest.raises(UserError, match=r"no image '002\.png'"):
+        names("001.png", "002.png", "004.jpg")
+
+
+def test_a_probe_of_other_images_looks_at_no_folder_of_the_run() -> None:
+    spoilt()
+    held = write_folder(Path("held"), count=4)
+    trained(*SKIP, "-s", "data.valid_path=held", "--steps", "1", "--name", "run")
+    shutil.rmtree(held)
+    others = write_folder(Path("others"), count=8)
+    (others / "004.png").write_bytes(b"")
+    (error,) = fmrun("probe-layers", "run", "--data", "others").errors
+    assert "004.png" in error  # one that the run leaves out of another folder
+    assert SKIP[1] in error
+    (others / "004.png").unlink()
+    assert "block1" in good("probe-layers", "run", "--data", "others").out
+    (error,) = fmrun("probe-layers", "run").errors
+    assert "data.valid_path" in error
 
 
 def test_a_preview_and_a_probe_say_it_too() -> None:

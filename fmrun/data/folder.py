@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..config.data import DataConfig
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .memory import available_ram, gigabytes
 from .pixels import BAD, SUFFIXES, UNREADABLE, BadImage, Header, check_size, decode, quiet, read_header
 from .places import few
@@ -125,6 +125,8 @@ def open_folder(
     """
     root = Path(path).expanduser()
     without = set(leave_out)
+    if choice is not Choice.SETTLED:
+        refuse_unknown(field, root, leave_out)
     names = [name for name in _names(field, root) if name not in without]
     size, fit = config.image_size, config.fit
     problems: dict[str, BadImage] = {}
@@ -164,6 +166,17 @@ def open_folder(
         raise UserError(report + skip_hint(problems, choice))
     entries = [_entry(field, root, name) for name in names]
     return FolderImages(root, entries, channels, size, fit, pixels, leave_out)
+
+
+def refuse_unknown(field: str, root: Path, leave_out: tuple[str, ...]) -> None:
+    """UserError for a file to leave out of the folder that `field` names where there is none of that name."""
+    names = _names(field, root) if leave_out else []
+    unknown = next((name for name in leave_out if name not in set(names)), None)
+    if unknown is not None:
+        option = field.replace("path", "leave_out")
+        raise UserError(
+            f"{option}: there is no image '{unknown}' in '{root}'{nearest(unknown, names) or ': leave it out'}"
+        )
 
 
 def unreadable(problems: Mapping[str, BadImage]) -> list[str]:

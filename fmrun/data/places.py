@@ -80,6 +80,29 @@ def skipped_sentence(before: DataConfig, after: DataConfig) -> str | None:
     return f"data.skip_unreadable leaves out files that cannot be read: {told}" if parts else None
 
 
+def refuse_idle(data: DataConfig, task: str) -> None:
+    """UserError for settings that leave files out of folders where there are none."""
+
+    def flat(path: str) -> bool:
+        return is_named(path, task) or Path(path).expanduser().is_file()
+
+    for field, names in LISTS.items():
+        path = getattr(data, field)
+        if getattr(data, names) and path is None:
+            raise UserError(
+                f"data.{names} is of files in data.{field}, which is not given: give it, or leave out data.{names}"
+            )
+        if getattr(data, names) and flat(path):
+            raise UserError(
+                f"data.{names} is of files in a folder, and data.{field} '{path}' is none: leave out data.{names}"
+            )
+    if data.skip_unreadable and all(path is None or flat(path) for path in (data.path, data.valid_path)):
+        raise UserError(
+            f"data.skip_unreadable is for files in a folder, and data.path '{data.path}' is none: leave out "
+            "data.skip_unreadable"
+        )
+
+
 def few(names: list[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
