@@ -262,6 +262,11 @@ class Session:
         meta = {
             "config": c.model_dump(mode="json"),
             "data": self.train.fingerprint,
+            "held_out": None if self.valid is None else self.valid.fingerprint,
+            "images": {
+                "train": self.train.identity,
+                "held_out": None if self.valid is None else self.valid.identity,
+            },
             "machine": checkpoint.machine(state.device, self.world.size),
             "window": state.window.counts,
             "best": self.best,

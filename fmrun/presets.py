@@ -26,7 +26,7 @@ FREE_ON_RESUME = (
 """What a resumed run may change: nothing here changes the experiment."""
 
 PLACES = ("data.path", "data.valid_path", "data.lr_path", "data.valid_lr_path", "data.root")
-"""Where the images of a run lie. They may be moved; that they are the same, their fingerprint tells."""
+"""Where the images of a run lie. They may be moved; others of another number, other names or sizes are refused there."""
 
 META = ("description", "extends")
 """Top-level keys of a preset or config file that are no settings."""

@@ -44,12 +44,17 @@ from .tasks import Batch, Plan
 
 
 def probe(
-    config: Config, *, run_checkpoint: checkpoint.Checkpoint | None, data: bool, report: Reporter
+    config: Config,
+    *,
+    run_checkpoint: checkpoint.Checkpoint | None,
+    data: bool,
+    settled: bool = False,
+    report: Reporter,
 ) -> dict[str, Any]:
     """What every layer of the config's discriminator is, costs and, with `data`, sees; see `examine` for the keys.
 
     The nets are those of `run_checkpoint`, or as a run of this config would start with them. With `data` the images
-    are the batch that training would take next. Notes and warnings go to `report`, and into the result.
+    are the batch that training would take next. `settled`: they are a run's own, which has decided what to leave out. Notes and warnings go to `report`, and into the result.
     Raises UserError for a config, device or data that training would refuse.
     """
     notes = []
@@ -59,7 +64,7 @@ def probe(
     images = None
     if data:
         asked = config
-        config, images, _ = TASKS[config.task].open(config, report.counting("checking images"))
+        config, images, _ = TASKS[config.task].open(config, report.counting("checking images"), settled)
         if sentence := skipped_sentence(asked.data, config.data):
             report.warn(sentence)
     elif config.data.channels is None:

@@ -277,6 +277,10 @@ def create(runs_dir: Path, name: str | None, preset: str, config: Mapping[str, A
 
 def check_new(runs_dir: Path, name: str | None) -> None:
     """UserError unless a run may be made there, under that name if it is given: it is one, and no run's yet."""
+    try:
+        runs_dir.exists()
+    except OSError as error:  # a name too long, or a folder on the way that is closed
+        raise UserError(f"--runs-dir {runs_dir}: {error.strerror}; give another --runs-dir") from error
     if runs_dir.exists() and not runs_dir.is_dir():
         raise _no_folder(runs_dir)
     if name is not None:

@@ -15,6 +15,7 @@ from . import checkpoint, runs
 from .checks import check_start
 from .config import Config
 from .data.places import located, refuse_missing, skipped_sentence
+from .data.source import unlike
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
@@ -116,8 +117,11 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
     return lines
 
 
-def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) -> tuple[Config, Any, Any, State]:
-    """Device, data and nets of a config, all checked; UserError for whatever is wrong with them."""
+def prepare(
+    config: Config, world: World, report: Reporter, fresh: bool = True, settled: bool = False
+) -> tuple[Config, Any, Any, State]:
+    """Device, data and nets of a config, all checked; UserError for whatever is wrong with them. `fresh`: its nets are yet
+    to be trained. `settled`: the config is that of a run, which has decided what to leave out."""
     device = choose_device(config.device, world.local_rank, world.size == 1)
     choose_precision(config.precision, device)
     set_determinism(config.deterministic, device)
@@ -132,11 +136,11 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
     if config.log.tensorboard:
         require_tensorboard()
     asked = config
-    config, train, valid = TASKS[config.task].open(config, report.counting("checking images"), settled=not fresh)
+    config, train, valid = TASKS[config.task].open(config, report.counting("checking images"), settled=settled)
     if sentence := skipped_sentence(asked.data, config.data):
         report.warn(sentence)
     # errors quote the paths as typed; the run has to find them from other folders
-    config = config.model_copy(update={"data": located(config.data, config.task)})
+    config = _placed(config)
     check_determinism(config, device)
     state = State(config, device, world, fresh)
     extractor = config.eval.kid_extractor
@@ -226,11 +230,12 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
     )
 
     def work() -> int:
-        _, train, valid, state = prepare(config, world, report, fresh=found is None)
+        _, train, valid, state = prepare(config, world, report, fresh=found is None, settled=True)
         if found is None:
             report.warn(f"run {run.name} has no checkpoint yet; it starts again at step 0")
         else:
-            _warn_inexact(found, train, state, report)
+            _refuse_others(run, config, found, train, valid)
+            _warn_inexact(found, train, valid, state, report)
             state.restore(found.tensors, found.meta)
         best = found.meta["best"] if found else None
         return _work(run, state, train, valid, report, resumed=True, best=best)
@@ -252,10 +257,36 @@ def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> Non
         )
 
 
-def _warn_inexact(found: checkpoint.Checkpoint, train: Any, state: State, report: Reporter) -> None:
+def _refuse_others(run: Run, config: Config, found: checkpoint.Checkpoint, train: Any, valid: Any) -> None:
+    """UserError where other images than the run's lie where its own were said to be now."""
+    before = from_json(found.meta["config"])
+    then, now = ({key: flatten(c)[key] for key in PLACES} for c in (_placed(before), _placed(config)))
+    moved = [key for key in PLACES if then[key] != now[key]]
+    known = found.meta.get("images")  # checkpoints of older versions have none
+    if not moved or known is None:
+        return
+    problems = []
+    for key, name, images in (("train", "trained on", train), ("held_out", "held out", valid)):
+        if how := unlike(known[key], None if images is None else images.identity):
+            problems.append(f"{name}: {how}")
+    if problems:
+        raise UserError(
+            f"{' and '.join(render(key, now[key]) for key in moved)}: these are not the images of run {run.name} "
+            f"({'; '.join(problems)}); --data is for its own where they were moved, others are another experiment: fmrun train"
+        )
+
+
+def _placed(config: Config) -> Config:
+    return config.model_copy(update={"data": located(config.data, config.task)})
+
+
+def _warn_inexact(found: checkpoint.Checkpoint, train: Any, valid: Any, state: State, report: Reporter) -> None:
     changes = checkpoint.differences(found.meta["machine"], checkpoint.machine(state.device, state.world.size))
     if found.meta["data"] != train.fingerprint:
         changes.append("the data has changed")
+    held_out = None if valid is None else valid.fingerprint
+    if found.meta.get("held_out", held_out) != held_out:
+        changes.append("the held-out data has changed")
     if changes:
         report.warn(f"resuming, but not to the bit as if uninterrupted: {'; '.join(changes)}")
 

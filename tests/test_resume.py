@@ -235,7 +235,6 @@ def test_cadence_may_change_and_changes_no_bit() -> None:
         (s("seed=1"), "seed"),
         (s("train.batch_size=16"), "train.batch_size"),
         (s("feature_matching.weight=0.2"), "feature_matching.weight"),
-        (s("data.path=other"), "data.path"),
         (s("precision=fp64"), "precision"),
         (s("ema.decay=0.5"), "ema.decay"),
     ],
@@ -251,6 +250,24 @@ def test_another_experiment_is_refused_by_name(flags: tuple[str, ...], named: st
     assert "another experiment" in error
     assert "train.steps" in error
     assert before == {p: p.read_bytes() for p in (RUNS / "run").rglob("*") if p.is_file()}
+
+
+def test_a_path_that_is_set_is_told_the_flag() -> None:
+    train("--steps", "2", "--name", "run")
+    (error,) = fmrun("resume", "run", *s("data.path=other")).errors
+    assert error.startswith("error: -s data.path=other: where the run's images were moved to is said by --data PATH")
+
+
+def test_a_run_that_never_saved_keeps_what_it_leaves_out() -> None:
+    folder = write_folder(Path("pictures"), count=10)
+    good("train", *SMALL, "--data", "pictures", *s("data.image_size=28"), "--steps", "2", "--name", "run")
+    for step in steps(RUNS / "run"):
+        checkpoint.path_of(RUNS / "run" / "checkpoints", step).unlink()
+    (folder / "001.png").write_bytes(b"")
+    (error,) = fmrun("resume", "run", "--steps", "4").errors
+    assert "001.png" in error
+    assert "put them back as they were" in error
+    assert "skip_unreadable" not in error
 
 
 def test_an_edited_config_is_refused_by_name() -> None:
@@ -314,6 +331,14 @@ def test_images_are_found_from_another_folder(workplace: Path, monkeypatch: pyte
     assert paths[0] == paths[1] != paths[2]
 
 
+def test_the_folder_before_a_link_is_another_than_the_one_before_its_target(workplace: Path) -> None:
+    (workplace / "far" / "away").mkdir(parents=True)
+    (workplace / "link").symlink_to(workplace / "far" / "away")
+    write_images(workplace / "far" / "images.npz", seed=1)
+    done = good("train", *TINY, "--data", "link/../images.npz", "--dry-run")
+    assert Path(json.loads(done.out)["data"]["path"]).samefile("far/images.npz")
+
+
 def test_images_that_were_moved_are_asked_for(workplace: Path) -> None:
     train("--steps", "4", "--name", "whole", *s("log.every=1"))
     train("--steps", "2", "--name", "run", *s("log.every=1"))
@@ -331,7 +356,42 @@ def test_images_that_were_moved_are_asked_for(workplace: Path) -> None:
     assert good("resume", "run", "--steps", "4").warnings == []
     same_runs(RUNS / "whole", RUNS / "run", 4)
     write_images(Path("others.npz"), seed=1)
-    assert "the data has changed" in good("resume", "run", "--data", "others.npz", "--steps", "5").warnings[0]
+    done = fmrun("resume", "run", "--data", "others.npz", "--steps", "5")
+    assert done.code == 2
+    assert "these are not the images of run run (trained on: other contents)" in done.errors[0]
+
+
+SOME = (*SMALL, "--data", "pictures", *s("data.image_size=28", "data.valid_path=held"))
+
+
+def test_a_copy_of_the_images_is_the_same_images_and_anything_else_is_not() -> None:
+    write_folder(Path("pictures"), count=10)
+    write_folder(Path("held"), count=4)
+    good("train", *SOME, "--steps", "1", "--name", "run")
+    for name in ("pictures", "held"):
+        shutil.copytree(name, f"copy/{name}", copy_function=shutil.copyfile)  # with new times of change
+    (warning,) = good("resume", "run", "--data", "copy/pictures", "--steps", "2").warnings
+    assert warning.endswith("the data has changed")
+    (warning,) = good("resume", "run", *s("data.valid_path=copy/held"), "--steps", "3").warnings
+    assert warning.endswith("the held-out data has changed")
+
+    def refused(*flags: str) -> str:
+        done = fmrun("resume", "run", *flags, "--steps", "4")
+        assert done.code == 2, done.err
+        return done.errors[0]
+
+    assert "trained on: 4 instead of 10" in refused("--data", "held")
+    assert "held out: 10 instead of 4" in refused(*s("data.valid_path=pictures"))
+    assert "held out: none instead of 4" in refused(*s("data.valid_path=none"))
+    (Path("pictures") / "001.png").rename("pictures/renamed.png")
+    assert "trained on: other names" in refused("--data", "pictures")
+    (Path("held") / "001.png").write_bytes((Path("held") / "001.png").read_bytes() + b"0")
+    error = refused(*s("data.valid_path=held"))
+    assert "held out: other sizes" in error
+    assert f"data.valid_path={Path('held').absolute()}" in error
+    (Path("copy/held/001.png")).write_bytes((Path("held") / "001.png").read_bytes())
+    (warning,) = good("resume", "run", "--steps", "4").warnings  # at the same place, it is a warning
+    assert warning.endswith("the held-out data has changed")
 
 
 def test_a_finished_run_needs_no_images() -> None:

@@ -63,7 +63,7 @@ def probe_layers(
     from ..report import Reporter, emit, emit_json
     from ..runs import find
 
-    report, found = Reporter(), None
+    report, found, own = Reporter(), None, False
     overrides = as_overrides(
         set_,
         lambda_feature=lambda_feature,
@@ -79,6 +79,16 @@ def probe_layers(
             raise UserError("give a run, or --preset and --config, not both")
         folder = find(runs_dir, run)
         resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
+        own = all(override.key != "data.path" for override in overrides)
+        if not own:  # none of the run's other folders belongs to these images
+            gone: dict[str, object] = {
+                "valid_path": None,
+                "valid_lr_path": None,
+                "lr_path": None,
+                "valid_fraction": 0.0,
+            }
+            gone |= {"leave_out": (), "valid_leave_out": ()}
+            resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update=gone)})
         from .. import checkpoint
 
         found, skipped = checkpoint.newest(folder.checkpoints)
@@ -92,7 +102,7 @@ def probe_layers(
         refuse_missing(resolved.data, resolved.task, "" if run is None else "; give others with --data, or --no-data")
     from .. import probe
 
-    result = probe.probe(resolved, run_checkpoint=found, data=not no_data, report=report)
+    result = probe.probe(resolved, run_checkpoint=found, data=not no_data, settled=own, report=report)
     if json:
         emit_json(result)
     else:

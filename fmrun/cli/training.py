@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import UserError
 from .options import (
     RUNS,
     Balance,
@@ -110,6 +111,12 @@ def resume(
 
     overrides = as_overrides(set_, steps=steps, device=device, data=data)
     free = FREE_ON_RESUME + (PLACES if data is not None else PLACES[1:])
+    place = next((override for override in overrides if override.key == "data.path"), None)
+    if data is None and place is not None:
+        raise UserError(
+            f"{place.flag}: where the run's images were moved to is said by --data PATH; with other images it would be another "
+            "experiment: fmrun train"
+        )
     found = find(runs_dir, run)
 
     def change(saved: dict[str, Any]) -> Config:

@@ -9,6 +9,8 @@ from typing import Any
 from ..errors import nearest
 
 QUOTED = re.compile(r"'([^']*)'")
+COMMAND = re.compile(r"No such command (['\"])(.*?)\1\.?(?: Did you mean (.*)\?)?")
+"""The parser puts a name with an apostrophe in double quotes."""
 
 
 def sentence(error: Any, arguments: Sequence[str]) -> str:
@@ -21,8 +23,8 @@ def sentence(error: Any, arguments: Sequence[str]) -> str:
         said = f"there is no option {error.option_name}{_meant(error.possibilities or [])}"
     elif kind == "BadOptionUsage":
         said = f"{error.option_name} takes no value" if "not take" in message else f"{error.option_name} needs a value"
-    elif command := re.fullmatch(r"No such command '(.*?)'\.?(?: Did you mean (.*)\?)?", message):
-        said = f"there is no command '{command[1]}'{_meant(QUOTED.findall(command[2] or ''))}"
+    elif command := COMMAND.fullmatch(message):
+        said = f"there is no command '{command[2]}'{_meant(QUOTED.findall(command[3] or ''))}"
     elif extra := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
         said = f"there is no place for '{extra[1]}': options begin with --"
     else:

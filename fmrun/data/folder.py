@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from ..config.data import DataConfig
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .memory import available_ram, gigabytes
 from .pixels import BAD, SUFFIXES, UNREADABLE, BadImage, Header, check_size, decode, quiet, read_header
 from .places import few
-from .source import Images
+from .source import Images, files_identity
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -102,6 +102,10 @@ class FolderImages(Images):
             digest.update(f"{entry.name}\0{entry.size}\0{entry.changed}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
+    @property
+    def identity(self) -> dict[str, int | str]:
+        return files_identity(len(self), [(entry.name, entry.size) for entry in self.entries])
+
 
 def open_folder(
     field: str,
@@ -121,6 +125,8 @@ def open_folder(
     """
     root = Path(path).expanduser()
     without = set(leave_out)
+    if choice is not Choice.SETTLED:
+        refuse_unknown(field, root, leave_out)
     names = [name for name in _names(field, root) if name not in without]
     size, fit = config.image_size, config.fit
     problems: dict[str, BadImage] = {}
@@ -162,6 +168,17 @@ def open_folder(
     return FolderImages(root, entries, channels, size, fit, pixels, leave_out)
 
 
+def refuse_unknown(field: str, root: Path, leave_out: tuple[str, ...]) -> None:
+    """UserError for a file to leave out of the folder that `field` names where there is none of that name."""
+    names = _names(field, root) if leave_out else []
+    unknown = next((name for name in leave_out if name not in set(names)), None)
+    if unknown is not None:
+        option = field.replace("path", "leave_out")
+        raise UserError(
+            f"{option}: there is no image '{unknown}' in '{root}'{nearest(unknown, names) or ': leave it out'}"
+        )
+
+
 def unreadable(problems: Mapping[str, BadImage]) -> list[str]:
     """Names of the files that cannot be read at all."""
     return [name for name, problem in problems.items() if problem.kind in UNREADABLE]
@@ -172,7 +189,7 @@ def skip_hint(problems: Mapping[str, BadImage], choice: Choice) -> str:
     if not unreadable(problems) or choice is Choice.SKIP:
         return ""
     if choice is Choice.SETTLED:
-        return "; this run was trained on them, so rather put them back as they were"
+        return "; what this run leaves out was settled when it started, so rather put them back as they were"
     return "; or leave out what cannot be read: -s data.skip_unreadable=true"
 
 

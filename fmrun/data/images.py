@@ -79,6 +79,9 @@ def _open(
     else:
         if len(images) >= 2:
             return images
+        if not images and images.left_out:
+            problems.append(f"{field}: no image in '{path}' is left that could be read: copy them again")
+            return None
         problems.append(
             f"{field}: '{path}' holds {len(images)} image{'s' * (len(images) != 1)} and at least 2 are needed: add more"
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,19 @@ import numpy as np
 from ..config.degradation import DegradationConfig
 from ..errors import UserError
 from .filters import bicubic_down
-from .folder import Choice, Progress, _each, _entry, _header, _keep, _names, _report, _threads, skip_hint
+from .folder import (
+    Choice,
+    Progress,
+    _each,
+    _entry,
+    _header,
+    _keep,
+    _names,
+    _report,
+    _threads,
+    refuse_unknown,
+    skip_hint,
+)
 from .pair_set import Pairs
 from .pixels import GREY_16, SMALLEST_SIDE, UNREADABLE, BadImage, Header
 from .places import few
@@ -59,6 +71,8 @@ def open_pair_folder(
             those of pairs that cannot be read.
     """
     problems: list[str] = []
+    if choice is not Choice.SETTLED:
+        refuse_unknown(high.field, high.root, leave_out)
     sides = _match(problems, high, low, scale, leave_out)
     if not sides[0].names:
         raise UserError(f"{high.field}: no image in '{high.root}' is left that could be read: copy them again")
@@ -106,8 +120,10 @@ def open_pair_folder(
     if problems:
         raise UserError("; ".join(problems))
     marks = [" ".join(side.mark(i, by_content) for side in sides) for i in range(len(sides[0].names))]
+    files = [tuple(side.file(i) for side in sides) for i in range(len(sides[0].names))]
     lows = sides[1].shelf(chosen) if low else small
-    return Pairs(str(high.root), sides[0].shelf(chosen), lows, scale, None if low else degradation, marks, leave_out)
+    made_by = None if low else degradation
+    return Pairs(str(high.root), sides[0].shelf(chosen), lows, scale, made_by, marks, files, leave_out)
 
 
 class _Side:
@@ -190,13 +206,21 @@ class _Side:
         entry = _entry(self.place.field, self.place.root, name)
         return f"{entry.name} {entry.size} {entry.changed}"
 
+    def file(self, index: int) -> tuple[str, int]:
+        """Name and size in bytes."""
+        entry = _entry(self.place.field, self.place.root, self.names[index])
+        return entry.name, entry.size
+
 
 def _match(problems: list[str], high: Place, low: Place | None, scale: int, leave_out: tuple[str, ...]) -> list[_Side]:
     """One side, or both in the order of the pairs; what has no partner goes to `problems`."""
-    names, without = _names(high.field, high.root), set(leave_out)
+    without = set(leave_out)
+    names = [name for name in _names(high.field, high.root) if name not in without]
     if low is None:
-        return [_Side(high, [name for name in names if name not in without], len(names))]
-    partners = _names(low.field, low.root)
+        return [_Side(high, names, len(names))]
+    kept = {_stem(name) for name in names}
+    gone = {_stem(name) for name in leave_out} - kept
+    partners = [name for name in _names(low.field, low.root) if _partner(name, kept | gone, scale) not in gone]
     for place, found in ((high, names), (low, partners)):
         stems = Counter(_stem(name) for name in found)
         twice = [name for name in found if stems[_stem(name)] > 1]
@@ -209,9 +233,7 @@ def _match(problems: list[str], high: Place, low: Place | None, scale: int, leav
     matched: dict[str, str] = {}
     alone = []
     for name in partners:
-        stem = _stem(name)
-        # DIV2K and its like call the halved 0001.png 0001x2.png
-        hit = stem if stem in by_stem else stem.removesuffix(f"x{scale}")
+        hit = _partner(name, kept, scale)
         if hit in by_stem and hit not in matched:
             matched[hit] = name
         else:
@@ -225,13 +247,20 @@ def _match(problems: list[str], high: Place, low: Place | None, scale: int, leav
                 f"{field}: {len(single)} of {len(found)} images in '{root}' have no partner of the same name in "
                 f"'{other}' ({few(single)}), so add or remove them"
             )
-    common = [stem for stem, name in by_stem.items() if stem in matched and name not in without]
+    common = [stem for stem in by_stem if stem in matched]
     if not common and problems:
         raise UserError("; ".join(problems))
     return [
         _Side(high, [by_stem[stem] for stem in common], len(names)),
         _Side(low, [matched[stem] for stem in common], len(partners)),
     ]
+
+
+def _partner(name: str, known: Collection[str], scale: int) -> str:
+    """What a high-resolution file that belongs to the low-resolution one is called, without its ending."""
+    stem = _stem(name)
+    # DIV2K and its like call the halved 0001.png 0001x2.png
+    return stem if stem in known else stem.removesuffix(f"x{scale}")
 
 
 def _mismatches(sides: list[_Side], scale: int, channels: int | None) -> list[str]:

@@ -14,6 +14,7 @@ from ..rng import numpy_generator
 from .degrade import BICUBIC_MARGIN, MARGIN, Step, degrade, recipe
 from .memory import available_ram
 from .shelf import Packed, Shelf, Window
+from .source import files_identity
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Pairs:
         scale: factor between them.
         degradation: how `low` is, or was, made, or `None` if it came as files.
         marks: what changes when a pair of files does.
+        files: the names and sizes in bytes of the files of each pair.
         left_out: high-resolution files of the same folder that are not among them, by name.
     """
 
@@ -70,11 +72,12 @@ class Pairs:
         scale: int,
         degradation: DegradationConfig | None,
         marks: list[str],
+        files: list[tuple[tuple[str, int], ...]],
         left_out: tuple[str, ...] = (),
     ) -> None:
         assert low is not None or degradation is not None
         self.name, self.high, self.low, self.scale, self.degradation = name, high, low, scale, degradation
-        self.marks, self.left_out = marks, left_out
+        self.marks, self.files, self.left_out = marks, files, left_out
         self._degraded: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -152,8 +155,8 @@ class Pairs:
     def take(self, indices: np.ndarray) -> "Pairs":
         """The split made of these pairs, in this order."""
         low = None if self.low is None else self.low.take(indices)
-        marks = [self.marks[i] for i in indices]
-        return Pairs(self.name, self.high.take(indices), low, self.scale, self.degradation, marks, self.left_out)
+        marks, files = [self.marks[i] for i in indices], [self.files[i] for i in indices]
+        return Pairs(self.name, self.high.take(indices), low, self.scale, self.degradation, marks, files, self.left_out)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -162,6 +165,11 @@ class Pairs:
         for mark in self.marks:
             digest.update(f"{mark}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
+
+    @property
+    def identity(self) -> dict[str, int | str]:
+        """What copying the files to another place does not change, as `Images.identity`."""
+        return files_identity(len(self), [file for pair in self.files for file in pair])
 
     @property
     def info(self) -> PairInfo:

@@ -1,6 +1,7 @@
 """Paths of the config, before anything is read from them. Imports no torch, so that a wrong one is answered at once."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from ..config.data import DataConfig
@@ -11,6 +12,9 @@ PATHS = ("path", "valid_path", "lr_path", "valid_lr_path")
 
 SCHEMES = {"generate": ("bundled:", "torchvision:"), "upscale": ("bundled:",)}
 """What a path of each task begins with that is no path."""
+
+LISTS = {"path": "leave_out", "valid_path": "valid_leave_out"}
+"""Folders, and the names of files that are left out of each."""
 
 NAMED = 5
 """So many files are named; the rest are counted."""
@@ -31,7 +35,10 @@ def located(data: DataConfig, task: str) -> DataConfig:
 
 def _absolute(path: str) -> str:
     try:
-        return os.path.abspath(Path(path).expanduser())
+        whole = str(Path(path).expanduser().absolute())
+        short = os.path.abspath(whole)
+        # after a link, `..` is not the folder before it
+        return short if os.path.realpath(short) == os.path.realpath(whole) else whole
     except (OSError, ValueError, RuntimeError):  # nothing is there, as will be said
         return path
 
@@ -55,14 +62,45 @@ def with_left_out(data: DataConfig, left_out: tuple[str, ...], valid_left_out: t
     return data.model_copy(update=update)
 
 
+def without_strange(data: DataConfig, changed: Collection[str]) -> DataConfig:
+    """The section without names of files left out of other folders than it has now: `changed` are the settings, with
+    their sections, that are new."""
+    strange = [n for path, n in LISTS.items() if f"data.{path}" in changed and f"data.{n}" not in changed]
+    return data.model_copy(update=dict.fromkeys(strange, ()))
+
+
 def skipped_sentence(before: DataConfig, after: DataConfig) -> str | None:
     """Which files opening the data has left out, beyond those it was told to; None if there are none."""
     new = {
-        where: [name for name in getattr(after, field) if name not in getattr(before, field)]
-        for where, field in ((before.path, "leave_out"), (before.valid_path, "valid_leave_out"))
+        path: [name for name in getattr(after, names) if name not in getattr(before, names)]
+        for path, names in LISTS.items()
     }
-    parts = [f"{len(names)} in '{where}' ({few(names)})" for where, names in new.items() if names]
-    return f"data.skip_unreadable leaves out files that cannot be read: {' and '.join(parts)}" if parts else None
+    parts = [f"{len(names)} in '{getattr(before, path)}' ({few(names)})" for path, names in new.items() if names]
+    told = " and ".join(dict.fromkeys(parts))  # once, where both are one folder
+    return f"data.skip_unreadable leaves out files that cannot be read: {told}" if parts else None
+
+
+def refuse_idle(data: DataConfig, task: str) -> None:
+    """UserError for settings that leave files out of folders where there are none."""
+
+    def flat(path: str) -> bool:
+        return is_named(path, task) or Path(path).expanduser().is_file()
+
+    for field, names in LISTS.items():
+        path = getattr(data, field)
+        if getattr(data, names) and path is None:
+            raise UserError(
+                f"data.{names} is of files in data.{field}, which is not given: give it, or leave out data.{names}"
+            )
+        if getattr(data, names) and flat(path):
+            raise UserError(
+                f"data.{names} is of files in a folder, and data.{field} '{path}' is none: leave out data.{names}"
+            )
+    if data.skip_unreadable and all(path is None or flat(path) for path in (data.path, data.valid_path)):
+        raise UserError(
+            f"data.skip_unreadable is for files in a folder, and data.path '{data.path}' is none: leave out "
+            "data.skip_unreadable"
+        )
 
 
 def few(names: list[str]) -> str:

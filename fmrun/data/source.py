@@ -1,11 +1,34 @@
 """One split of a data set: N images, all of one shape, read by index."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def files_identity(pairs: int, files: Sequence[tuple[str, int]]) -> dict[str, int | str]:
+    """`identity` of so many images or pairs that are files, of which there are names and sizes in bytes."""
+    names, sizes = (hashlib.sha256() for _ in range(2))
+    for name, size in files:
+        names.update(f"{name}\0".encode(errors="surrogateescape"))
+        sizes.update(f"{size}\0".encode())
+    return {"number": pairs, "names": names.hexdigest(), "sizes": sizes.hexdigest()}
+
+
+def unlike(then: dict[str, Any] | None, now: dict[str, Any] | None) -> str | None:
+    """How images differ from those there were, by their identities: the second half of a sentence; None if they do not."""
+    if then is None or now is None:
+        counts = ["none" if one is None else str(one["number"]) for one in (now, then)]
+        return None if then is now else " instead of ".join(counts)
+    if then["number"] != now["number"]:
+        return f"{now['number']} instead of {then['number']}"
+    if then.keys() != now.keys():
+        return "files instead of arrays" if "names" in now else "arrays instead of files"
+    other = [key for key in then if then[key] != now[key]]
+    return f"other {' and '.join(other)}" if other else None
 
 
 class Images:
@@ -50,6 +73,11 @@ class Images:
     def fingerprint(self) -> str:
         """A sha256 that changes when the data do."""
         raise NotImplementedError
+
+    @property
+    def identity(self) -> dict[str, int | str]:
+        """What copying the images to another place does not change: their `number`, and digests of what they are."""
+        return {"number": len(self), "contents": self.fingerprint}
 
     @property
     def nbytes(self) -> int:

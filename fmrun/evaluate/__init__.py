@@ -15,13 +15,14 @@ import torch
 
 from .. import checkpoint
 from ..config import Config
-from ..data.places import refuse_missing
+from ..data.places import refuse_missing, skipped_sentence, without_strange
 from ..errors import UserError
 from ..measures import lone_precision
 from ..presets import Override, from_json, revise
 from ..report import Reporter
 from ..runs import Run
 from ..sample import Source, load_source
+from ..state import TASKS
 from ..tables import fitted
 
 FREE = (
@@ -59,6 +60,11 @@ class Asked:
         """Whether a checkpoint is measured as it is without any option."""
         return replace(self, overrides=tuple(self.overrides), steps=(), all_checkpoints=False) == Asked()
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other images are measured against than those of the run."""
+        return any(override.key in ("data.path", "data.valid_path") for override in self.overrides)
+
 
 class Measure(Protocol):
     """What a task has to say about a generator."""
@@ -68,6 +74,10 @@ class Measure(Protocol):
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         """`settings`, `metrics`, `floor` and more of a record, as `Run.add_evaluation` takes them."""
+        ...
+
+    def trained_on(self, config: Config) -> str:
+        """Fingerprint of the training images of `config` as they are now."""
         ...
 
 
@@ -90,12 +100,25 @@ def evaluate(
         given = any(override.key == "data.path" for override in asked.overrides)
         way_out = "" if given else f"; to measure {_name(target)} against other images: --data PATH"
         refuse_missing(config.data, config.task, way_out)
+        if config.data.skip_unreadable and not asked.elsewhere:
+            raise UserError(
+                f"data.skip_unreadable is for other images than those of {_name(target)}, of which it is settled which were "
+                "held out; put its own back as they were, or measure against others: --data PATH"
+            )
     wanted = [_wanted(target, asked) for target in targets]
     measure = _measure(configs[0].task, asked, device, report)
     records: list[dict[str, Any]] = []
+    as_trained = not any(override.key.startswith("data.") for override in asked.overrides)
     for target, config, paths in zip(targets, configs, wanted, strict=True):
         own = []
+        changed = False
         for found in _readable(target, paths, report):
+            if as_trained and not changed and found.meta["data"] != measure.trained_on(config):
+                changed = True
+                report.warn(
+                    f"the images of {_name(target)} are not those it was trained on: what is held out of them now, the "
+                    "generator may have learned from"
+                )
             report.note(f"{_name(target)}, step {found.step}: measuring")
             source = load_source(found, Path("."), raw=asked.raw, device=device)
             weights = "raw" if asked.raw else "ema"
@@ -139,7 +162,21 @@ def _name(target: Run | Path) -> str:
 
 def _config(target: Run | Path, overrides: Sequence[Override]) -> Config:
     data = checkpoint.read_meta(target)["config"] if isinstance(target, Path) else target.config()
-    return revise(data, overrides, FREE) if overrides else from_json(data)
+    if not overrides:
+        return from_json(data)
+    config = revise(data, overrides, FREE)
+    return config.model_copy(update={"data": without_strange(config.data, {o.key for o in overrides})})
+
+
+def opened(config: Config, asked: Asked, report: Reporter) -> tuple[Config, Any, Any]:
+    """The config with what its data settle, training images, and those held out of them or None. A run's own are those
+    it has had, or an error: leaving one out would hold others out of training."""
+    final, train, valid = TASKS[config.task].open(
+        config, report.counting("checking images"), settled=not asked.elsewhere
+    )
+    if sentence := skipped_sentence(config.data, final.data):
+        report.warn(sentence)
+    return final, train, valid
 
 
 def _wanted(target: Run | Path, asked: Asked) -> list[Path]:

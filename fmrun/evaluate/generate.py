@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..config import Config
 from ..config.data import DataConfig
-from ..data.images import open_data
 from ..data.source import Images
 from ..errors import UserError
 from ..metrics.classifier import Classifier, load_classifier
@@ -21,7 +20,7 @@ from ..metrics.modes import STACKED_NUM, Kinds, choose_kinds, coverage, expected
 from ..metrics.reals import Library, Reals, choose_reals, share, shown
 from ..report import Reporter
 from ..sample import Source, images
-from . import Asked
+from . import Asked, opened
 
 DEFAULT_NUM = 2000
 """Images generated where --num is not given; fewer where there are fewer real ones."""
@@ -127,8 +126,12 @@ class GenerateMeasure:
         seed = config.seed if config.data.valid_fraction else 0
         key = config.data, seed
         if key not in self._opened:
-            self._opened[key] = open_data(config.data, seed, self.report.counting("checking images"))
+            _, train, valid = opened(config, self.asked, self.report)
+            self._opened[key] = train, valid
         return self._opened[key]
+
+    def trained_on(self, config: Config) -> str:
+        return self._open(config)[0].fingerprint
 
     def _reals(self, config: Config) -> tuple[Reals, int]:
         """The real images of a run, and how many to generate beside them."""

@@ -16,8 +16,8 @@ from ..metrics.perceptual import METRICS, perceptual_metrics
 from ..metrics.reals import shown
 from ..report import Reporter
 from ..sample import Source
-from ..tasks.upscale import Upscale, bicubic, restored, tile_field, upscaled
-from . import Asked
+from ..tasks.upscale import bicubic, restored, tile_field, upscaled
+from . import Asked, opened
 
 
 class UpscaleMeasure:
@@ -43,7 +43,8 @@ class UpscaleMeasure:
         if missing:
             report.note(f"without {', '.join(missing)}, whose weights or package are not on this machine")
         self._bicubic: dict[tuple[str, str | None, int, int], dict[str, float]] = {}
-        self._opened: dict[tuple[str, int], tuple[Config, Pairs, str]] = {}
+        self._opened: dict[tuple[str, int], tuple[Config, Pairs, Pairs | None]] = {}
+        self._said = False
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         final, pairs, name = self._pairs(config)
@@ -74,20 +75,25 @@ class UpscaleMeasure:
             "bicubic": self._bicubic[beside],
         }
 
-    def _pairs(self, config: Config) -> tuple[Config, Pairs, str]:
+    def _open(self, config: Config) -> tuple[Config, Pairs, Pairs | None]:
         # which photographs are held out of a set depends on the run's seed
         key = config.data.model_dump_json(), config.seed if config.data.valid_fraction else 0
         if key not in self._opened:
-            final, train, valid = Upscale.open(config, self.report.counting("checking images"))
-            given = any(override.key == "data.path" for override in self.asked.overrides)
-            kind = ", held out" if valid is not None else "" if given else ", trained on"
-            if valid is None and not given:
-                self.report.note(
-                    "no photographs were held out of training: measuring on those the generator learned from"
-                )
-            name = shown(config.data.valid_path or config.data.path) + kind
-            self._opened[key] = final, valid if valid is not None else train, name
+            self._opened[key] = opened(config, self.asked, self.report)
         return self._opened[key]
+
+    def trained_on(self, config: Config) -> str:
+        return self._open(config)[1].fingerprint
+
+    def _pairs(self, config: Config) -> tuple[Config, Pairs, str]:
+        """The config with what its data settle, the pairs measured on, and what they are called."""
+        final, train, valid = self._open(config)
+        given = any(override.key == "data.path" for override in self.asked.overrides)
+        kind = ", held out" if valid is not None else "" if given else ", trained on"
+        if valid is None and not given and not self._said:
+            self._said = True
+            self.report.note("no photographs were held out of training: measuring on those the generator learned from")
+        return final, valid if valid is not None else train, shown(config.data.valid_path or config.data.path) + kind
 
 
 def _digest(pairs: Pairs) -> str | None:

@@ -47,7 +47,7 @@ class Kinds:
 
 
 def choose_kinds(path: str, channels: int, size: int, asked: bool | None) -> Kinds | None:
-    """The kinds of a run's images: where its data's path says that they are (stacked) Fashion-MNIST, or it is `asked`
+    """The kinds of a run's images: where the last part of its data's path says that they are (stacked) Fashion-MNIST, or it is `asked`
     for. UserError where it cannot be had."""
     fits = size in (SIDE, 32) and channels in (1, 3)
     if asked and not fits:
@@ -55,7 +55,8 @@ def choose_kinds(path: str, channels: int, size: int, asked: bool | None) -> Kin
             f"--modes counts kinds of clothing in grey images of 28 or 32 px, or in three such channels, not in "
             f"{channels} × {size} × {size}; leave it out"
         )
-    named = "fashion" in path.lower() and (channels == 1) != ("stacked" in path.lower())
+    last = path.lower().rstrip("/").rpartition("/")[2]
+    named = "fashion" in last and (channels == 1) != ("stacked" in last)
     return Kinds(channels) if fits and (named if asked is None else asked) else None
 
 

@@ -12,7 +12,7 @@ from ..augment import NUMBERS
 from ..config import Config
 from ..data.folder import Progress
 from ..data.images import Feed, Images, claimed, open_data, order, to_float, to_uint8
-from ..data.places import with_left_out
+from ..data.places import refuse_idle, with_left_out
 from ..dist import World
 from ..grid import grid, save_png
 from ..models.custom import custom_generator
@@ -68,6 +68,8 @@ class Generate(PairTask):
         config: Config, progress: Progress | None = None, settled: bool = False
     ) -> tuple[Config, Images, Images | None]:
         """Training and held-out images, checked whole, and the config with what they settle. `settled`: it is a run's."""
+        if not settled:
+            refuse_idle(config.data, config.task)
         train, valid = open_data(config.data, config.seed, progress, settled)
         data = with_left_out(config.data, train.left_out, valid.left_out if valid is not None else ())
         data = data.model_copy(update={"channels": train.channels})

@@ -15,7 +15,7 @@ from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
 from ..data.folder import Choice, Progress
 from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs, pairs_claimed
-from ..data.places import with_left_out
+from ..data.places import refuse_idle, with_left_out
 from ..data.preview import write_preview
 from ..dist import World
 from ..errors import UserError
@@ -189,6 +189,8 @@ class Upscale(PairTask):
     ) -> tuple[Config, Pairs, Pairs | None]:
         """Training and validation pairs, checked whole, and the config with what they settle. `settled`: it is a run's."""
         d = config.data
+        if not settled:
+            refuse_idle(d, config.task)
         described(config, d.channels or 3)  # what no data could mend is said before they are read
         train, valid = open_pairs(
             d.path,
