@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
     os.environ.pop(variable, None)
+
+# a shell starts background jobs with interrupts ignored, which the processes of the tests would inherit
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # what is kept between commands is kept between the tests of one session, and away from the user's own
 _CACHE = tempfile.TemporaryDirectory()

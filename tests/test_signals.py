@@ -76,7 +76,7 @@ def catches_interrupts(pid: int) -> bool:
 def test_a_signal_while_the_data_is_read_leaves_nothing(number: signal.Signals, code: int) -> None:
     """Before there is anything to save, a signal just ends it."""
     picture = next(write_folder(Path("pictures"), count=1).iterdir())
-    for i in range(30_000):  # seconds to read, however late the signal is
+    for i in range(10_000):  # seconds to read, however late the signal is
         picture.with_name(f"other-{i}.png").hardlink_to(picture)
     process = Background(*LONG, "--name", "early", "--data", "pictures")
     process.until(lambda: catches_interrupts(process.pid))  # a process that is still being made ignores them
