@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import checkpoint, runs
+from .allocator import keep_freed_memory
 from .checks import check_start
 from .config import Config
 from .data.places import located, refuse_missing, skipped_sentence
@@ -125,6 +126,7 @@ def prepare(
     device = choose_device(config.device, world.local_rank, world.size == 1)
     choose_precision(config.precision, device)
     set_determinism(config.deterministic, device)
+    keep_freed_memory()
     if config.compile and device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))):
         raise UserError(
             "compile=true on the CPU needs a C++ compiler, and there is none; install g++, or leave compile out"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..allocator import keep_freed_memory
 from ..errors import UserError
 from ..models.dcgan import KERNELS
 from ..models.munet import SMALLEST
@@ -87,6 +88,7 @@ def bench(
     for name in pairs:
         resolve(PAIRS[name].preset(place), None, overrides, need_data=False)  # said before anything is measured
     set_determinism(False, place)
+    keep_freed_memory()
     before = load_average()
     machine_rates = rates(place)
     found: dict[str, Any] = {}
