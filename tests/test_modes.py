@@ -91,7 +91,7 @@ def test_where_kinds_are_counted() -> None:
     assert choose_kinds("bundled:stacked-fashion-mnist", 3, 32, None) == Kinds(3)
     assert choose_kinds("bundled:fashion-mnist", 3, 32, None) is None
     assert choose_kinds("photos", 1, 32, None) is None
-    assert choose_kinds("/home/fashion/photos", 1, 32, None) is None
+    assert choose_kinds("/data/fashion/photos", 1, 32, None) is None
     assert choose_kinds("/stacked/fashion-mnist/", 1, 32, None) == Kinds(1)
     assert choose_kinds("photos", 1, 32, True) == Kinds(1)
     assert choose_kinds("bundled:fashion-mnist", 1, 32, False) is None
