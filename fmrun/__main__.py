@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    sys.path.pop(0)  # the current folder, which `python -m` puts there: nothing in it is imported by its mere name
+
+import signal
 
 
 def main() -> None:

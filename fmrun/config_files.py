@@ -11,6 +11,10 @@ from fmrun.errors import UserError, nearest
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 
+MOST_BYTES = 1_000_000
+MOST_VALUES = 100_000
+"""What a file may hold, aliases of YAML written out."""
+
 
 def read(path: Path) -> dict[str, Any]:
     """The top-level table of `path`; an empty file is an empty table."""
@@ -21,7 +25,11 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no file '{path}'{_neighbour(path)}")
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: a config file ends in .toml, .yaml, .yml or .json")
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file; a config has to be one")
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB, too large for a config file")
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: it is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
@@ -37,10 +45,24 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}{_where(error, text)}") from None
     if data is None:
         return {}
+    if _values(data) > MOST_VALUES:
+        raise UserError(
+            f"{path} holds more than {MOST_VALUES} values, counting each use of an alias; it is no config file"
+        )
     if not isinstance(data, dict):
         what = "a list" if isinstance(data, list) else "a single value"
         raise UserError(f"{path}: the top level is {what}; a config is a table of settings, like seed = 0")
     return data
+
+
+def _values(data: Any) -> int:
+    """How many values there are, aliases written out; one more than are allowed at most, for aliases may be endless."""
+    count, waiting = 0, [data]
+    while waiting and count <= MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return count
 
 
 def _neighbour(path: Path) -> str:

@@ -126,14 +126,21 @@ def _toml(value: Any) -> str:
 
 
 def resolve(
-    preset: str | None, config_file: Path | None, overrides: Sequence[Override], *, need_data: bool = True
+    preset: str | None,
+    config_file: Path | None,
+    overrides: Sequence[Override],
+    *,
+    need_data: bool = True,
+    trust_code: bool = False,
 ) -> "Config":
-    """The config that the command line asks for; `UserError` names every mistake in one line.
+    """The config that the command line asks for; `UserError` names every mistake in one line, and code that a file names
+    and this user has not allowed (`trust_code` allows it).
 
     `need_data=False` skips the check that the bundled images are as large as the config wants them.
     """
     from pydantic import ValidationError
 
+    from fmrun import trust
     from fmrun.config import Config
 
     file = _file(config_file)
@@ -157,6 +164,10 @@ def resolve(
     except ValidationError as error:
         layers.explain(error)
         raise AssertionError("explain raises") from error
+    flags = {override.flag for override in overrides}
+    for target in trust.targets(config):
+        label = layers.given[f"{target.field}.target"].label
+        trust.admit_target(target, label, typed=trust_code or label in flags)
     if need_data:
         _check_bundled(config, layers)
     return config

@@ -29,11 +29,11 @@ except ImportError:  # Windows: runs are not locked there
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
-def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
+def write_atomic(path: Path, *parts: bytes | memoryview, mode: int = 0o666) -> None:
     """Replace `path` by these bytes, wholly or not at all; a power cut leaves the old or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             for part in parts:
                 file.write(part)
             file.flush()
@@ -233,7 +233,7 @@ def exclusive(lock: Path, refusal: str, patience: float = 0.3) -> Iterator[None]
     try:
         file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        raise UserError(f"cannot write to run folder {lock.parent}: {error.strerror}; make it writable") from error
+        raise UserError(f"cannot write to {lock.parent}: {error.strerror}; make it writable") from error
     with file:
         if not _try_lock(file, patience):
             file.seek(0)
@@ -247,8 +247,19 @@ def exclusive(lock: Path, refusal: str, patience: float = 0.3) -> Iterator[None]
         yield
 
 
-def create(runs_dir: Path, name: str | None, preset: str, config: Mapping[str, Any], command: Sequence[str]) -> Run:
-    """Make the folder of a new run: `name`, or `preset`-001, -002, … Two processes never get the same one."""
+def create(
+    runs_dir: Path,
+    name: str | None,
+    preset: str,
+    config: Mapping[str, Any],
+    command: Sequence[str],
+    code: Mapping[str, Any] | None = None,
+    texts: Mapping[str, bytes] | None = None,
+) -> Run:
+    """Make the folder of a new run: `name`, or `preset`-001, -002, … Two processes never get the same one.
+
+    `code` and `texts` are what `trust.record` notes of nets of the user's own.
+    """
     if name is not None:
         check_name(runs_dir, name)
     try:
@@ -264,8 +275,11 @@ def create(runs_dir: Path, name: str | None, preset: str, config: Mapping[str, A
         run.samples.mkdir()
         run.checkpoints.mkdir()
         # The config comes last: a folder without one is not a run.
-        facts = {"command": list(command), "preset": preset, **environment()}
+        facts = {"command": list(command), "preset": preset, **environment(), "code": code or {}}
         with saving(run.path):
+            for place, text in (texts or {}).items():
+                (run.path / place).parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(run.path / place, text)
             write_atomic(run.env_file, to_json(facts))
             run.write_status(state="running", step=0, started=_now())
             write_atomic(run.config_file, to_json(config))

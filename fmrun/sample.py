@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, trust
 from .config import Config
 from .errors import UserError
 from .grid import grid, save_png, to_uint8
@@ -50,7 +50,9 @@ class Source:
         return f"{name}, step {self.step}, {'weights as trained' if self.raw else 'averaged weights'}"
 
 
-def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: Reporter) -> Source:
+def open_source(
+    target: Run | Path, *, raw: bool, device: torch.device, report: Reporter, trust_code: bool = False
+) -> Source:
     """The averaged (or `raw`) generator of a run's newest readable checkpoint, or of a checkpoint file alone."""
     if isinstance(target, Run):
         found, skipped = checkpoint.newest(target.checkpoints)
@@ -65,13 +67,23 @@ def open_source(target: Run | Path, *, raw: bool, device: torch.device, report: 
         folder = target.samples
     else:
         found, folder = checkpoint.read(target), Path(".")
-    return load_source(found, folder, raw=raw, device=device)
+    return load_source(found, target, folder, raw=raw, device=device, trust_code=trust_code)
 
 
-def load_source(found: checkpoint.Checkpoint, folder: Path, *, raw: bool, device: torch.device) -> Source:
-    """The averaged (or `raw`) generator of a checkpoint."""
+def load_source(
+    found: checkpoint.Checkpoint,
+    target: Run | Path,
+    folder: Path,
+    *,
+    raw: bool,
+    device: torch.device,
+    trust_code: bool = False,
+) -> Source:
+    """The averaged (or `raw`) generator of a checkpoint, which is a run's or a file; Untrusted if it is code of somebody's
+    own that this user has not allowed."""
     set_determinism(True, device)
     config = without_init(from_json(found.meta["config"]))
+    trust.admit(config, target, trust_code)
     assert config.data.channels is not None
     net = BUILDERS[config.task](config, config.data.channels)
     prefix = "generator." if raw else "ema."

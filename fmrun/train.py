@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, runs
+from . import checkpoint, runs, trust
 from .allocator import keep_freed_memory
 from .checks import check_start
 from .config import Config
@@ -172,7 +172,8 @@ def start(
 
     def work() -> int:
         final, train, valid, state = prepare(config, world, report)
-        run = world.together(lambda: runs.create(runs_dir, name, preset, final.model_dump(mode="json"), list(command)))
+        resolved = final.model_dump(mode="json")
+        run = world.together(lambda: runs.create(runs_dir, name, preset, resolved, list(command), *trust.record(final)))
         report.note(f"run {run.name} in {run.path}")
         return _work(run, state, train, valid, report)
 
@@ -211,6 +212,10 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         report.warn(f"{sentence}; going on from the checkpoint before")
     if found is not None:
         _refuse_edits(run, config, found)
+    for target in trust.changed(config, run.env()):
+        report.warn(
+            f"the code of {target} is not what run {run.name} was started with; that lies in {run.path / 'code'}"
+        )
     step = found.step if found is not None else 0
     if step >= config.train.steps:
         if step > config.train.steps:

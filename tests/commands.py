@@ -141,8 +141,9 @@ class Background:
 
     def __init__(self, *arguments: str | Path, env: dict[str, str] | None = None) -> None:
         self._files = [Path(tempfile.mkstemp()[1]) for _ in range(2)]
+        env = {"XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"], **(env or {})}
         self._process = _SERVER.Process(
-            target=self.target, args=([*map(str, arguments)], os.getcwd(), *map(str, self._files), env or {})
+            target=self.target, args=([*map(str, arguments)], os.getcwd(), *map(str, self._files), env)
         )
         self._process.start()
         _started.append(self._process)

@@ -20,7 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # what is kept between commands is kept between the tests of one session, and away from the user's own
 _CACHE = tempfile.TemporaryDirectory()
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
+os.environ["XDG_CACHE_HOME"] = os.environ["XDG_CONFIG_HOME"] = _CACHE.name
 
 # whatever folder they are started in, they run the fmrun that lies beside these tests
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))

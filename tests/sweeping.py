@@ -48,7 +48,7 @@ class Forked:
 
 def forked(task: launch.Task, env: Mapping[str, str]) -> Forked:
     """`launch.spawn`, except that the command runs in a fork of this process."""
-    arguments, prepare = task.command()[3:], launch._Prepare(os.getpid())
+    arguments, prepare = task.command()[4:], launch._Prepare(os.getpid())
     if (pid := os.fork()) != 0:
         return Forked(pid)
     code = 1

@@ -2,13 +2,16 @@
 
 import copy
 import sys
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fmrun import trust
 from fmrun.errors import UserError
+from fmrun.models import custom
 from fmrun.models.base import Discriminator, Out
 from fmrun.models.custom import WalkedDiscriminator, custom_discriminator, custom_generator, load_target, logits_of
 from fmrun.models.norm import advance_spectral
@@ -317,6 +320,11 @@ def wrong():
 
 class NoNet:
     pass
+
+def face():
+    from fmrun.models.unet import UNet
+
+    return UNet(3, 4, torch.Generator())
 """
 
 
@@ -326,7 +334,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "broken_nets.py").write_text("import own_nets\nraise KeyError('oh')\n")
     (tmp_path / "needy_nets.py").write_text("import a_package_nobody_has\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(custom, "admitted", partial(trust.admit_target, typed=True))
     yield tmp_path
     for name in ("own_nets", "broken_nets", "needy_nets"):
         sys.modules.pop(name, None)
@@ -381,8 +389,7 @@ def test_a_target_that_cannot_be_had_is_one_sentence(folder, target, params, wor
 def test_a_discriminator_comes_walked_or_as_it_is_if_it_has_the_face(folder):
     net = custom_discriminator("own_nets:Net", {"channels": 3}, rng(), IMAGE)
     assert net.feature_names == ("a",)
-    ours = {"channels": 3, "width": 4, "generator": rng()}
-    assert type(custom_discriminator("fmrun.models.unet:UNet", ours, rng(), IMAGE)).__name__ == "UNet"
+    assert type(custom_discriminator("own_nets:face", {}, rng(), IMAGE)).__name__ == "UNet"
     with pytest.raises(UserError, match=r"discriminator\.target: 'own_nets:Net' fails on an input of shape \(2, 3, 16"):
         custom_discriminator("own_nets:Net", {"channels": 1}, rng(), IMAGE)
 

@@ -84,7 +84,7 @@ JUDGE = (
 @pytest.fixture(autouse=True)
 def module(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     Path("own_pair.py").write_text(MODULE)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(workplace / "home"))
     yield
     sys.modules.pop("own_pair", None)
 
@@ -109,9 +109,9 @@ def test_arguments_come_from_a_file_too_and_single_ones_lie_on_top() -> None:
     Path("own.toml").write_text(
         '[generator]\ntarget = "own_pair:Maker"\n[generator.params]\nlatent_dim = 8\nwidth = 6\nsize = 28\n'
     )
-    shown = train("--config", "own.toml", "-s", "generator.params.width=5", "--dry-run").out
+    shown = train("--config", "own.toml", "-s", "generator.params.width=5", "--trust-code", "--dry-run").out
     assert json.loads(shown)["generator"]["params"] == {"latent_dim": 8, "width": 5, "size": 28}
-    shown = train("--config", "own.toml", "-s", "generator.params.width=none", "--dry-run").out
+    shown = train("--config", "own.toml", "-s", "generator.params.width=none", "--trust-code", "--dry-run").out
     assert json.loads(shown)["generator"]["params"] == {"latent_dim": 8, "size": 28}
 
 
@@ -228,8 +228,9 @@ def test_code_that_has_changed_since_is_one_sentence() -> None:
         MODULE.replace("nn.Linear(width, size * size)", "nn.Linear(width, size * size, bias=False)")
     )
     del sys.modules["own_pair"]
-    done = fmrun("resume", "run", "--steps", "2")
+    done = fmrun("resume", "run", "--steps", "2", "--trust-code")
     assert done.code == 2
+    assert "the code of own_pair:Maker is not what run run was started with" in done.warnings[0]
     assert "the code of own_pair:Maker no longer makes the net that was trained" in done.errors[0]
     done = fmrun("sample", "run")
     assert done.code == 2

@@ -95,8 +95,8 @@ def test_new_runs_are_trained_and_begun_ones_resumed(monkeypatch: pytest.MonkeyP
     (first, one), (second, other) = at.started
     file = f"{S}/configs/{new.combination}.json"
     run = ["--seed", "0", "--name", new.name, "--runs-dir", str(S)]
-    assert first.command()[3:] == ["train", "--preset", "dcgan-fm", "--config", file, *run]
-    assert second.command()[3:] == ["resume", begun.name, "--runs-dir", str(S), "-s", "log.every=50"]
+    assert first.command()[4:] == ["train", "--preset", "dcgan-fm", "--config", file, *run]
+    assert second.command()[4:] == ["resume", begun.name, "--runs-dir", str(S), "-s", "log.every=50"]
     # fresh runs share the cores; one that goes on does so with as many threads as before
     assert one == {"OMP_NUM_THREADS": str(max(1, launch.cores() // 2))}
     assert other == {"OMP_NUM_THREADS": "3"}
@@ -119,7 +119,7 @@ def test_only_the_sweeps_own_evaluation_spares_a_run_another() -> None:
         made.add_evaluation(one | record)
     at = Launcher()
     worker(sweep, at, evaluate=True).work(found[: len(records)], Stop())
-    assert sorted(task.command()[3:5] for task, _ in at.started) == sorted(["eval", f.name] for f in found[1:4])
+    assert sorted(task.command()[4:6] for task, _ in at.started) == sorted(["eval", f.name] for f in found[1:4])
 
 
 def test_threads_that_were_chosen_stay_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import UserError
-from .options import RUNS, Json, RunsDir, choose_device, complete_runs
+from .options import RUNS, Json, RunsDir, TrustCode, choose_device, complete_runs
 
 
 def compare(
@@ -53,6 +53,7 @@ def compare(
         ),
     ] = None,
     runs_dir: RunsDir = RUNS,
+    trust_code: TrustCode = False,
     json: Json = False,
 ) -> int:
     """Show what differs between runs, which is better and how they got there. Runs that differ in their seed are averaged."""
@@ -74,7 +75,8 @@ def compare(
     if html is not None:
         from ..compare.page import write
 
-        write(comparison, html, seed=seed or 0, device=choose_device(device or "auto"), report=report)
+        place = choose_device(device or "auto")
+        write(comparison, html, seed=seed or 0, device=place, report=report, trust_code=trust_code)
     if json:
         emit_json(to_json(comparison))
     else:

@@ -22,6 +22,7 @@ from .options import (
     RunsDir,
     Seed,
     Set,
+    TrustCode,
     as_overrides,
     complete_runs,
 )
@@ -54,10 +55,12 @@ def probe_layers(
     device: Device = None,
     set_: Set = None,
     runs_dir: RunsDir = RUNS,
+    trust_code: TrustCode = False,
     no_data: Annotated[bool, typer.Option("--no-data", help="Shapes and costs only; reads no images.")] = False,
     json: Json = False,
 ) -> int:
     """List the discriminator's layers: what each costs, sees and would teach. A preset, a config, or a trained RUN."""
+    from .. import trust
     from ..data.places import refuse_missing
     from ..presets import resolve, revise
     from ..report import Reporter, emit, emit_json
@@ -79,6 +82,7 @@ def probe_layers(
             raise UserError("give a run, or --preset and --config, not both")
         folder = find(runs_dir, run)
         resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
+        trust.admit(resolved, folder, trust_code)
         own = all(override.key != "data.path" for override in overrides)
         if not own:  # none of the run's other folders belongs to these images
             gone: dict[str, object] = {
@@ -97,7 +101,7 @@ def probe_layers(
         if found is None:
             raise UserError(f"run {folder.name} has no checkpoint yet; {folder.command('resume')} trains it on")
     else:
-        resolved = resolve(preset, config, overrides, need_data=not no_data)
+        resolved = resolve(preset, config, overrides, need_data=not no_data, trust_code=trust_code)
     if not no_data:
         refuse_missing(resolved.data, resolved.task, "" if run is None else "; give others with --data, or --no-data")
     from .. import probe
@@ -117,6 +121,7 @@ def data_preview(
     seed: Seed = None,
     set_: Set = None,
     rows: Annotated[int, typer.Option("--rows", min=1, max=64, help="Patches shown, or rows of images.")] = 4,
+    trust_code: TrustCode = False,
     out: Annotated[Path, typer.Option("--out", help="PNG file.")] = Path("data-preview.png"),
 ) -> int:
     """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
@@ -126,7 +131,7 @@ def data_preview(
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
-    resolved = resolve(preset, config, as_overrides(set_, data=data, seed=seed))
+    resolved = resolve(preset, config, as_overrides(set_, data=data, seed=seed), trust_code=trust_code)
     refuse_missing(resolved.data, resolved.task)
     from ..state import TASKS
 

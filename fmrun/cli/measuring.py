@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import RUNS, Json, RunsDir, Set, choose_device, complete_runs, run_or_checkpoint
+from .options import RUNS, Json, RunsDir, Set, TrustCode, choose_device, complete_runs, run_or_checkpoint
 
 
 def eval(
@@ -78,12 +78,17 @@ def eval(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     set_: Set = None,
     runs_dir: RunsDir = RUNS,
+    trust_code: TrustCode = False,
     json: Json = False,
 ) -> int:
     """Score generators against real images: KID, FID, precision and recall, density and coverage; or PSNR, SSIM and
     perceptual distances of upscaled photographs. The scores are written into the runs."""
     targets = [run_or_checkpoint(name, runs_dir) for name in dict.fromkeys(runs or [])]
     targets = targets or [run_or_checkpoint(None, runs_dir)]
+    from .. import trust
+
+    if extractor is not None and ":" in extractor:
+        trust.admit_target(trust.Target("--extractor", extractor), typed=True)
     from .. import evaluate as work
     from ..presets import Override, parse_set
     from ..report import Reporter, emit, emit_json
@@ -107,7 +112,7 @@ def eval(
         modes_num=modes_num,
     )
     report = Reporter()
-    records = work.evaluate(targets, asked, choose_device(device), report)
+    records = work.evaluate(targets, asked, choose_device(device), report, trust_code)
     if json:
         emit_json(records)
         return 0

@@ -60,6 +60,10 @@ RunName = Annotated[
         metavar="[RUN]", help="Run (default: the newest).", autocompletion=complete_runs, show_default=False
     ),
 ]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Run the code that the config or run names (nets of your own), and remember it."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 RUNS = Path("runs")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError
-from .options import RUNS, RunName, RunsDir, choose_device, complete_runs, run_or_checkpoint
+from .options import RUNS, RunName, RunsDir, TrustCode, choose_device, complete_runs, run_or_checkpoint
 
 
 def sample(
@@ -39,6 +39,7 @@ def sample(
     out: Annotated[Path | None, typer.Option("--out", help="PNG file or folder.", show_default=False)] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     runs_dir: RunsDir = RUNS,
+    trust_code: TrustCode = False,
 ) -> int:
     """Draw image grids from a trained generator, or upscale photographs with one. Needs no training data."""
     target = run_or_checkpoint(run, runs_dir)
@@ -46,7 +47,7 @@ def sample(
     from ..report import Reporter, emit
 
     report = Reporter()
-    source = sampling.open_source(target, raw=raw, device=choose_device(device), report=report)
+    source = sampling.open_source(target, raw=raw, device=choose_device(device), report=report, trust_code=trust_code)
     if input_ is not None:
         if (num, seed, grid, interpolate, individual) != (64, 0, None, None, False):
             raise UserError(
@@ -74,6 +75,7 @@ def export(
     precision: Annotated[str, typer.Option("--precision", help="Of .safetensors: fp32, fp16 or bf16.")] = "fp32",
     raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
     runs_dir: RunsDir = RUNS,
+    trust_code: TrustCode = False,
 ) -> int:
     """Write the generator alone, for other programs: safetensors, which spandrel (chaiNNer, ComfyUI) detects, or ONNX."""
     target = run_or_checkpoint(run, runs_dir)
@@ -84,7 +86,7 @@ def export(
     if precision not in DTYPES:
         raise UserError(f"--precision is '{precision}'; allowed: {', '.join(DTYPES)}")
     report = Reporter()
-    source = sampling.open_source(target, raw=raw, device=choose_device("cpu"), report=report)
+    source = sampling.open_source(target, raw=raw, device=choose_device("cpu"), report=report, trust_code=trust_code)
     name = target.stem if isinstance(target, Path) else target.name
     made = export_source(source, out or Path(f"{name}.safetensors"), precision)
     report.note(f"exported {source.described(target)}")

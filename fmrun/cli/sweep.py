@@ -22,6 +22,7 @@ from .options import (
     RunsDir,
     Set,
     Steps,
+    TrustCode,
     as_overrides,
 )
 
@@ -83,6 +84,7 @@ def sweep(
         list[str] | None,
         typer.Option("--slurm", metavar="KEY=VALUE", help="For the scheduler, e.g. partition=gpu.", show_default=False),
     ] = None,
+    trust_code: TrustCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, train nothing.")] = False,
     json: Json = False,
 ) -> int:
@@ -107,26 +109,26 @@ def sweep(
     overs = [grid.parse_over(text) for text in over or []]
     wanted = grid.parse_seeds(seeds)
     keys = [one.key for one in overs]
-    found = grid.combinations(preset, config, overrides, overs)
+    found = grid.combinations(preset, config, overrides, overs, trust_code)
     label = preset or (config.stem if config is not None else DEFAULT)
     report = Reporter()
     target = plan.open_sweep(runs_dir, name or grid.default_name(label, found, keys))
     if dry_run:
         planned = target.add(found, keys, wanted)
         plan.control_of(target, control)
-        _check(target, planned, launcher)
+        _check(target, planned, launcher, trust_code)
         return _list(target, planned, json, report)
     with target.lock():
         target = plan.open_sweep(runs_dir, target.name)  # another command may have written it meanwhile
         planned = target.add(found, keys, wanted)
         plan.control_of(target, control)
-        gpus = _check(target, planned, launcher)
+        gpus = _check(target, planned, launcher, trust_code)
         at = _launcher(launcher, target, gpus, jobs, options)
         target.write(sys.argv)
-        return _run(target, planned, at, report, preset, evaluate, metric, control, json)
+        return _run(target, planned, at, report, preset, evaluate, metric, control, trust_code, json)
 
 
-def _check(target: Sweep, planned: list[Planned], launcher: str) -> int:
+def _check(target: Sweep, planned: list[Planned], launcher: str, trust_code: bool) -> int:
     """Look at every combination that is still to be trained; how many GPUs the runs have here."""
     from ..sweep import preflight
     from ..sweep.plan import standing
@@ -135,7 +137,7 @@ def _check(target: Sweep, planned: list[Planned], launcher: str) -> int:
         p for p in planned if standing(p, target.combinations[p.combination].config) not in ("finished", "diverged")
     ]
     configs = {p.combination: target.settings(p.combination) for p in open_}
-    return preflight.check(configs, elsewhere=launcher == "slurm").gpus if configs else 0
+    return preflight.check(configs, launcher == "slurm", trust_code).gpus if configs else 0
 
 
 def _list(target: Sweep, planned: list[Planned], json: bool, report: Reporter) -> int:
@@ -177,6 +179,7 @@ def _run(
     evaluate: bool | None,
     metric: str | None,
     control: str | None,
+    trust_code: bool,
     json: bool,
 ) -> int:
     from ..report import counted, emit, emit_json
@@ -186,7 +189,8 @@ def _run(
     report.note(f"sweep {target.name} in {target.folder}: {counted(len(planned), 'run')}")
     share = isinstance(at, launch.Local) and at.slots > 1
     with Stop().watching() as stop:
-        outcome = Worker(target, at, report, preset=preset, evaluate=evaluate, share_cores=share).work(planned, stop)
+        worker = Worker(target, at, report, preset=preset, evaluate=evaluate, share_cores=share, trust_code=trust_code)
+        outcome = worker.work(planned, stop)
     for run, why in outcome.failures.items():
         report.warn(f"run {run} failed: {why}")
     if outcome.signal:

@@ -23,6 +23,7 @@ from .options import (
     Seed,
     Set,
     Steps,
+    TrustCode,
     as_overrides,
     joined,
 )
@@ -45,6 +46,7 @@ def train(
     name: Annotated[str | None, typer.Option("--name", help="Name of the run (default: PRESET-001, …).")] = None,
     set_: Set = None,
     runs_dir: RunsDir = RUNS,
+    trust_code: TrustCode = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
     ] = False,
@@ -69,6 +71,7 @@ def train(
             seed=seed,
             device=device,
         ),
+        trust_code=trust_code,
     )
     check_new(runs_dir, name)
     refuse_missing(resolved.data, resolved.task)
@@ -103,8 +106,10 @@ def resume(
     device: Device = None,
     set_: Set = None,
     runs_dir: RunsDir = RUNS,
+    trust_code: TrustCode = False,
 ) -> int:
     """Continue a run exactly where it stopped; --steps makes it longer."""
+    from .. import trust
     from ..data.places import located
     from ..presets import FREE_ON_RESUME, PLACES, revise
     from ..runs import find
@@ -121,6 +126,7 @@ def resume(
 
     def change(saved: dict[str, Any]) -> Config:
         config = revise(saved, overrides, free)
+        trust.admit(config, found, trust_code)
         return config.model_copy(update={"data": located(config.data, config.task)})
 
     with joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):

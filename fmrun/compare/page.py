@@ -21,9 +21,17 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 """Content-Security-Policy: the browser itself refuses anything from elsewhere."""
 
 
-def write(comparison: Comparison, path: Path, *, seed: int, device: torch.device, report: Reporter) -> None:
+def write(
+    comparison: Comparison,
+    path: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    report: Reporter,
+    trust_code: bool = False,
+) -> None:
     """Write the page, whole or not at all. Raises SaveError when the disk refuses."""
-    drawn = pictures(comparison, seed=seed, device=device, report=report)
+    drawn = pictures(comparison, seed=seed, device=device, report=report, trust_code=trust_code)
     text = page(comparison, drawn)
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)

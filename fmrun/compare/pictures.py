@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .. import checkpoint
+from .. import checkpoint, trust
 from ..errors import UserError
 from ..grid import encode_png, grid
 from ..report import Reporter
@@ -44,7 +44,9 @@ class Picture:
     height: int
 
 
-def pictures(comparison: Comparison, *, seed: int, device: torch.device, report: Reporter) -> tuple[Picture, ...]:
+def pictures(
+    comparison: Comparison, *, seed: int, device: torch.device, report: Reporter, trust_code: bool = False
+) -> tuple[Picture, ...]:
     """A picture a group, in their order: of images from noise a grid of the latents of `seed`, of super-resolution the
     last sheet that training drew. Groups of which there is neither are warned of and left out."""
     groups = comparison.groups
@@ -55,7 +57,7 @@ def pictures(comparison: Comparison, *, seed: int, device: torch.device, report:
         run = Run(Path(member.path))
         picture = None
         if comparison.task == "generate" and checkpoint.steps(run.checkpoints):
-            picture = _drawn(group, member, run, seed, budget, device, report)
+            picture = _drawn(group, member, run, seed, budget, device, report, trust_code)
         picture = picture or _last_sheet(group, member, run, comparison.task, budget)
         if picture is None:
             report.warn(f"{member.name} has neither a checkpoint nor a picture of its samples; it is not shown")
@@ -71,11 +73,20 @@ def _shown(group: Group, groups: Sequence[Group]) -> Member:
 
 
 def _drawn(
-    group: Group, member: Member, run: Run, seed: int, budget: int, device: torch.device, report: Reporter
+    group: Group,
+    member: Member,
+    run: Run,
+    seed: int,
+    budget: int,
+    device: torch.device,
+    report: Reporter,
+    trust_code: bool,
 ) -> Picture | None:
     """A grid by the averaged generator of the newest checkpoint; None where it cannot be read."""
     try:
-        source = open_source(run, raw=False, device=device, report=report)
+        source = open_source(run, raw=False, device=device, report=report, trust_code=trust_code)
+    except trust.Untrusted:
+        raise
     except UserError as error:
         report.warn(str(error))
         return None

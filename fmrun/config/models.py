@@ -23,7 +23,8 @@ class GeneratorConfig(_Net):
     target: str | None = None
     """A net of your own instead, as `package.module:Class`, from the current folder or an installed package: for images
     from noise any `nn.Module` from latents (B, latent_dim) to images (B, C, size, size) in [-1, 1]; for super-resolution
-    from images (B, C, H, W) in [0, 1], of any height and width, to (B, C, scale H, scale W)."""
+    from images (B, C, H, W) in [0, 1], of any height and width, to (B, C, scale H, scale W). From a file it runs only with
+    `--trust-code`, or if you have allowed it before."""
 
     params: dict[str, Any] = Field(default_factory=dict)
     """Arguments that `target` is made with, by name."""
@@ -69,7 +70,8 @@ class DiscriminatorConfig(_Net):
 
     target: str | None = None
     """A net of your own instead, as `package.module:Class`, from the current folder or an installed package: any
-    `nn.Module` from images (B, C, H, W) in [-1, 1] to logits. Its layers are found by walking it."""
+    `nn.Module` from images (B, C, H, W) in [-1, 1] to logits. Its layers are found by walking it. From a file it runs only
+    with `--trust-code`, or if you have allowed it before."""
 
     params: dict[str, Any] = Field(default_factory=dict)
     """Arguments that `target` is made with, by name."""

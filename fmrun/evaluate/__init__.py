@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .. import checkpoint
+from .. import checkpoint, trust
 from ..config import Config
 from ..data.places import refuse_missing, skipped_sentence, without_strange
 from ..errors import UserError
@@ -82,7 +82,7 @@ class Measure(Protocol):
 
 
 def evaluate(
-    targets: Sequence[Run | Path], asked: Asked, device: torch.device, report: Reporter
+    targets: Sequence[Run | Path], asked: Asked, device: torch.device, report: Reporter, trust_code: bool = False
 ) -> list[dict[str, Any]]:
     """Measure the chosen checkpoints of runs, or checkpoint files, and write what is found into the runs.
 
@@ -90,6 +90,8 @@ def evaluate(
     stand out among the run's (`best`, `last`).
     """
     configs = [_config(target, asked.overrides) for target in targets]
+    for target, config in zip(targets, configs, strict=True):  # before any image is read
+        trust.admit(config, target, trust_code)
     odd = next((i for i, config in enumerate(configs) if config.task != configs[0].task), None)
     if odd is not None:
         raise UserError(
@@ -120,7 +122,7 @@ def evaluate(
                     "generator may have learned from"
                 )
             report.note(f"{_name(target)}, step {found.step}: measuring")
-            source = load_source(found, Path("."), raw=asked.raw, device=device)
+            source = load_source(found, target, Path("."), raw=asked.raw, device=device, trust_code=trust_code)
             weights = "raw" if asked.raw else "ema"
             record = {"step": found.step, "weights": weights, "default": asked.default, **measure(source, config)}
             if isinstance(target, Run):

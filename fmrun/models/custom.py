@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import UserError, nearest
+from ..trust import Target, admitted
 from .base import Discriminator, Out
 from .norm import hold_spectral
 
@@ -34,40 +33,35 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
 
 def load_target(target: str, params: Mapping[str, Any], field: str, generator: torch.Generator) -> nn.Module:
     """The net that `target` ("package.module:Class", or a function that returns a net) makes of the keyword arguments
-    `params`, with first weights from `generator`; the current folder is searched first.
+    `params`, with first weights from `generator`.
 
-    Raises UserError, naming `field`, if there is no such thing or it does not take these arguments.
+    Raises UserError, naming `field`, if this user has not allowed it (`trust`), if there is no such thing, or if it does
+    not take these arguments.
     """
     module_name, _, name = target.partition(":")
-    if not (module_name and name):
-        raise UserError(f"{field}.target: '{target}' is not of the form 'package.module:Class'")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        importlib.invalidate_caches()
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise UserError(
-                f"{field}.target: there is no module '{error.name}' in {here} or among the installed packages"
-            ) from None
-        raise UserError(f"{field}.target: importing '{module_name}' fails: {_said(error)}") from error
-    except Exception as error:
-        raise UserError(f"{field}.target: importing '{module_name}' fails: {_said(error)}") from error
-    make = getattr(module, name, None)
-    if make is None:
-        known = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, nn.Module)]
-        raise UserError(f"{field}.target: '{module_name}' has no '{name}'{nearest(name, known)}")
-    if not callable(make) or (inspect.isclass(make) and not issubclass(make, nn.Module)):
-        raise UserError(f"{field}.target: '{target}' is not a torch.nn.Module")
-    _check_arguments(make, params, f"{field}.params: '{target}'")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    code = admitted(Target(field, target, params))
+    with code.importing():
         try:
-            net = make(**params)
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+                raise UserError(f"{field}.target: there is no module '{error.name}' in {code.said}") from None
+            raise UserError(f"{field}.target: importing '{module_name}' fails: {_said(error)}") from error
         except Exception as error:
-            raise UserError(f"{field}.target: making '{target}' fails: {_said(error)}") from error
+            raise UserError(f"{field}.target: importing '{module_name}' fails: {_said(error)}") from error
+        make = getattr(module, name, None)
+        if make is None:
+            classes = [k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)]
+            raise UserError(f"{field}.target: '{module_name}' has no '{name}'{nearest(name, classes)}")
+        if not callable(make) or (inspect.isclass(make) and not issubclass(make, nn.Module)):
+            raise UserError(f"{field}.target: '{target}' is not a torch.nn.Module")
+        _check_arguments(make, params, f"{field}.params: '{target}'")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            try:
+                net = make(**params)
+            except Exception as error:
+                raise UserError(f"{field}.target: making '{target}' fails: {_said(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(
             f"{field}.target: '{target}' makes something of type {type(net).__name__}, not a torch.nn.Module"

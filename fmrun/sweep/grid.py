@@ -110,7 +110,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def combinations(
-    preset: str | None, config_file: Path | None, overrides: Sequence[Override], overs: Sequence[Over]
+    preset: str | None,
+    config_file: Path | None,
+    overrides: Sequence[Override],
+    overs: Sequence[Over],
+    trust_code: bool = False,
 ) -> list[Combination]:
     """Every combination, in the order given, the last field varying fastest; UserError if one is no valid config.
 
@@ -130,7 +134,7 @@ def combinations(
     for values in product(*(over.values for over in overs)):
         chosen = [over.override(value) for over, value in zip(overs, values, strict=True)]
         try:
-            config = resolve(preset, config_file, [*overrides, *chosen])
+            config = resolve(preset, config_file, [*overrides, *chosen], trust_code=trust_code)
         except UserError as error:
             if str(error) not in problems:
                 problems.append(str(error))

@@ -33,7 +33,7 @@ class Task:
     def command(self) -> list[str]:
         """As things stand now: a job that waited for hours, or was put back into the queue, finds out itself."""
         exists = (Path(self.run) / "config.json").is_file()
-        return [sys.executable, "-m", "fmrun", *(self.resume if exists else self.train)]
+        return [sys.executable, "-P", "-m", "fmrun", *(self.resume if exists else self.train)]
 
 
 class Handle(Protocol):

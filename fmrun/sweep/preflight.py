@@ -25,7 +25,7 @@ class Machine:
     """To be dealt out: 0 where there is none, or the config names one."""
 
 
-def check(configs: Mapping[str, Mapping[str, Any]], elsewhere: bool = False) -> Machine:
+def check(configs: Mapping[str, Mapping[str, Any]], elsewhere: bool = False, trust_code: bool = False) -> Machine:
     """Look at these configs, by name; UserError with what is wrong with the first that would not train.
 
     `elsewhere`: the runs will have another machine, and this one need not have their device.
@@ -34,7 +34,7 @@ def check(configs: Mapping[str, Mapping[str, Any]], elsewhere: bool = False) -> 
         files = [Path(folder) / f"{name}.json" for name in configs]
         for file, content in zip(files, configs.values(), strict=True):
             file.write_bytes(to_json(content))
-        answer, code = _ask([*["--elsewhere"] * elsewhere, *map(str, files)])
+        answer, code = _ask([*["--elsewhere"] * elsewhere, *["--trust-code"] * trust_code, *map(str, files)])
     try:
         found = json.loads(answer)
     except ValueError:
@@ -50,17 +50,19 @@ def check(configs: Mapping[str, Mapping[str, Any]], elsewhere: bool = False) -> 
 def _ask(arguments: Sequence[str]) -> tuple[str, int]:
     """What `main` answers in a process of its own, and its exit code."""
     done = subprocess.run(
-        [sys.executable, "-m", "fmrun.sweep.preflight", *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-m", "fmrun.sweep.preflight", *arguments], stdout=subprocess.PIPE, text=True
     )
     return done.stdout, done.returncode
 
 
 def main(arguments: Sequence[str]) -> str:
     """JSON: `problem` (a sentence, or null), `device`, `gpus`."""
-    elsewhere, files = "--elsewhere" in arguments, [a for a in arguments if a != "--elsewhere"]
+    elsewhere, trust_code = "--elsewhere" in arguments, "--trust-code" in arguments
+    files = [a for a in arguments if not a.startswith("--")]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in every command that computes
     import torch
 
+    from .. import trust
     from ..dist import World
     from ..precision import choose_device
     from ..presets import from_json
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str]) -> str:
         name = Path(file).stem
         try:
             config = from_json(Path(file))
+            trust.admit(config, Path(file), trust_code)
             if elsewhere:
                 config = config.model_copy(update={"device": "cpu", "precision": "auto", "compile": False})
             if place == 0:

@@ -81,11 +81,14 @@ class Worker:
         preset: str | None,
         evaluate: bool | None,
         share_cores: bool,
+        trust_code: bool = False,
     ) -> None:
-        """`evaluate` None: as long as that works. `share_cores`: the processes compute on the same cores."""
+        """`evaluate` None: as long as that works. `share_cores`: the processes compute on the same cores. `trust_code`: as
+        the user typed it, the processes are given it too."""
         self.sweep, self.launcher, self.report = sweep, launcher, report
         self.preset, self.evaluate = preset, evaluate
         self.share_cores = share_cores
+        self.always = ["--trust-code"] if trust_code else []
         self.outcome = Outcome()
         self.pending: deque[Work] = deque()
         self.running: list[Work] = []
@@ -134,7 +137,7 @@ class Worker:
             self.pending.append(Work(planned, self._task(planned)))
 
     def _task(self, planned: Planned) -> Task:
-        run, folder = planned.run, ["--runs-dir", str(self.sweep.folder)]
+        run, folder = planned.run, ["--runs-dir", str(self.sweep.folder), *self.always]
         preset = ["--preset", self.preset] if self.preset is not None else []
         config = self.sweep.config_file(planned.combination)
         train = ["train", *preset, "--config", str(config), "--seed", str(planned.seed), "--name", run.name, *folder]
@@ -147,7 +150,7 @@ class Worker:
     def _evaluation(self, planned: Planned) -> Work:
         run = planned.run
         device = self.sweep.combinations[planned.combination].config.device
-        command = ("eval", run.name, "--runs-dir", str(self.sweep.folder), "--device", device, "--json")
+        command = ("eval", run.name, "--runs-dir", str(self.sweep.folder), "--device", device, "--json", *self.always)
         task = Task(run.name, command, command, str(run.path), str(self.sweep.log_file(run.name)))
         return Work(planned, task, evaluates=True)
 
