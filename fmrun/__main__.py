@@ -10,8 +10,14 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 import signal
 
+SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+"""How long the threads of an OpenMP runtime (GNU's, LLVM's and Intel's) spin while they wait: by default so long that two busy
+processes on the same cores slow each other down tenfold and more."""
+
 
 def main() -> None:
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", *SPIN)):
+        os.environ.update(SPIN)  # read when torch is imported
     from .cli import app
     from .errors import INTERNAL, FmrunError
 

@@ -29,6 +29,11 @@ BLIND = 1 / 20
 
 SHUFFLES = 8
 
+HELD = (
+    "the statistic is blind on every matched layer, so there is nothing that the balance could weigh: it stays at {:.4g}, "
+    "whatever the gradient share"
+)
+
 FINITE = "the replayed step is finite"
 
 
@@ -43,6 +48,8 @@ class Strength:
     """Matched layers on which the statistic cannot see a difference."""
     compared: str = "the adversarial one"
     """What the share is of."""
+    held: bool = False
+    """Whether the balance does not follow the gradients, for the statistic is blind on all matched layers."""
 
     def __str__(self) -> str:
         effective = f"λ {self.weight:.4g} × balance {self.balance:.4g} = {self.weight * self.balance:.4g}"
@@ -70,10 +77,15 @@ def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
     """Check that gradients pass and measure how strong feature matching is, everything acting at its full weight.
 
     Raises UserError naming the layer or loss that gives the generator nothing. Leaves parameters, buffers and random
-    streams as they were.
+    streams as they were, but for one: where the statistic is blind, a new run's balance is held.
     """
     with unchanged(state.task.generator, *(critic.net for critic in state.task.critics)):
-        return _check_start(state, draws[0])
+        strength = _check_start(state, draws[0])
+    if state.step == 0 and state.world.any(strength is not None and strength.held):
+        for critic in state.task.critics:
+            if critic.matching is not None:
+                critic.matching.review(blind=True)
+    return strength
 
 
 def _check_start(state: State, batches: list[Batch]) -> Strength | None:
@@ -95,21 +107,48 @@ def _check_start(state: State, batches: list[Batch]) -> Strength | None:
                     )
             _check_losses(state, critic, plan, batches, images)
             if critic.matching is not None:
+                real = features_of(critic, batches, [batch.real for batch in batches], plan.taps)
+                fake = features_of(critic, batches, images, plan.taps)
+                hidden = tuple(name for name in plan.taps if blind(state, name, real[name], fake[name]))
+                if state.step == 0 and hidden == plan.taps:
+                    critic.matching.review(blind=True)
                 if plan.measure:
                     parts = tuple(plan if c is critic else _idle(c) for c in task.critics)
                     plans = Plan(parts, image_losses=task.plan(state.step).image_losses)
                     generator_image_gradients(task, plans, batches, images, state.live, state.world)
                 share = float(critic.matching.share)
-                real = features_of(critic, batches, [batch.real for batch in batches], plan.taps)
-                fake = features_of(critic, batches, images, plan.taps)
                 strength = Strength(
                     critic.matching.config.weight,
                     float(critic.matching.balance),
                     share if plan.measure else math.nan,
-                    tuple(name for name in plan.taps if blind(state, name, real[name], fake[name])),
+                    hidden,
                     compared(critic),
+                    critic.matching.config.balance == "gradient" and bool(critic.matching.held),
                 )
     return strength
+
+
+def review_balance(state: State, draws: list[list[Batch]]) -> list[str]:
+    """After a step on `draws`, look at the statistic of each discriminator whose balance has moved far: blind on all its
+    layers, its gradient is noise, and the balance goes back and stays. Sentences on those."""
+    said = []
+    task, step = state.task, state.step - 1
+    for critic, plan in zip(task.critics, task.plan(step).critics, strict=True):
+        matching = critic.matching
+        start = critic.gan.start_step if plan.adversarial else 0
+        if matching is None or not plan.measure or not matching.review_due(step, start) or not matching.moved():
+            continue
+        with unchanged(task.generator, critic.net, matching), torch.no_grad(), frozen([critic]):
+            with held_averages(task.generator):
+                images = [task.generate(batch) for batch in draws[-1]]
+            real = features_of(critic, draws[-1], [batch.real for batch in draws[-1]], plan.taps)
+            fake = features_of(critic, draws[-1], images, plan.taps)
+            each = [blind(state, name, real[name], fake[name]) for name in plan.taps]
+        hidden = state.world.any(all(each))
+        matching.review(hidden)
+        if hidden:
+            said.append(HELD.format(float(matching.balance)))
+    return said
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import FeatureMatchingConfig
+from .config.losses import ramped
 from .dist import World
 from .errors import UserError, nearest
 from .losses import Loss
@@ -21,8 +22,18 @@ from .losses.statistics import STATISTICS, batch_mean, random_directions
 from .models.base import Discriminator
 from .rng import torch_generator
 
-DENSE_MEASUREMENTS = 16
-"""The first steps are all measured, so that the balance starts from what it finds."""
+DENSE_MEASUREMENTS = 32
+"""The first steps are all measured: the ratio of the gradients changes most while the discriminator is new."""
+
+FOLLOW = 0.35
+"""Error of the balance, as a difference of logarithms, from which on it is corrected at once; batches differ by about half
+of that."""
+
+MOVED = 100.0
+"""The balance may move by this factor before the statistic is looked at again."""
+
+REVIEW_EVERY = 8
+"""Measurements between two such looks, the only times at which training waits for the balance."""
 
 
 def select_layers(layers: Sequence[str | int], net: Discriminator) -> tuple[str, ...]:
@@ -68,6 +79,8 @@ class FeatureMatching(nn.Module):
     balance: Tensor
     share: Tensor
     measured: Tensor
+    held: Tensor
+    reviewed: Tensor
     running_weight: Tensor
 
     def __init__(self, config: FeatureMatchingConfig, shapes: Mapping[str, torch.Size], seed: int):
@@ -90,6 +103,8 @@ class FeatureMatching(nn.Module):
         self.register_buffer("balance", torch.ones(()))
         self.register_buffer("share", torch.full((), math.nan))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("held", torch.zeros((), dtype=torch.bool))  # the statistic is blind: the balance stays
+        self.register_buffer("reviewed", torch.zeros(()))  # the balance at the last look; 0 before there was one
         if config.estimator == "running":
             for i, shape in enumerate(shapes.values()):
                 self.register_buffer(f"running_{i}", torch.zeros(shape))
@@ -101,14 +116,7 @@ class FeatureMatching(nn.Module):
         return self.config.match != "sample"
 
     def active(self, step: int) -> bool:
-        return self.config.weight > 0 and step >= self.config.start_step and self.ramp(step) > 0
-
-    def ramp(self, step: int) -> float:
-        """0 before `start_step`, then linear to 1 over `ramp` steps."""
-        c = self.config
-        if step < c.start_step:
-            return 0.0
-        return min(1.0, (step - c.start_step) / c.ramp) if c.ramp else 1.0
+        return self.config.weight * ramped(self.config, step) > 0
 
     def due(self, step: int, start: int = 0) -> bool:
         """Whether this step measures the gradient share, which both losses have from `start` on."""
@@ -198,15 +206,43 @@ class FeatureMatching(nn.Module):
         """Take in gradient norms at the generated images: of the weighted adversarial term, and of the loss of
         `forward` before balance and lambda. Sets the balance (`balance = "gradient"`) and the share.
 
-        share = ||grad lambda L_FM|| / ||grad L_adv||
+            share = ||grad lambda balance L_FM|| / ||grad L_adv||
+
+        The balance is one over a moving mean of ||grad L_FM|| / ||grad L_adv||, which follows at once where it is far off.
         """
         c = self.config
-        ratio = reference / matching
+        ratio = matching / reference
         usable = torch.isfinite(ratio) & (ratio > 0)
         if c.balance == "gradient":
-            target = ratio.clamp(*c.balance_limits).log()
-            smooth = torch.where(self.measured, self.balance.log().lerp(target, 1 - c.balance_decay), target)
-            self.balance.copy_(torch.where(usable, smooth.exp(), self.balance))
+            # the mean of the ratio, not of its logarithm: so the mean of the share is lambda
+            past = 1 / self.balance
+            error = (ratio / past).log().abs()
+            gain = (error / FOLLOW).clamp(1 - c.balance_decay, 1).where(self.measured, torch.ones_like(error))
+            fresh = 1 / past.lerp(ratio, gain)
+            lowest = self.reviewed / MOVED
+            highest = torch.where(self.reviewed > 0, self.reviewed * MOVED, math.inf)
+            self.balance.copy_(torch.where(usable & ~self.held, fresh.clamp(lowest, highest), self.balance))
+            self.reviewed.copy_(torch.where(self.measured | ~usable, self.reviewed, self.balance))
             self.measured.logical_or_(usable)
-        share = self.strength(ramped_weight) * matching / reference
+        share = self.strength(ramped_weight) * ratio
         self.share.copy_(torch.where(torch.isfinite(share), share, torch.full_like(share, math.nan)))
+
+    def review_due(self, step: int, start: int = 0) -> bool:
+        """Whether the balance is to be reviewed after `step`; `start` as for `due`."""
+        since = step - max(start, self.config.start_step)
+        every = REVIEW_EVERY * self.config.measure_every
+        return self.config.balance == "gradient" and since >= 0 and since % every == 0
+
+    def moved(self) -> bool:
+        """Whether the balance has moved as far as it may without a look at the statistic. Waits for the device."""
+        reviewed, balance = float(self.reviewed), float(self.balance)
+        return reviewed > 0 and not reviewed / MOVED * 1.001 < balance < reviewed * MOVED / 1.001
+
+    def review(self, blind: bool) -> None:
+        """Take the outcome of a look at the statistic: where it is blind, the balance goes back to what it was at the last
+        one and stays; else it may move on."""
+        if blind:
+            self.balance.copy_(torch.where(self.reviewed > 0, self.reviewed, torch.ones_like(self.balance)))
+            self.held.fill_(True)
+        else:
+            self.reviewed.copy_(self.balance)

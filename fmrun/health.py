@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from statistics import fmean, median
 from typing import Any
@@ -12,6 +13,8 @@ Row = dict[str, Any]
 
 NO_EFFECT = 0.01
 TOO_STRONG = 10.0
+ASTRAY = 2.0
+"""Factor by which a balanced share may be off."""
 COLLAPSED = 0.35
 """Diversity of samples relative to real images."""
 TIME_TO_VARY = 40
@@ -32,10 +35,21 @@ def _backwards(rows: Sequence[Row], key: str, without: int) -> Iterator[float]:
             yield value
 
 
-def share_sentence(share: float, weight: float, compared: str = "the adversarial one") -> str | None:
-    """What a gradient share means, where it means that lambda is off by orders of magnitude."""
+def share_sentence(
+    share: float, weight: float, compared: str = "the adversarial one", balanced: bool = False
+) -> str | None:
+    """What a gradient share means, where lambda (`weight`) is off by orders of magnitude, or, `balanced`, where the share
+    is not what lambda asks for."""
     if math.isnan(share) or share <= 0:
         return None
+    if balanced:
+        if weight == 0 or 1 / ASTRAY < share / weight < ASTRAY:
+            return None
+        return (
+            f"the gradient of feature matching is {100 * share:.2g} % of {compared}, where λ asks for {100 * weight:.3g} %: "
+            "either the statistic sees next to nothing on these layers (fmrun probe-layers tells), or the gradients change "
+            "faster than they are measured (-s feature_matching.measure_every=1 measures each step)"
+        )
     if share < NO_EFFECT:
         return (
             f"feature matching has no effect: its gradient is {100 * share:.2g} % of {compared}, so a run with "
@@ -54,13 +68,12 @@ def _round(value: float) -> str:
     return f"{float(f'{value:.2g}'):g}"
 
 
-def _share(rows: Sequence[Row]) -> str | None:
+def _share(rows: Sequence[Row], balanced: bool = False) -> str | None:
     shares, weights = _recent(rows, "fm/share", 3), _recent(rows, "fm/lambda", 3)
-    balances = _recent(rows, "fm/balance", 3)
-    if len(shares) < 3 or len(set(weights)) != 1 or set(balances) != {1.0}:  # still ramping, or balanced as asked
+    if len(shares) < 3 or len(set(weights)) != 1:  # still ramping
         return None
     compared = "the adversarial one" if "loss/g_adv" in rows[-1] else "that of the generator's other losses"
-    return share_sentence(fmean(shares), weights[0], compared)
+    return share_sentence(fmean(shares), weights[0], compared, balanced)
 
 
 def collapsed(rows: Sequence[Row]) -> bool:
@@ -135,16 +148,21 @@ RULES: dict[str, Callable[[Sequence[Row]], str | None]] = {
 
 
 class Health:
-    """Reads row after row and says at most one thing at a time, each only once in a while."""
+    """Reads row after row and says at most one thing at a time, each only once in a while. `balanced`: whether lambda is
+    the gradient share that the run asks for."""
 
-    def __init__(self, rows: Sequence[Row] = ()):
+    def __init__(self, rows: Sequence[Row] = (), balanced: bool = False):
         self.rows = list(rows)
+        self._rules: dict[str, Callable[[Sequence[Row]], str | None]] = {
+            **RULES,
+            "share": partial(_share, balanced=balanced),
+        }
         self._said: dict[str, int] = {}
 
     def read(self, row: Row) -> str | None:
         """Take in a row; the first sentence that applies and has not been said lately, or None."""
         self.rows.append(row)
-        for name, rule in RULES.items():
+        for name, rule in self._rules.items():
             if len(self.rows) - self._said.get(name, -QUIET) >= QUIET and (sentence := rule(self.rows)):
                 self._said[name] = len(self.rows)
                 return sentence

@@ -13,7 +13,15 @@ from types import FrameType
 from typing import Any
 
 from . import checkpoint
-from .checks import FINITE, Strength, blind_sentence, check_start, diagnose
+from .checks import (
+    FINITE,
+    HELD,
+    Strength,
+    blind_sentence,
+    check_start,
+    diagnose,
+    review_balance,
+)
 from .errors import Diverged, FmrunError
 from .grid import save_png
 from .health import Health, share_sentence
@@ -63,10 +71,10 @@ def explain(strength: Strength | None, state: State, report: Reporter) -> None:
     report.note(f"feature matching: {strength}{words}")
     if strength.blind:
         report.warn(blind_sentence(matching.match, strength.blind, state.task.critics[0].net.feature_names))
-    if strength.share == strength.share and matching.balance == "none":
-        sentence = share_sentence(strength.share, strength.weight, strength.compared)
-        if sentence:
-            report.warn(sentence)
+    if strength.held:
+        report.warn(HELD.format(strength.balance))
+    elif sentence := share_sentence(strength.share, strength.weight, strength.compared, matching.balance == "gradient"):
+        report.warn(sentence)
 
 
 class Session:
@@ -93,7 +101,7 @@ class Session:
         self.board: TensorBoard | None = None
         if c.log.tensorboard and self.world.first:
             self.board = TensorBoard(run.tensorboard, after=state.step if resumed else None)
-        self.health = Health(run.metrics())
+        self.health = Health(run.metrics(), c.feature_matching.balance == "gradient")
         self.best = best
         # what the first process has on its machine decides for all
         self.extractor = state.world.together(lambda: extractor_name(c, state.device))
@@ -114,6 +122,9 @@ class Session:
             while state.step < c.train.steps:
                 with self._own_errors():
                     state.advance(draws)
+                with state.task.eager():
+                    for sentence in review_balance(state, draws):
+                        self.report.warn(f"step {state.step}: {sentence}")
                 done, last = state.step, state.step == c.train.steps
                 stopped = world.any(bool(self.stop.signal))
                 row = self._row(
@@ -147,7 +158,7 @@ class Session:
     def _start_quick(self) -> bool:
         """Get ready to measure KID, where that is wanted before the last step; whether it will be."""
         c, world = self.config, self.world
-        if reason := why_not(c, self.train, self.valid, self.extractor):
+        if reason := why_not(c, self.train, self.extractor):
             if not self.state.step:
                 self.report.note(reason)
             return False
@@ -156,7 +167,7 @@ class Session:
         task, name = self.state.task, self.extractor
 
         def make() -> None:
-            self.quick = QuickKid(c, name, self.train, self.valid, task.generated, task.device, self.report.warn)
+            self.quick = QuickKid(c, name, self.train, task.generated, task.device, self.report.warn)
 
         self.state.fit_average()
         world.together(make)

@@ -53,6 +53,12 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def set_threads(count: int | None) -> None:
+    """Compute on a CPU with so many threads; None leaves it to torch."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
 def storage_dtype(precision: torch.dtype) -> torch.dtype:
     """The dtype weights, images and losses are held in."""
     return torch.float64 if precision == torch.float64 else torch.float32

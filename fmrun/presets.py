@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 DEFAULT = "dcgan-fm"
 
 FREE_ON_RESUME = (
-    *("log.", "eval.", "checkpoint.", "train.steps", "data.workers", "data.cache", "device"),
+    *("log.", "eval.", "checkpoint.", "train.steps", "data.workers", "data.cache", "device", "threads"),
     *("deterministic", "cuda_graphs", "discriminator.recompute"),
 )
 """What a resumed run may change: nothing here changes the experiment."""
+
+HORIZONS = ("optim.schedule.", "*.start_step", "*.ramp")
+"""Absolute steps at which something begins or ends. A resumed run may change them where nothing before it changes."""
 
 PLACES = ("data.path", "data.valid_path", "data.lr_path", "data.valid_lr_path", "data.root")
 """Where the images of a run lie. They may be moved; others of another number, other names or sizes are refused there."""
@@ -218,7 +221,7 @@ def from_json(data: "dict[str, Any] | Path") -> "Config":
 
 
 def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[str]) -> "Config":
-    """A run's config with `overrides`, which may touch only the settings in `free` (a trailing dot frees a section)."""
+    """A run's config with `overrides`, which may touch only the settings that `free` covers."""
     from pydantic import ValidationError
 
     from fmrun.config import Config
@@ -231,7 +234,7 @@ def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[s
         layers.override(override)
     changed = [key for key, given in layers.given.items() if given is not before.get(key)]
     for key in changed:
-        if not any(key == f or (f.endswith(".") and key.startswith(f)) for f in free):
+        if not covers(free, key):
             shown = ", ".join(f"{f}*" if f.endswith(".") else f for f in free)
             layers.problems.append(
                 (
@@ -247,6 +250,14 @@ def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[s
     except ValidationError as error:
         layers.explain(error)
         raise AssertionError("explain raises") from error
+
+
+def covers(patterns: Sequence[str], key: str) -> bool:
+    """Whether a field is among `patterns`: fields, sections (`log.`), or ends of fields (`*.ramp`)."""
+    return any(
+        key.endswith(p[1:]) if p.startswith("*") else key == p or (p.endswith(".") and key.startswith(p))
+        for p in patterns
+    )
 
 
 def flatten(config: "Config") -> dict[str, Any]:

@@ -203,7 +203,8 @@ def gap(real: Tensor, fake: Tensor, paired: bool = False) -> float:
         (||mu_r - mu_g||^2 - (tr S_r + tr S_g) / B) / ((tr S_r + tr S_g) / 2)
 
     means mu and variances S per position. The numerator is unbiased: 0 on average where the means are equal (so a
-    little below as often as above), and comparable between layers of any scale and width. Of `paired` images, an image
+    little below as often as above), and comparable between layers of any scale and width. Behind a batch norm, which sees each
+    batch whole, features of a batch are not independent, and it comes out too low. Of `paired` images, an image
     and its original at the same place, it is the mean of ||f_r - f_g||^2 over the same denominator: 0 where they are
     equal, 2 where they have nothing in common.
     """
@@ -261,8 +262,8 @@ def _warnings(result: Mapping[str, Any], fm: FeatureMatchingConfig) -> list[str]
         )
     if hidden:
         sentences.append(blind_sentence(fm.match, hidden, [layer["name"] for layer in layers]))
-    if result["share"] is not None and fm.weight and fm.balance == "none":
-        sentence = share_sentence(result["share"], fm.weight, result["share_of"])
+    if result["share"] is not None and fm.weight:
+        sentence = share_sentence(result["share"], fm.weight, result["share_of"], fm.balance == "gradient")
         if sentence:
             sentences.append(sentence)
     return sentences

@@ -181,6 +181,13 @@ def _judge_real(critic: Critic, plan: CriticPlan, batch: Batch) -> Out:
     return critic(batch.real, _generator_numbers(batch), plan.taps, logits=logits)
 
 
+def _magnitude(loss: Tensor) -> Tensor:
+    """The loss's size, in units of which it is differentiated: before it is balanced, the gradient of a small statistic
+    would underflow half precision on its way through the discriminator."""
+    size = loss.detach().abs()
+    return torch.where(size > 0, size, torch.ones_like(size))
+
+
 def _norm(gradients: Sequence[Tensor], world: World) -> Tensor:
     """Norm over the global batch (up to the factor that all norms share)."""
     return world.mean(torch.stack([g.square().sum() for g in gradients]).sum()).sqrt()
@@ -303,7 +310,9 @@ def generator_image_gradients(
             if critic_plan.measure:
                 for name, loss in losses.items():
                     keep = view.keep or name != list(losses)[-1]
-                    parts[name].append(torch.autograd.grad(loss * scale, view.leaf, retain_graph=keep)[0])
+                    unit = _magnitude(loss)
+                    (gradient,) = torch.autograd.grad(loss * (scale / unit), view.leaf, retain_graph=keep)
+                    parts[name].append(gradient * unit)
             else:
                 strength = matching.strength(live.matching[i]) if matching is not None else 1.0
                 weighted = [value * strength if name == "matching" else value for name, value in losses.items()]

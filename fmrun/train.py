@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from . import checkpoint, runs, trust
 from .allocator import keep_freed_memory
 from .checks import check_start
 from .config import Config
+from .config.losses import ramped
 from .data.places import located, refuse_missing, skipped_sentence
 from .data.source import unlike
 from .dist import World
@@ -24,11 +26,15 @@ from .memory import check_fit, is_out_of_memory, memory_line, within_memory
 from .metrics.extractors import HOW, available
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
-from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism
-from .presets import FREE_ON_RESUME, PLACES, flatten, from_json, render
+from .optim import lr_factor
+from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism, set_threads
+from .presets import FREE_ON_RESUME, HORIZONS, PLACES, covers, flatten, from_json, render
 from .report import Reporter, counted, require_tensorboard
 from .runs import Run
 from .state import TASKS, State
+
+LOW_RATE = 0.1
+"""Factor on the learning rates below which it is said."""
 
 
 def check_batch(config: Config, world: World) -> None:
@@ -87,6 +93,11 @@ def warnings(config: Config, state: State) -> list[str]:
                 f"{config.train.batch_size // config.train.accumulate}, not the batch of {config.train.batch_size}; "
                 "this is not the same experiment as accumulate=1"
             )
+    if fm.weight and fm.estimator == "unbiased" and has_batch_norm(task.critics[0].net):
+        found.append(
+            "estimator 'unbiased' takes the features of a batch for independent, which batch norm makes them not: behind it "
+            "more is subtracted than their noise; match before the norm, or use -s discriminator.norm=spectral"
+        )
     if config.losses.gan.type == "wgan" and config.discriminator.norm != "spectral" and not config.losses.gan.r1:
         found.append(
             "a Wasserstein critic has to be kept Lipschitz: add -s discriminator.norm=spectral or -s losses.gan.r1=10"
@@ -107,6 +118,11 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
         f"training: steps {state.step} to {c.train.steps}, batch {c.train.batch_size}"
         + (f" over {state.world.size} processes" if state.world.size > 1 else ""),
     ]
+    schedule, first = c.optim.schedule, max(state.step, c.optim.schedule.warmup_steps)
+    if schedule.decay != "none" and first < c.train.steps and lr_factor(schedule, c.train.steps - 1) < LOW_RATE:
+        ahead = range(first, c.train.steps)
+        low = ahead[bisect_left(ahead, True, key=lambda step: lr_factor(schedule, step) < LOW_RATE)]
+        lines.append(f"learning rates: below a tenth of what is set from step {low} on (optim.schedule)")
     matching = task.critics[0].matching
     if matching is None:
         lines.append("feature matching: off")
@@ -126,6 +142,7 @@ def prepare(
     device = choose_device(config.device, world.local_rank, world.size == 1)
     choose_precision(config.precision, device)
     set_determinism(config.deterministic, device)
+    set_threads(config.threads)
     keep_freed_memory()
     if config.compile and device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))):
         raise UserError(
@@ -212,6 +229,7 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         report.warn(f"{sentence}; going on from the checkpoint before")
     if found is not None:
         _refuse_edits(run, config, found)
+        _refuse_other_past(run, config, found)
     for target in trust.changed(config, run.env()):
         report.warn(
             f"the code of {target} is not what run {run.name} was started with; that lies in {run.path / 'code'}"
@@ -254,14 +272,34 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
 def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> None:
     """UserError if the run's config file no longer describes the experiment its checkpoint belongs to."""
     then, now = flatten(from_json(found.meta["config"])), flatten(config)
-    edited = [
-        key for key, value in then.items() if now[key] != value and not key.startswith((*FREE_ON_RESUME, *PLACES))
-    ]
+    may = (*FREE_ON_RESUME, *HORIZONS, *PLACES)
+    edited = [key for key, value in then.items() if now[key] != value and not covers(may, key)]
     if edited:
         raise UserError(
             f"{run.config_file} has been edited: it says {render(edited[0], now[edited[0]])}, and the run was trained "
             f"with {render(edited[0], then[edited[0]])}; put it back, or start the other experiment with fmrun train"
         )
+
+
+def _refuse_other_past(run: Run, config: Config, found: checkpoint.Checkpoint) -> None:
+    """UserError where a horizon that has been changed would have made steps different that the run has made."""
+    before = from_json(found.meta["config"])
+    then, now = flatten(before), flatten(config)
+    moved = [key for key in now if covers(HORIZONS, key) and then.get(key) != now[key]]
+    if (
+        moved
+        and (step := next((s for s in range(found.step) if _course(before, s) != _course(config, s)), None)) is not None
+    ):
+        raise UserError(
+            f"{', '.join(render(key, now[key]) for key in moved)}: this would change step {step}, and run {run.name} has made "
+            f"{counted(found.step, 'step')}; a resumed run can change only what is still ahead of it"
+        )
+
+
+def _course(config: Config, step: int) -> tuple[float, ...]:
+    """The factors that follow from horizons: on the learning rates and on every term of the generator's loss."""
+    terms: tuple[Any, ...] = (config.losses.gan, config.feature_matching, *config.losses.image.values())
+    return lr_factor(config.optim.schedule, step), *(ramped(term, step) for term in terms)
 
 
 def _refuse_others(run: Run, config: Config, found: checkpoint.Checkpoint, train: Any, valid: Any) -> None:

@@ -7,6 +7,7 @@ import torch
 from helpers import WORLD, Calls, advance, draws_of, tensors_of, tiny_config, tiny_state
 
 from fmrun.config import FeatureMatchingConfig
+from fmrun.config.losses import ramped
 from fmrun.errors import UserError
 from fmrun.feature_matching import DENSE_MEASUREMENTS, FeatureMatching, select_layers
 from fmrun.models.dcgan import DcganDiscriminator
@@ -164,9 +165,9 @@ def test_balance_comes_after_reduction_and_multiplies_lambda_with_its_ramp():
 
 def test_ramp():
     module = matching(start_step=10, ramp=4)
-    assert [module.ramp(s) for s in (0, 9, 10, 11, 13, 14, 100)] == [0, 0, 0, 0.25, 0.75, 1, 1]
+    assert [ramped(module.config, s) for s in (0, 9, 10, 11, 13, 14, 100)] == [0, 0, 0, 0.25, 0.75, 1, 1]
     assert [module.active(s) for s in (9, 10, 11)] == [False, False, True]
-    assert [matching(start_step=10).ramp(s) for s in (9, 10)] == [0, 1]
+    assert [ramped(matching(start_step=10).config, s) for s in (9, 10)] == [0, 1]
 
 
 # What it costs when it does not act
@@ -242,21 +243,51 @@ def test_measuring_does_not_change_the_gradient_without_balance():
     assert torch.allclose(measured, plain, rtol=1e-10, atol=1e-18)
 
 
-def test_balance_is_a_smoothed_geometric_mean():
+def test_balance_is_one_over_a_moving_mean_of_the_ratio():
     module = matching(balance="gradient", balance_decay=0.75)
-    ratios = [100.0, 400.0, 25.0]
-    expected = math.log(ratios[0])
-    for i, ratio in enumerate(ratios):
-        module.measure(number(ratio), number(1.0), number(0.1))
-        expected = expected if i == 0 else 0.75 * expected + 0.25 * math.log(ratio)
-        assert module.balance.item() == pytest.approx(math.exp(expected), rel=1e-9)
+    mean = 0.0
+    for i, ratio in enumerate((1.0, 1.05, 0.93, 1.01)):
+        module.measure(number(1.0), number(ratio), number(0.1))
+        mean = ratio if i == 0 else 0.75 * mean + 0.25 * ratio
+        assert module.balance.item() == pytest.approx(1 / mean, rel=1e-6)
+        assert module.share.item() == pytest.approx(0.1 * ratio / mean, rel=1e-6)
 
 
-def test_balance_is_clamped():
-    for ratio, limit in ((1e12, 50.0), (1e-12, 0.5)):
-        module = matching(balance="gradient", balance_limits=(0.5, 50.0))
-        module.measure(number(ratio), number(1.0), number(0.1))
-        assert module.balance.item() == pytest.approx(limit)
+@pytest.mark.parametrize("jump", [2.0, 0.5, 30.0, 1 / 30])
+def test_balance_follows_at_once_where_it_is_far_off(jump):
+    module = matching(balance="gradient")
+    module.measure(number(1.0), number(1.0), number(0.1))
+    module.measure(number(1.0), number(jump), number(0.1))
+    assert module.share.item() == pytest.approx(0.1, rel=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [1e12, 1e-12])
+def test_the_first_balance_has_no_limits(ratio):
+    module = matching(balance="gradient")
+    module.measure(number(ratio), number(1.0), number(0.1))
+    assert module.balance.item() == pytest.approx(ratio)
+    assert not module.moved()
+
+
+@pytest.mark.parametrize("ratio", [1e6, 1e-6])
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_balance_that_moves_far_waits_for_a_look_at_the_statistic(ratio, blind):
+    module = matching(balance="gradient")
+    module.measure(number(3.0), number(1.0), number(0.1))
+    module.measure(number(3.0 * ratio), number(1.0), number(0.1))
+    limit = 300.0 if ratio > 1 else 0.03
+    assert module.balance.item() == pytest.approx(limit)
+    assert module.moved()
+    module.review(blind)
+    assert module.balance.item() == pytest.approx(3.0 if blind else limit)
+    module.measure(number(3.0 * ratio), number(1.0), number(0.1))
+    assert module.balance.item() == pytest.approx(3.0 if blind else limit * (100 if ratio > 1 else 0.01))
+
+
+def test_the_balance_is_reviewed_after_every_eighth_measurement():
+    module = matching(balance="gradient", start_step=5, measure_every=10)
+    assert [s for s in range(200) if module.review_due(s)] == [5, 85, 165]
+    assert not any(matching(balance="none").review_due(s) for s in range(200))
 
 
 @pytest.mark.parametrize(
@@ -294,7 +325,7 @@ def test_measured_at_first_every_step_then_every_so_many():
 def test_a_restored_module_goes_on_as_the_original(settings):
     def act(module: FeatureMatching, seed: int) -> float:
         loss = module(features(seed), features(seed + 50), step=seed, world=WORLD).total
-        module.measure(number(1.0 + seed), loss, number(0.1))
+        module.measure(number(1.0 + seed / 10), number(1.0), number(0.1))
         return (module.strength(number(0.1)) * loss).item()
 
     original, restored = matching(**settings), matching(**settings)

@@ -99,7 +99,10 @@ def test_one_sentence_at_a_time_but_the_next_is_not_lost():
 
 def test_a_small_share_that_was_asked_for_needs_no_sentence():
     """Balanced to the share asked for, or on its way up a ramp."""
-    assert all(rule(rows(fm__share=[0.005] * 40, fm__balance=[200.0] * 40)) is None for rule in RULES.values())
+    asked = rows(fm__share=[0.005] * 40, fm__lambda=[0.005] * 40)
+    assert Health(asked, balanced=True).read(asked[-1]) is None
+    other = rows(fm__lambda=[0.005] * 40)
+    assert "where λ asks for 0.5 %" in (Health(other, balanced=True).read(other[-1]) or "")
     assert all(rule(rows(fm__share=[0.005] * 3, fm__lambda=[0.01, 0.02, 0.03])) is None for rule in RULES.values())
 
 

@@ -160,7 +160,7 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
                 "share": each / (cadences[name] * bare * step_ratio),
             }
     extractor = extractor_name(config, device)
-    if extractor is not None and why_not(config, train, valid, extractor) is None:
+    if extractor is not None and why_not(config, train, extractor) is None:
         kid = config.eval.kid_share
         stalls["kid"] = {"seconds": None, "steps": None, "every": kid, "setting": "eval.kid_share", "share": kid}
     share: float = sum(stall["share"] for stall in stalls.values())

@@ -111,11 +111,11 @@ def resume(
     """Continue a run exactly where it stopped; --steps makes it longer."""
     from .. import trust
     from ..data.places import located
-    from ..presets import FREE_ON_RESUME, PLACES, revise
+    from ..presets import FREE_ON_RESUME, HORIZONS, PLACES, revise
     from ..runs import find
 
     overrides = as_overrides(set_, steps=steps, device=device, data=data)
-    free = FREE_ON_RESUME + (PLACES if data is not None else PLACES[1:])
+    free = FREE_ON_RESUME + HORIZONS + (PLACES if data is not None else PLACES[1:])
     place = next((override for override in overrides if override.key == "data.path"), None)
     if data is None and place is not None:
         raise UserError(

@@ -140,7 +140,8 @@ def _distinct(runs: Sequence[Run]) -> list[str]:
 
 
 def _member(run: Run, name: str, config: Mapping[str, Any]) -> Member:
-    status, health, rows = run.status(), Health(), run.metrics()
+    balanced = config.get("feature_matching", {}).get("balance") == "gradient"
+    status, health, rows = run.status(), Health(balanced=balanced), run.metrics()
     remarks = tuple((row["step"], sentence) for row in rows if (sentence := health.read(row)))
     return Member(
         name,

@@ -28,6 +28,10 @@ class Config(Section):
     )
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:N` or `mps`."""
 
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads that compute on a CPU; `none` leaves it to torch, which takes one a core, or OMP_NUM_THREADS. With another
+    number a run is not the same to the bit."""
+
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
     """Arithmetic of the nets: `auto` is bf16 on a GPU that has it, else fp32; fp16 scales its loss; fp64 is for
     exact comparisons on CPU. Statistics, logits and penalties are at least fp32."""
@@ -119,6 +123,16 @@ class Config(Section):
             raise ValueError(
                 "discriminator.recompute and compile exclude each other: a compiled net decides by itself what it computes "
                 "again; leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_last(self) -> "Config":
+        schedule, steps = self.optim.schedule, self.train.steps
+        if schedule.decay != "none" and schedule.final_factor == 0 and steps > schedule.decay_end:
+            raise ValueError(
+                f"train.steps is {steps}, and the learning rate is 0 from step {schedule.decay_end} on: nothing would be "
+                f"learned there; set optim.schedule.decay_end to {steps}, or optim.schedule.final_factor above 0"
             )
         return self
 

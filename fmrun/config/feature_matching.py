@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from .base import Section
 
 Layer = str | int
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 LayerWeight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
@@ -65,7 +64,7 @@ class FeatureMatchingConfig(Section):
 
     estimator: Literal["batch", "unbiased", "running"] = "batch"
     """For `match = "mean"`: plain batch means; `unbiased` subtracts their sampling noise (`l2` only, may be
-    negative); `running` compares with a running mean of the real features."""
+    negative; too much behind batch norm, where features of a batch are not independent); `running` compares with a running mean of the real features."""
 
     running_decay: float = Field(default=0.9, ge=0.0, lt=1.0)
     """Decay per step of the running mean of `estimator = "running"`."""
@@ -77,15 +76,12 @@ class FeatureMatchingConfig(Section):
     directions: int = Field(default=64, ge=1, le=4096)
     """For `match = "sliced"`: random directions drawn each step."""
 
-    measure_every: int = Field(default=16, ge=1)
-    """Steps between measurements of the gradient share (and updates of the balance); the first 16 steps are
+    measure_every: int = Field(default=8, ge=1)
+    """Steps between measurements of the gradient share (and updates of the balance); the first 32 steps are
     each measured."""
 
-    balance_decay: float = Field(default=0.8, ge=0.0, lt=1.0)
-    """Smoothing of the balance: weight of its past at each measurement (geometric mean)."""
-
-    balance_limits: tuple[Positive, Positive] = (1e-3, 1e6)
-    """The balance is clamped to this range."""
+    balance_decay: float = Field(default=0.4, ge=0.0, lt=1.0)
+    """Smoothing of the balance: weight of its past at each measurement, less where the error is large."""
 
     @model_validator(mode="after")
     def _options_apply(self) -> "FeatureMatchingConfig":
@@ -103,6 +99,4 @@ class FeatureMatchingConfig(Section):
                 raise ValueError(f"{option} applies to match '{needs}' only, not '{self.match}'")
         if isinstance(self.layer_weights, tuple) and not any(self.layer_weights):
             raise ValueError("layer_weights are all zero; set weight to 0 to turn feature matching off")
-        if self.balance_limits[0] > self.balance_limits[1]:
-            raise ValueError("balance_limits must be (lowest, highest)")
         return self

@@ -1,6 +1,6 @@
 """`losses`: every term but feature matching, which has a section of its own."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -14,10 +14,27 @@ def _canonical(name: object) -> object:
     return ALIASES.get(name.lower(), name.lower()) if isinstance(name, str) else name
 
 
+class Term(Protocol):
+    """A term of the generator's loss."""
+
+    @property
+    def start_step(self) -> int: ...
+    @property
+    def ramp(self) -> int: ...
+
+
+def ramped(term: Term, step: int) -> float:
+    """Factor on a term's weight at `step`: 0 before `start_step`, then linear to 1 over `ramp` steps."""
+    if step < term.start_step:
+        return 0.0
+    return min(1.0, (step - term.start_step) / term.ramp) if term.ramp else 1.0
+
+
 class GanLossConfig(Section):
     type: Annotated[Literal["vanilla", "lsgan", "hinge", "wgan", "r3gan"], BeforeValidator(_canonical)] = "vanilla"
     """Adversarial loss: `vanilla` (binary cross-entropy on logits, also `bce`), `lsgan`, `hinge`, `wgan` (also
-    `wasserstein`) or `r3gan` (relativistic, pairs real and generated images)."""
+    `wasserstein`) or `r3gan` (relativistic, pairs real and generated images; the generator's update reads the real images
+    of the discriminator's last one, where the authors' own trainer draws new ones)."""
 
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Scales the generator's adversarial term only."""

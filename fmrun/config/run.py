@@ -93,8 +93,8 @@ class EvalConfig(Section):
     """Held-out images used."""
 
     kid_every: int = Field(default=1000, ge=0)
-    """Images from noise: steps between quick measurements of KID, of images of the averaged generator against held-out
-    ones (against training images where none are held out); 0 turns them off. They stand in metrics.jsonl under the name
+    """Images from noise: steps between quick measurements of KID, of images of the averaged generator against training
+    images (not those that `fmrun eval` measures against, as far as there are others); 0 turns them off. They stand in metrics.jsonl under the name
     of their extractor, as `eval/kid_mobilenet_v2`, or `eval/kid` with Inception."""
 
     kid_num: int = Field(default=500, ge=10)

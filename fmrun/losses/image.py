@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ImageLossConfig, LossesConfig
+from ..config.losses import ramped
 from ..dist import World
 from . import pixel
 from .frequency import focal_frequency
@@ -42,10 +43,8 @@ FULL_PRECISION = frozenset({"dists", "lpips"})
 
 
 def strength(config: ImageLossConfig, step: int) -> float:
-    """The weight with its start and ramp: 0 before `start_step`, then linear to `weight` over `ramp` steps."""
-    if step < config.start_step:
-        return 0.0
-    return config.weight * (min(1.0, (step - config.start_step) / config.ramp) if config.ramp else 1.0)
+    """The weight with its start and ramp."""
+    return config.weight * ramped(config, step)
 
 
 class ImageLosses:

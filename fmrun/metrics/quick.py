@@ -13,7 +13,7 @@ from ..config import Config
 from ..data.source import Images
 from .distribution import LEAST, Cloud, kid
 from .extractors import HOW, NAMES, available, open_extractor, suffix_here
-from .reals import Library, share
+from .reals import Library, apart
 
 REHEARSED = 32
 """Images on which the cost of a measurement is estimated before there has been one; the first time does not count."""
@@ -59,7 +59,7 @@ class QuickKid:
     Args:
         config: the run's.
         extractor: its name.
-        train, valid: the run's images; those held out are measured against where there are any.
+        train: the images trained on, which generated ones are measured against.
         generated: makes so many images, uint8 (n, C, H, W), a few at a time.
         device: where the extractor runs.
         warn: told what is wrong with the cache of features, if anything is.
@@ -70,14 +70,14 @@ class QuickKid:
         config: Config,
         extractor: str,
         train: Images,
-        valid: Images | None,
         generated: Callable[[int], Iterable[Tensor]],
         device: torch.device,
         warn: Callable[[str], None],
     ) -> None:
         self.num, self._generated, self._device = config.eval.kid_num, generated, device
         self.extractor = open_extractor(extractor, None, device, warn)
-        self._real = Library(self.extractor, device, warn).cloud(share(valid if valid is not None else train, self.num))
+        # not the images that `eval` measures against, for the checkpoint that this keeps is measured there
+        self._real = Library(self.extractor, device, warn).cloud(apart(train, self.num))
         for _ in range(2):
             start = time.monotonic()
             self.extractor.all(generated(REHEARSED), device)
@@ -94,13 +94,12 @@ class QuickKid:
         return kid(Cloud(features.to(self._real.points.device)), self._real)
 
 
-def why_not(config: Config, train: Images, valid: Images | None, extractor: str | None) -> str | None:
+def why_not(config: Config, train: Images, extractor: str | None) -> str | None:
     """A sentence on why KID is not measured in a run that would have it measured; None if it is, or nobody wants it."""
     if config.task != "generate" or not 0 < config.eval.kid_every <= config.train.steps:
         return None
     if extractor is None:
         return f"KID is not measured in training, for there is no feature extractor on this machine: {HOW}"
-    real = valid if valid is not None else train
-    if len(real) < LEAST:
-        return f"KID is not measured in training: {len(real)} real images are too few, at least {LEAST} are needed"
+    if len(train) < LEAST:
+        return f"KID is not measured in training: {len(train)} real images are too few, at least {LEAST} are needed"
     return None

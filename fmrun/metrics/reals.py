@@ -79,14 +79,14 @@ def choose_reals(name: str, train: Images, valid: Images | None, count: int) -> 
             f"{name}: {len(pool)} real images are too few to measure against, at least {2 * LEAST} are needed; give "
             "others with --data"
         )
-    order = _order(len(pool))
+    order = shuffled(len(pool))
     size = min(count, len(pool))
     reference = Share(pool, order[:size])
     if len(pool) >= 2 * size:
         rest = Share(pool, order[size : 2 * size])
         return Reals(reference, (rest, reference), name, f"{size} others of the same set")
     if valid is not None and len(train) >= size:
-        learned = Share(train, _order(len(train))[:size])
+        learned = Share(train, shuffled(len(train))[:size])
         return Reals(reference, (learned, reference), name, f"{size} images of the training set")
     half = len(pool) // 2
     halves = Share(pool, order[:half]), Share(pool, order[half : 2 * half])
@@ -95,7 +95,12 @@ def choose_reals(name: str, train: Images, valid: Images | None, count: int) -> 
 
 def share(images: Images, count: int) -> Share:
     """`count` images of a set, or all there are: the same whatever they are asked for."""
-    return Share(images, _order(len(images))[:count])
+    return Share(images, shuffled(len(images))[:count])
+
+
+def apart(images: Images, count: int) -> Share:
+    """`count` images of a set, as far as there are others than those that `share` and `choose_reals` take."""
+    return Share(images, shuffled(len(images))[::-1][:count])
 
 
 def shown(path: str) -> str:
@@ -103,7 +108,8 @@ def shown(path: str) -> str:
     return path if path.startswith(("bundled:", "torchvision:")) else Path(path).name
 
 
-def _order(count: int) -> np.ndarray:
+def shuffled(count: int) -> np.ndarray:
+    """The order in which images of a set of so many are taken to be measured: not that of their files, which are sorted."""
     return numpy_generator(0, "eval", count).permutation(count)
 
 

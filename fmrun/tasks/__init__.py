@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..augment import NUMBERS, augment
 from ..config import GanLossConfig
+from ..config.losses import ramped
 from ..feature_matching import FeatureMatching
 from ..losses.adversarial import PAIRED
 from ..models.base import Discriminator, Out
@@ -139,14 +140,11 @@ class Critic:
 
     def adversarial_weight(self, step: int) -> float:
         """Weight of the generator's adversarial term at `step`, with its start and ramp."""
-        gan = self.gan
-        if step < gan.start_step:
-            return 0.0
-        return gan.weight * (min(1.0, (step - gan.start_step) / gan.ramp) if gan.ramp else 1.0)
+        return self.gan.weight * ramped(self.gan, step)
 
     def matching_weight(self, step: int) -> float:
         """lambda with its start and ramp."""
-        return self.matching.config.weight * self.matching.ramp(step) if self.matching is not None else 0.0
+        return self.matching.config.weight * ramped(self.matching.config, step) if self.matching is not None else 0.0
 
     def plan(self, step: int, others: bool = False) -> CriticPlan:
         """What it does at `step`; `others`: whether the generator has losses besides, to compare the matching with."""

@@ -15,6 +15,7 @@ from ..data.images import Feed, Images, claimed, open_data, order, to_float, to_
 from ..data.places import refuse_idle, with_left_out
 from ..dist import World
 from ..grid import grid, save_png
+from ..metrics.reals import share
 from ..models.custom import custom_generator
 from ..models.dcgan import DcganGenerator
 from ..models.norm import calibrate, held_averages, unchanged
@@ -188,11 +189,13 @@ class Generate(PairTask):
         size = count // rounds
         sums = torch.zeros(3, device=self.device, dtype=self.dtype)
         noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
+        shares = [share(images, size * rounds) for images in (train, valid)]
         nets = self.generator, critic.net
         with held_averages(*nets), unchanged(*nets):
             for i in range(rounds):
-                part = range(i * size, (i + 1) * size)
-                real, held = (to_float(images.read(part).to(self.device), self.dtype) for images in (train, valid))
+                part = slice(i * size, (i + 1) * size)
+                looked = [chosen.images.read(chosen.indices[part]).to(self.device) for chosen in shares]
+                real, held = (to_float(images, self.dtype) for images in looked)
                 fake = self.run(self.generator, noise[part.start : part.stop].to(self.device, self.dtype))
                 for k, images in enumerate((real, held, fake)):
                     images = images.contiguous(memory_format=torch.channels_last)

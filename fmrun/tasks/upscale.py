@@ -23,6 +23,7 @@ from ..grid import to_uint8
 from ..losses.image import NAMES, ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
 from ..metrics.perceptual import perceptual_metric
+from ..metrics.reals import shuffled
 from ..models.custom import custom_generator
 from ..models.upscalers import (
     ARCHITECTURES,
@@ -145,11 +146,11 @@ def restored(
     distances: Mapping[str, nn.Module],
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """`psnr_y`, `ssim_y` and each of `distances` between the first `count` images and what `way` makes of their low
+    """`psnr_y`, `ssim_y` and each of `distances` between `count` images, the same whenever there are as many, and what `way` makes of their low
     resolution (C, h, w), uint8: means over the images. `tell` hears how many of how many are done."""
     count = min(count, len(valid))
     sums = dict.fromkeys(("psnr_y", "ssim_y", *distances), 0.0)
-    for index in range(count):
+    for done, index in enumerate(sorted(shuffled(len(valid))[:count].tolist()), 1):
         low, high = valid.whole(index)
         image = (way(low) * 255).round() / 255
         original = high[None].to(image.device, image.dtype) / 255
@@ -157,7 +158,7 @@ def restored(
         sums["ssim_y"] += float(ssim_y(image, original, valid.scale)) / count
         for name, distance in distances.items():
             sums[name] += float(distance(image.float(), original.float())) / count
-        tell(index + 1, count)
+        tell(done, count)
     return sums
 
 
