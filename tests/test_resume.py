@@ -106,7 +106,7 @@ VARIATIONS = {
         "optim.schedule.warmup_steps=9",
         "optim.schedule.decay=cosine",
         "optim.schedule.decay_start=6",
-        "optim.schedule.decay_end=11",
+        "optim.schedule.decay_end=12",
         "ema.decay=0.9",
         "ema.warmup=2",
     ),
@@ -443,3 +443,64 @@ def test_files_a_run_began_from_are_needed_no_more() -> None:
     same_tensors(saved(RUNS / "whole", 4).tensors, saved(RUNS / "child", 4).tensors)
     good("sample", "child", "--num", "4")
     good("probe-layers", "child", "--json")
+
+
+# ---- horizons
+
+DECAY = s("optim.schedule.decay=linear", "optim.schedule.decay_end=4")
+
+
+def test_a_run_is_not_extended_into_steps_at_a_learning_rate_of_zero() -> None:
+    train(*DECAY, "--steps", "4", "--name", "run")
+    (error,) = fmrun("resume", "run", "--steps", "6").errors
+    assert "train.steps is 6, and the learning rate is 0 from step 4 on: nothing would be learned there" in error
+    assert "set optim.schedule.decay_end to 6" in error
+    assert fmrun("train", *TINY, *DECAY, "--steps", "5").code == 2
+    assert steps(RUNS / "run") == [4]
+
+
+def test_a_learning_rate_below_a_tenth_is_said_at_start_and_resume() -> None:
+    own = s("optim.schedule.decay=linear", "optim.schedule.decay_end=25")
+    assert (
+        "learning rates: below a tenth of what is set from step 23 on" in train(*own, "--steps", "25", "--dry-run").err
+    )
+    assert "below a tenth" not in train(*own, "--steps", "23", "--name", "run").err
+    assert "learning rates: below a tenth of what is set from step 23 on" in good("resume", "run", "--steps", "25").err
+
+
+def test_a_horizon_still_ahead_may_be_moved_and_gives_the_run_that_had_it_from_the_start() -> None:
+    def own(end: int) -> tuple[str, ...]:
+        ahead = ("optim.schedule.decay=linear", "optim.schedule.decay_start=5", f"optim.schedule.decay_end={end}")
+        return s(
+            *ahead,
+            f"losses.gan.ramp={0}",
+            "log.every=1",
+            f"feature_matching.start_step={end - 1}",
+            "feature_matching.weight=1",
+        )
+
+    train(*own(10), "--steps", "12", "--name", "whole", "-s", "optim.schedule.final_factor=0.5")
+    train(*own(8), "--steps", "4", "--name", "parts", "-s", "optim.schedule.final_factor=0.5")
+    moved = s("optim.schedule.decay_end=10", "feature_matching.start_step=9")
+    good("resume", "parts", "--steps", "12", *moved)
+    same_runs(RUNS / "whole", RUNS / "parts", 12)
+    good("resume", "parts", "--steps", "13", "-s", "optim.schedule.final_factor=0.5")
+
+
+@pytest.mark.parametrize(
+    ("setting", "step"),
+    [
+        ("optim.schedule.decay_start=2", 3),
+        ("optim.schedule.warmup_steps=2", 0),
+        ("feature_matching.start_step=3", 0),
+        ("feature_matching.ramp=7", 0),
+        ("losses.gan.start_step=1", 0),
+    ],
+)
+def test_a_horizon_that_would_change_what_was_trained_is_refused(setting: str, step: int) -> None:
+    own = s("optim.schedule.decay=linear", "optim.schedule.decay_start=5", "optim.schedule.decay_end=30")
+    train(*own, "--steps", "4", "--name", "run")
+    before = (RUNS / "run" / "config.json").read_bytes()
+    (error,) = fmrun("resume", "run", "--steps", "6", "-s", setting).errors
+    assert f"{setting}: this would change step {step}, and run run has made 4 steps" in error
+    assert (RUNS / "run" / "config.json").read_bytes() == before

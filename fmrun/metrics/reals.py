@@ -100,7 +100,7 @@ def share(images: Images, count: int) -> Share:
 
 def apart(images: Images, count: int) -> Share:
     """`count` images of a set, as far as there are others than those that `share` and `choose_reals` take."""
-    return Share(images, shuffled(len(images))[::-1][:count])
+    return Share(images, shuffled(len(images))[-count:])
 
 
 def shown(path: str) -> str:
