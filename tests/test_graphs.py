@@ -196,7 +196,7 @@ def test_without_a_gpu_it_is_refused(workplace: Any) -> None:
 
 
 def on_gpu(graphs: bool, **more: Any) -> State:
-    config = tiny_config(**settings(device="cuda", cuda_graphs=graphs, precision="fp32", **more))
+    config = tiny_config(**settings(device="cuda", cuda_graphs=graphs, **{"precision": "fp32", **more}))
     return State(config, torch.device("cuda", 0), WORLD)
 
 
