@@ -6,9 +6,10 @@ import os
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    sys.path.pop(0)  # the current folder, which `python -m` puts there: nothing in it is imported by its mere name
+    sys.path.pop(0)  # the current folder, which `python -m` puts there
 
 import signal
+from contextlib import suppress
 
 SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 """How long the threads of an OpenMP runtime (GNU's, LLVM's and Intel's) spin while they wait: by default so long that two busy
@@ -18,6 +19,8 @@ processes on the same cores slow each other down tenfold and more."""
 def main() -> None:
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", *SPIN)):
         os.environ.update(SPIN)  # read when torch is imported
+    with suppress(OSError):  # an empty entry of PYTHONPATH: nothing in the current folder is imported by its mere name
+        sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]
     from .cli import app
     from .errors import INTERNAL, FmrunError
 

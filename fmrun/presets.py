@@ -158,6 +158,7 @@ def resolve(
     layers.table(raw, f"preset {base}")
     if config_file is not None:
         layers.file({k: v for k, v in file.items() if k not in META}, str(config_file))
+    read = dict(layers.given)
     for override in overrides:
         layers.override(override)
     nested = layers.nested()
@@ -167,10 +168,13 @@ def resolve(
     except ValidationError as error:
         layers.explain(error)
         raise AssertionError("explain raises") from error
-    flags = {override.flag for override in overrides}
+    named = []
     for target in trust.targets(config):
-        label = layers.given[f"{target.field}.target"].label
-        trust.admit_target(target, label, typed=trust_code or label in flags)
+        name, params = f"{target.field}.target", f"{target.field}.params"
+        whole = params not in read or any(override.key == params for override in overrides)
+        typed = layers.given[name] is not read.get(name) and whole  # the target, and all that it is called with
+        named.append(trust.Named(target, "" if typed else str(config_file or layers.given[name].label), typed))
+    trust.admit(named, trust_code)
     if need_data:
         _check_bundled(config, layers)
     return config

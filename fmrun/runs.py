@@ -275,7 +275,7 @@ def create(
         run.samples.mkdir()
         run.checkpoints.mkdir()
         # The config comes last: a folder without one is not a run.
-        facts = {"command": list(command), "preset": preset, **environment(), "code": code or {}}
+        facts = {"command": list(command), "preset": preset, **environment(), **({"code": code} if code else {})}
         with saving(run.path):
             for place, text in (texts or {}).items():
                 (run.path / place).parent.mkdir(parents=True, exist_ok=True)

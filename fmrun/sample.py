@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def open_source(
     target: Run | Path, *, raw: bool, device: torch.device, report: Reporter, trust_code: bool = False
 ) -> Source:
     """The averaged (or `raw`) generator of a run's newest readable checkpoint, or of a checkpoint file alone."""
+    trust.admit(named_code(target), trust_code)
     if isinstance(target, Run):
         found, skipped = checkpoint.newest(target.checkpoints)
         if found is None and skipped:
@@ -67,23 +69,29 @@ def open_source(
         folder = target.samples
     else:
         found, folder = checkpoint.read(target), Path(".")
-    return load_source(found, target, folder, raw=raw, device=device, trust_code=trust_code)
+    return load_source(found, folder, raw=raw, device=device)
 
 
-def load_source(
-    found: checkpoint.Checkpoint,
-    target: Run | Path,
-    folder: Path,
-    *,
-    raw: bool,
-    device: torch.device,
-    trust_code: bool = False,
-) -> Source:
-    """The averaged (or `raw`) generator of a checkpoint, which is a run's or a file; Untrusted if it is code of somebody's
-    own that this user has not allowed."""
+def named_code(target: Run | Path) -> list[trust.Named]:
+    """The code that the checkpoints of a run, or one checkpoint file, name."""
+    found: list[trust.Named] = []
+    run = target if isinstance(target, Run) else None
+    files = (
+        [target]
+        if isinstance(target, Path)
+        else [checkpoint.path_of(target.checkpoints, s) for s in checkpoint.steps(target.checkpoints)]
+    )
+    for file in reversed(files):
+        with suppress(UserError, KeyError):  # what cannot be read is left out, or refused, when it is opened
+            config = from_json(checkpoint.read_meta(file)["config"])
+            found += trust.named_by(config, file, None if run is None else run.env())
+    return found
+
+
+def load_source(found: checkpoint.Checkpoint, folder: Path, *, raw: bool, device: torch.device) -> Source:
+    """The averaged (or `raw`) generator of a checkpoint."""
     set_determinism(True, device)
     config = without_init(from_json(found.meta["config"]))
-    trust.admit(config, target, trust_code)
     assert config.data.channels is not None
     net = BUILDERS[config.task](config, config.data.channels)
     prefix = "generator." if raw else "ema."

@@ -18,8 +18,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import SaveError, UserError
-from .runs import Run, exclusive, saving, to_json, write_atomic
+from .runs import exclusive, saving, to_json, write_atomic
 
 if TYPE_CHECKING:
     from .config import Config
@@ -44,6 +43,12 @@ SECTIONS = ("generator", "discriminator")
 
 MOST_SOURCE = 10_000_000
 """Bytes of a source file."""
+
+MOST_FILES = 2000
+"""Source files that one target may bring."""
+
+OURS = ("fmrun", "torch", "torchvision", "numpy")
+"""What is imported already, or must not be another than fmrun's."""
 
 KINDS = ((ExtensionFileLoader, EXTENSION_SUFFIXES), (SourceFileLoader, SOURCE_SUFFIXES))
 """What a module may be, in Python's order. Byte code without its source is not imported."""
@@ -72,6 +77,17 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Named:
+    """A target, and `where` it was named: a file. `typed`: by this user, who thereby allows it. It is looked for in `folder`
+    first."""
+
+    target: Target
+    where: str = ""
+    typed: bool = False
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
 class File:
     """A module's file: its source in `data`, None where it is compiled code. A folder without `__init__.py` is a module
     without a file, and has no hash."""
@@ -83,15 +99,13 @@ class File:
 
     def spec(self, name: str) -> ModuleSpec:
         if self.sha256 is None:
-            return ModuleSpec(name, None, is_package=True)
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [str(self.path)]
+            return spec
         loader = ExtensionFileLoader(name, str(self.path)) if self.data is None else _Loader(self.path, self.data)
-        # no search locations: of a package, too, only what was hashed can be imported
-        locations: list[str] | None = [] if self.is_package else None
-        spec = importlib.util.spec_from_file_location(
-            name, self.path, loader=loader, submodule_search_locations=locations
-        )
-        assert spec is not None
-        return spec
+        found = importlib.util.spec_from_file_location(name, self.path, loader=loader)
+        assert found is not None
+        return found
 
     def imports(self, name: str) -> Iterator[str]:
         """Modules that the source may import: all that its import statements name, wherever they stand."""
@@ -128,14 +142,18 @@ class _Loader(importlib.abc.SourceLoader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds these modules and no others."""
+    """Finds these modules; in their packages, nothing but them."""
 
     def __init__(self, files: Mapping[str, File]) -> None:
         self.files = files
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        file = self.files.get(fullname)
-        return None if file is None else file.spec(fullname)
+        if fullname in self.files:
+            return self.files[fullname].spec(fullname)
+        package = fullname.rpartition(".")[0]
+        if isinstance(_loader_of(package), _Loader) and package in self.files:
+            raise ModuleNotFoundError(f"No module named '{fullname}' among the files that were allowed", name=fullname)
+        return None
 
 
 @dataclass(frozen=True)
@@ -173,26 +191,17 @@ class Code:
             if f.data is not None and self.folder is not None
         }
 
-    @contextmanager
-    def importing(self) -> Iterator[None]:
-        """Inside, the files can be imported, and come before installed packages of the same names; afterwards behind
-        them, for what functions import when they are called."""
-        if not self.files:
-            yield
-            return
+    def make_importable(self) -> None:
+        """Let the files be imported, now and by what functions import when they are called, before installed packages of the
+        same names; what has been imported from older or other files of these names is forgotten."""
         own = {name: loader for name in self.files if isinstance(loader := _loader_of(name), _Loader)}
         if any(loader.data != self.files[name].data for name, loader in own.items()):
             for name in own:  # another run's files of the same names, or an older state of these
                 del sys.modules[name]
         for old in [f for f in sys.meta_path if isinstance(f, _Finder) and f.files.keys() & self.files.keys()]:
             sys.meta_path.remove(old)
-        finder = _Finder(self.files)
-        sys.meta_path.insert(0, finder)
-        try:
-            yield
-        finally:
-            sys.meta_path.remove(finder)
-            sys.meta_path.append(finder)
+        if self.files:
+            sys.meta_path.insert(0, _Finder(self.files))
 
 
 def _loader_of(module: str) -> Any:
@@ -257,37 +266,55 @@ def targets(config: Config) -> list[Target]:
     return [Target(section, net.target, net.params) for section, net in named if net.target is not None]
 
 
-def admit(config: Config, source: Run | Path, trust_code: bool = False) -> None:
-    """Let the code that the config of a run, or of a file, names be imported, if this user has allowed it (`trust_code`
-    allows it); else raise Untrusted. A run's code is looked for first where it was when the run was started."""
-    known = _folders(source.env()) if isinstance(source, Run) else {}
-    where = source.config_file if isinstance(source, Run) else source
+def named_by(config: Config, where: Path, env: Mapping[str, Any] | None = None) -> Iterator[Named]:
+    """The code that a config names, which was read from the file `where`; `env`: of the run it belongs to, whose code is
+    looked for first where it was when the run was started."""
+    known = _folders(env or {})
     for target in targets(config):
-        admit_target(target, str(where), typed=trust_code, folder=known.get(target.field))
+        yield Named(target, str(where), folder=known.get(target.field))
 
 
-def admit_target(target: Target, where: str = "", *, typed: bool = False, folder: Path | None = None) -> Code:
-    """Let one target be imported if this user has allowed it, or typed it; what it runs. `where` it was read, for the
-    message; it is looked for in `folder` first."""
-    _ADMITTED.pop(target.key, None)
-    code = locate(target, folder)
-    if typed:
-        _remember(code)
-    elif code.digest not in (listed := _listed()):
-        known = any([e.get("target"), e.get("params")] == [target.name, target.params] for e in listed.values())
-        params = f" with {json.dumps(target.params)[:500]}" if target.params else ""
-        raise Untrusted(
-            f"{f'{where}: ' * bool(where)}{target.field}.target '{target.name}'{params} runs {code.said}, which "
-            f"{'has changed since you allowed it' if known else 'you have not allowed'}; if you trust it, add --trust-code"
-        )
-    _ADMITTED[target.key] = code
-    return code
+def admit(named: Iterable[Named], trust_code: bool = False) -> None:
+    """Let code be imported that this user has allowed, or typed, which allows it; `trust_code` allows all of it. Else raises
+    Untrusted, which tells of all that is not allowed: who then adds --trust-code has seen what that allows."""
+    refused: dict[str, str] = {}
+    found = []
+    for one in named:
+        _ADMITTED.pop(one.target.key, None)
+        code = locate(one.target, one.folder)
+        found.append((one, code))
+        if not (one.typed or trust_code or code.digest in _listed()):
+            refused.setdefault(one.target.key, _refusal(one, code))
+    if refused:
+        what = "trust it" if len(refused) == 1 else "trust all of it"
+        raise Untrusted(f"{'; '.join(refused.values())}; if you {what}, add --trust-code")
+    for one, code in found:
+        if one.typed or trust_code:
+            _remember(code)
+        _ADMITTED[one.target.key] = code
+
+
+def _refusal(one: Named, code: Code) -> str:
+    target = one.target
+    known = any([e.get("target"), e.get("params")] == [target.name, target.params] for e in _listed().values())
+    params = ", ".join(f"{json.dumps(k)}: {_shortened(json.dumps(v))}" for k, v in target.params.items())
+    return (
+        f"{f'{one.where}: ' * bool(one.where)}{target.field}.target {json.dumps(target.name)}"
+        f"{f' with {{{params}}}' * bool(params)} runs {code.said}, which "
+        f"{'has changed since you allowed it' if known else 'you have not allowed'}"
+    )
+
+
+def _shortened(text: str) -> str:
+    """A value's beginning and end: no key, and no value's end, can be pushed out of sight."""
+    return text if len(text) <= 200 else f"{text[:100]} … {text[-100:]}"
 
 
 def admitted(target: Target) -> Code:
     """What a target may import in this process; Untrusted where nobody has allowed it."""
-    code = _ADMITTED.get(target.key)
-    return code if code is not None else admit_target(target)
+    if target.key not in _ADMITTED:
+        admit([Named(target)])
+    return _ADMITTED[target.key]
 
 
 # ---- where it lies
@@ -305,15 +332,15 @@ def locate(target: Target, folder: Path | None = None) -> Code:
     if top in sys.stdlib_module_names:
         return Code(target, installed=f"Python {platform.python_version()}")
     here = Path(os.getcwd())
-    place: Path | None
     for place in dict.fromkeys((folder or here, here)):
         if files := _collect(module, place):
             break
     else:
-        place, installed = _installed(top)
+        places, installed = _installed(top)
         if installed is not None:
             return Code(target, installed=installed)
-        files = _collect(module, place) if place is not None else {}
+        place = next((p for p in places if module in _collect(module, p)), here)
+        files = _collect(module, place)
     if module not in files or files[module].sha256 is None:
         missing = next((level for level in _levels(module) if level not in files), module)
         raise UserError(
@@ -328,13 +355,13 @@ def _levels(module: str) -> Iterator[str]:
 
 
 def _collect(module: str, root: Path) -> dict[str, File]:
-    """A module's file under `root`, those of the packages it lies in, and those that they import from there; Python's own
-    modules go by the names they have."""
+    """A module's file under `root`, all of the packages it lies in, and what these import from there; modules of Python and
+    of OURS go by the names they have."""
     found: dict[str, File] = {}
     waiting, seen = [module], set()
     while waiting:
         name = waiting.pop()
-        if name in seen or name.partition(".")[0] in sys.stdlib_module_names:
+        if name in seen or name.partition(".")[0] in (*OURS, *sys.stdlib_module_names):
             continue
         seen.add(name)
         folder = root
@@ -343,8 +370,19 @@ def _collect(module: str, root: Path) -> dict[str, File]:
                 spec = FileFinder(str(folder), *KINDS).find_spec(level) if folder.is_dir() else None
                 if spec is None:
                     break
-                found[level] = _read(spec)
-                waiting += found[level].imports(level)
+                found[level] = file = _read(spec)
+                waiting += file.imports(level)
+                if (
+                    file.sha256 is not None and file.is_package
+                ):  # whichever of its modules are imported, by whatever name
+                    inner = sorted(
+                        p.name.partition(".")[0] for p in file.path.parent.iterdir() if not p.name.startswith(".")
+                    )
+                    waiting += [f"{level}.{one}" for one in inner if one.isidentifier() and not one.startswith("__")]
+                if len(found) > MOST_FILES:
+                    raise UserError(
+                        f"{module} in {root} brings more than {MOST_FILES} source files; install it as a package"
+                    )
             file = found[level]
             folder = file.path if file.sha256 is None else file.path.parent
             if not file.is_package:
@@ -372,21 +410,20 @@ def _read(spec: ModuleSpec) -> File:
     return File(path, hashlib.sha256(data).hexdigest(), data, is_package)
 
 
-def _installed(top: str) -> tuple[Path | None, str | None]:
-    """The folder in which a top-level module lies outside the current one, and name and version of its distribution; an
+def _installed(top: str) -> tuple[list[Path], str | None]:
+    """The folders in which a top-level module lies outside the current one, and name and version of its distribution; an
     editable one, and what PYTHONPATH names, goes by its files."""
     finders = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
     spec = next((s for finder in finders if (s := finder.find_spec(top, None)) is not None), None)
     if spec is None:
-        return None, None
-    locations = list(spec.submodule_search_locations or ())
-    place = Path(locations[0] if locations else spec.origin or "").parent
+        return [], None
+    places = [Path(place).parent for place in spec.submodule_search_locations or [spec.origin or ""]]
     found = []
     for name in dict.fromkeys(importlib.metadata.packages_distributions().get(top, ())):
         distribution = importlib.metadata.distribution(name)
-        if Path(str(distribution.locate_file(""))).resolve() == place.resolve():
+        if Path(str(distribution.locate_file(""))).resolve() in [place.resolve() for place in places]:
             found.append(f"{name} {distribution.version}")
-    return place, " and ".join(sorted(found)) or None
+    return places, " and ".join(sorted(found)) or None
 
 
 # ---- what a run keeps

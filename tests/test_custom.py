@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -334,7 +333,12 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "broken_nets.py").write_text("import own_nets\nraise KeyError('oh')\n")
     (tmp_path / "needy_nets.py").write_text("import a_package_nobody_has\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(custom, "admitted", partial(trust.admit_target, typed=True))
+
+    def typed(target: trust.Target) -> trust.Code:
+        trust.admit([trust.Named(target, typed=True)])
+        return trust.admitted(target)
+
+    monkeypatch.setattr(custom, "admitted", typed)
     yield tmp_path
     for name in ("own_nets", "broken_nets", "needy_nets"):
         sys.modules.pop(name, None)

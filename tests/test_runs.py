@@ -274,15 +274,45 @@ def test_environment_never_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_environment_names_the_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a").write_text("1")
+    """In a branch, packed, detached, in another work tree and in a folder below."""
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    Path("a").write_text("1")
     who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
+
     for command in (["init", "-q"], ["add", "a"], [*who, "commit", "-qm", "x"]):
+        git(*command)
+    revision = git("rev-parse", "HEAD")
+    assert runs.environment()["git"] == revision
+    git("pack-refs", "--all")
+    assert runs.environment()["git"] == revision
+    git("worktree", "add", "-q", "../b", "-b", "other")
+    git("checkout", "-q", "--detach")
+    assert runs.environment()["git"] == revision
+    (tmp_path / "b" / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "b" / "deep")
+    assert runs.environment()["git"] == revision
+
+
+def test_environment_of_a_foreign_repository_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git itself would run what the repository's own configuration names, to see whether files have changed."""
+    monkeypatch.chdir(tmp_path)
+    Path("a").write_text("1")
+    for command in (["init", "-q"], ["add", "a"]):
         subprocess.run(["git", *command], check=True)
-    revision = runs.environment()["git"]
-    assert len(revision) == 40
-    (tmp_path / "a").write_text("22")
-    assert runs.environment()["git"] == revision + "-dirty"
+    for key, value in (("core.fsmonitor", "touch RUN; false"), ("filter.x.clean", "touch RUN; cat")):
+        subprocess.run(["git", "config", key, value], check=True)
+    Path(".git/info").mkdir(exist_ok=True)
+    Path(".git/info/attributes").write_text("* filter=x\n")
+    Path("a").write_text("22")
+    runs.environment()
+    assert not Path("RUN").exists()
+    Path(".git/HEAD").unlink()
+    os.mkfifo(".git/HEAD")
+    assert runs.environment()["git"] is None
 
 
 def test_evaluations_replace_their_like_and_go_with_the_steps_cut_off(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_what_nobody_has_allowed_is_not_imported(
     assert not home.exists()
     file = COMMANDS[command][COMMANDS[command].index("--config") + 1] if "--config" in COMMANDS[command] else "runs/"
     assert error.startswith(f"error: {file}")
-    assert f"{section}.target '{evil.target}'" in error
+    assert f'{section}.target "{evil.target}"' in error
     assert json.dumps(evil.params) in error or not evil.params
     assert evil.words in error
     assert error.endswith("which you have not allowed; if you trust it, add --trust-code")
@@ -248,6 +248,38 @@ def test_params_typed_on_top_of_a_file_do_not_allow_its_target() -> None:
     Path("mine.json").write_text(json.dumps({"discriminator": {"target": "own_nets:Judge"}}))
     typed = ("-s", "discriminator.params.width=3")
     assert "you have not allowed" in refused(fmrun("train", *TINY, "--config", "mine.json", *typed))
+
+
+def test_params_that_a_file_gives_are_not_allowed_by_typing_the_target() -> None:
+    Path("own_nets.py").write_text(NETS.format(more=""))
+    Path("mine.json").write_text(json.dumps({"discriminator": {"params": {"width": 3}}}))
+    typed = ("--config", "mine.json", *JUDGE)
+    assert "you have not allowed" in refused(fmrun("train", *TINY, *typed))
+    assert "you have not allowed" in refused(fmrun("train", *TINY, *typed, "-s", "discriminator.params.width=5"))
+    train(*typed, "-s", "discriminator.params={width = 5}", "--dry-run")
+
+
+def test_all_that_trust_code_would_allow_is_told_at_once_and_no_param_can_hide(
+    trained: Any, targets: None, workplace: Path
+) -> None:
+    config = {
+        "generator": {"target": "lurking:Net"},
+        "discriminator": {"target": "os:system", "params": {"a": "x" * 9000, "command": "touch PWNED", "z": "\x1b[2K"}},
+    }
+    Path("mine.json").write_text(json.dumps(config))
+    error = refused(fmrun("train", *TINY, "--config", "mine.json"))
+    assert 'generator.target "lurking:Net" runs' in error
+    assert '"command": "touch PWNED"' in error
+    assert "\x1b" not in error
+    assert len(error) < 1500
+    assert error.endswith("if you trust all of it, add --trust-code")
+    plant(PLACES["generator"], TARGETS["current folder"], trained, workplace)
+    other = checkpoint.read(RUNS / "other/checkpoints/step-00000001.safetensors")
+    named = PLACES["generator"].put(TARGETS["system"], other.meta["config"])
+    checkpoint.save(RUNS / "other/checkpoints", 1, other.tensors, {**other.meta, "config": named})
+    error = refused(fmrun("eval", "sent", "other"))
+    assert "lurking:Net" in error
+    assert "touch PWNED" in error
 
 
 PARTS = "from torch import nn\nclass Act(nn.ReLU):\n    pass\n"
@@ -333,12 +365,49 @@ def test_byte_code_that_lies_there_is_not_run() -> None:
     assert not Path("PWNED").exists()
 
 
+@pytest.mark.parametrize("how", ["import_module", "star", "iter_modules"])
+def test_of_a_package_every_file_is_hashed_however_it_is_imported(how: str) -> None:
+    more = {
+        "import_module": "import importlib\nimportlib.import_module(__package__ + '.la' + 'te')\n",
+        "star": "from . import *\n",
+        "iter_modules": "import pkgutil, importlib, own_parts\nfor m in pkgutil.iter_modules(own_parts.__path__):\n"
+        "    m.name == 'late' and importlib.import_module('own_parts.' + m.name)\n",
+    }
+    Path("own_parts").mkdir()
+    Path("own_parts/__init__.py").write_text("__all__ = ['late']\n")
+    Path("own_parts/late.py").write_text("")
+    Path("own_parts/judges.py").write_text(NETS.format(more=more[how]))
+    judge = ("-s", "discriminator.target=own_parts.judges:Judge")
+    train(*judge, "--steps", "1", "--name", "run")
+    assert "own_parts.late" in sys.modules
+    Path("own_parts/late.py").write_text(SIDE_EFFECT)
+    assert "has changed since you allowed it" in refused(fmrun("probe-layers", "run"))
+    Path("own_parts/late.py").write_text("")
+    Path("own_parts/new.py").write_text(SIDE_EFFECT)
+    assert "has changed since you allowed it" in refused(fmrun("probe-layers", "run"))
+    assert not Path("PWNED").exists()
+
+
+def test_what_a_function_imports_later_is_the_file_that_was_hashed() -> None:
+    """Also where an installed package has its name."""
+    Path("own_nets.py").write_text(
+        NETS.format(more="").replace(
+            "return self.net(x)", "import submitit\n        assert submitit.MINE\n        return self.net(x)"
+        )
+    )
+    Path("submitit.py").write_text("MINE = True\n")
+    assert "submitit" not in sys.modules
+    train(*JUDGE, "--steps", "1", "--name", "run")
+    del sys.modules["submitit"]
+
+
 def test_the_current_folder_gives_nothing_but_the_files_that_were_hashed() -> None:
     more = "import importlib\nhidden = importlib.import_module('lur' + 'king')\n"
     Path("own_nets.py").write_text(NETS.format(more=more))
     Path("lurking.py").write_text(SIDE_EFFECT)
     error = refused(fmrun("train", *TINY, *JUDGE))
     assert "importing 'own_nets' fails: ModuleNotFoundError: No module named 'lurking'" in error
+    assert error.endswith("only files that import statements name are found")
     assert os.getcwd() not in sys.path
     assert "" not in sys.path
     assert not Path("PWNED").exists()
@@ -379,13 +448,53 @@ def test_a_pipe_or_a_huge_file_is_not_read() -> None:
 def test_code_that_is_imported_without_being_admitted_is_refused() -> None:
     """A command that forgets to ask."""
     Path("own_nets.py").write_text(NETS.format(more=""))
-    with pytest.raises(trust.Untrusted, match=r"'own_nets:Judge' runs .*own_nets\.py, which you have not allowed"):
+    with pytest.raises(trust.Untrusted, match=r"\"own_nets:Judge\" runs .*own_nets\.py, which you have not allowed"):
         trust.admitted(Target("discriminator", "own_nets:Judge"))
 
 
 def test_every_target_of_the_schema_is_looked_at() -> None:
     """A later place is one line in `trust.SECTIONS`."""
     assert tuple(key.removesuffix(".target") for key in FIELDS if key.endswith(".target")) == trust.SECTIONS
+
+
+# ---- other files
+
+
+def test_a_picture_of_a_run_is_a_png_or_nothing(trained: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would start programs: PostScript is drawn by Ghostscript."""
+    plant(PLACES["generator"], Evil("torch.nn:Identity", {}, ""), trained, workplace)
+    Path("bin").mkdir()
+    Path("bin/gs").write_text("#!/bin/sh\ntouch PWNED\nexit 1\n")
+    Path("bin/gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}")
+    for name in ("sent", "other"):
+        for file in (RUNS / name / "checkpoints").iterdir():
+            file.unlink()
+        (RUNS / name / "samples").mkdir()
+        (RUNS / name / "samples/step-00000001.png").write_text(
+            "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\nshowpage\n"
+        )
+    done = good("compare", "sent", "other", "--html", "page.html")
+    assert "it is not shown" in done.err
+    assert not Path("PWNED").exists()
+
+
+def test_a_result_that_lies_in_a_sweeps_folder_is_not_unpickled(workplace: Path) -> None:
+    import pickle
+
+    from fmrun.sweep.launch import Submitit, Task
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.system, ("touch PWNED",)
+
+    at = Submitit("submitit", Path("s/submitit"), 1, {})
+    Path("s/submitit/7_0_result.pkl").write_bytes(pickle.dumps(Evil()))
+    handle = at.again("7", Task("run", ("train",), ("resume",), "s/run", "s/run.log"))
+    assert handle.poll() in (None, 1)
+    Path("s/run.exit").write_text("3")
+    assert handle.poll() in (None, 3)
+    assert not Path("PWNED").exists()
 
 
 # ---- memory

@@ -82,7 +82,7 @@ def probe_layers(
             raise UserError("give a run, or --preset and --config, not both")
         folder = find(runs_dir, run)
         resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
-        trust.admit(resolved, folder, trust_code)
+        trust.admit(trust.named_by(resolved, folder.config_file, folder.env()), trust_code)
         own = all(override.key != "data.path" for override in overrides)
         if not own:  # none of the run's other folders belongs to these images
             gone: dict[str, object] = {

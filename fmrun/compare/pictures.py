@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..grid import encode_png, grid
 from ..report import Reporter
 from ..runs import Run
-from ..sample import draw, open_source
+from ..sample import draw, named_code, open_source
 from ..tasks.generate import latents
 from .comparison import Comparison
 from .groups import Group, Member
@@ -52,12 +52,14 @@ def pictures(
     groups = comparison.groups
     budget = BUDGET // len(groups)
     chosen = [_shown(group, groups) for group in groups]
+    if comparison.task == "generate":
+        trust.admit([named for member in chosen for named in named_code(Run(Path(member.path)))], trust_code)
     found = []
     for group, member in zip(groups, chosen, strict=True):
         run = Run(Path(member.path))
         picture = None
         if comparison.task == "generate" and checkpoint.steps(run.checkpoints):
-            picture = _drawn(group, member, run, seed, budget, device, report, trust_code)
+            picture = _drawn(group, member, run, seed, budget, device, report)
         picture = picture or _last_sheet(group, member, run, comparison.task, budget)
         if picture is None:
             report.warn(f"{member.name} has neither a checkpoint nor a picture of its samples; it is not shown")
@@ -73,20 +75,11 @@ def _shown(group: Group, groups: Sequence[Group]) -> Member:
 
 
 def _drawn(
-    group: Group,
-    member: Member,
-    run: Run,
-    seed: int,
-    budget: int,
-    device: torch.device,
-    report: Reporter,
-    trust_code: bool,
+    group: Group, member: Member, run: Run, seed: int, budget: int, device: torch.device, report: Reporter
 ) -> Picture | None:
     """A grid by the averaged generator of the newest checkpoint; None where it cannot be read."""
     try:
-        source = open_source(run, raw=False, device=device, report=report, trust_code=trust_code)
-    except trust.Untrusted:
-        raise
+        source = open_source(run, raw=False, device=device, report=report)
     except UserError as error:
         report.warn(str(error))
         return None
@@ -105,8 +98,11 @@ def _last_sheet(group: Group, member: Member, run: Run, task: str, budget: int) 
     if not sheets:
         return None
     step = max(sheets)
-    with Image.open(sheets[step]) as opened:
-        sheet = opened.convert("RGB") if opened.mode not in ("L", "RGB") else opened.copy()
+    try:
+        with Image.open(sheets[step], formats=("PNG",)) as opened:
+            sheet = opened.convert("RGB") if opened.mode not in ("L", "RGB") else opened.copy()
+    except (OSError, SyntaxError, Image.DecompressionBombError):  # no PNG, or a damaged one
+        return None
     if task == "upscale":  # rows of four pictures, each with a gap of 4 pixels to its left and above
         row = (sheet.width - 4) // 4
         rows = max(1, min((sheet.height - 4) // row, budget // (sheet.width * row * len(sheet.getbands()))))

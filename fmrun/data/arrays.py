@@ -206,7 +206,7 @@ def read_bundled(name: str, split: str) -> Raw:
         images, labels = read_bundled(name.removeprefix("stacked-"), split)
         assert labels is not None
         return stack(images, labels, split)
-    with Image.open(folder / f"{name}-{split}.png") as image:
+    with Image.open(folder / f"{name}-{split}.png", formats=("PNG",)) as image:
         grid = np.asarray(image)
     text = (folder / f"{name}-{split}.txt").read_text()
     labels = np.array([int(digit) for digit in text if digit.isdigit()], dtype=np.int64)

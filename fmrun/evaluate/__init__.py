@@ -21,7 +21,7 @@ from ..measures import lone_precision
 from ..presets import Override, from_json, revise
 from ..report import Reporter
 from ..runs import Run
-from ..sample import Source, load_source
+from ..sample import Source, load_source, named_code
 from ..state import TASKS
 from ..tables import fitted
 
@@ -90,8 +90,7 @@ def evaluate(
     stand out among the run's (`best`, `last`).
     """
     configs = [_config(target, asked.overrides) for target in targets]
-    for target, config in zip(targets, configs, strict=True):  # before any image is read
-        trust.admit(config, target, trust_code)
+    trust.admit([named for target in targets for named in named_code(target)], trust_code)
     odd = next((i for i, config in enumerate(configs) if config.task != configs[0].task), None)
     if odd is not None:
         raise UserError(
@@ -122,7 +121,7 @@ def evaluate(
                     "generator may have learned from"
                 )
             report.note(f"{_name(target)}, step {found.step}: measuring")
-            source = load_source(found, target, Path("."), raw=asked.raw, device=device, trust_code=trust_code)
+            source = load_source(found, Path("."), raw=asked.raw, device=device)
             weights = "raw" if asked.raw else "ema"
             record = {"step": found.step, "weights": weights, "default": asked.default, **measure(source, config)}
             if isinstance(target, Run):

@@ -40,28 +40,29 @@ def load_target(target: str, params: Mapping[str, Any], field: str, generator: t
     """
     module_name, _, name = target.partition(":")
     code = admitted(Target(field, target, params))
-    with code.importing():
+    code.make_importable()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise UserError(f"{field}.target: there is no module '{error.name}' in {code.said}") from None
+        hint = "" if code.installed else "; only files that import statements name are found"
+        raise UserError(f"{field}.target: importing '{module_name}' fails: {_said(error)}{hint}") from error
+    except Exception as error:
+        raise UserError(f"{field}.target: importing '{module_name}' fails: {_said(error)}") from error
+    make = getattr(module, name, None)
+    if make is None:
+        classes = [k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)]
+        raise UserError(f"{field}.target: '{module_name}' has no '{name}'{nearest(name, classes)}")
+    if not callable(make) or (inspect.isclass(make) and not issubclass(make, nn.Module)):
+        raise UserError(f"{field}.target: '{target}' is not a torch.nn.Module")
+    _check_arguments(make, params, f"{field}.params: '{target}'")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-                raise UserError(f"{field}.target: there is no module '{error.name}' in {code.said}") from None
-            raise UserError(f"{field}.target: importing '{module_name}' fails: {_said(error)}") from error
+            net = make(**params)
         except Exception as error:
-            raise UserError(f"{field}.target: importing '{module_name}' fails: {_said(error)}") from error
-        make = getattr(module, name, None)
-        if make is None:
-            classes = [k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)]
-            raise UserError(f"{field}.target: '{module_name}' has no '{name}'{nearest(name, classes)}")
-        if not callable(make) or (inspect.isclass(make) and not issubclass(make, nn.Module)):
-            raise UserError(f"{field}.target: '{target}' is not a torch.nn.Module")
-        _check_arguments(make, params, f"{field}.params: '{target}'")
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            try:
-                net = make(**params)
-            except Exception as error:
-                raise UserError(f"{field}.target: making '{target}' fails: {_said(error)}") from error
+            raise UserError(f"{field}.target: making '{target}' fails: {_said(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(
             f"{field}.target: '{target}' makes something of type {type(net).__name__}, not a torch.nn.Module"
@@ -71,14 +72,15 @@ def load_target(target: str, params: Mapping[str, Any], field: str, generator: t
 
 @contextmanager
 def expecting_old_code(config: Config) -> Iterator[None]:
-    """Inside, weights are loaded into the nets that were trained; UserError if a class of the user's own has changed."""
+    """Inside, weights are loaded into the nets that a checkpoint's config describes; UserError if they do not fit, as where a
+    class of the user's own has changed."""
     try:
         yield
     except RuntimeError as error:
         targets = [net.target for net in (config.generator, config.discriminator) if net.target is not None]
-        if not targets:
-            raise
         what = str(error).strip().splitlines()[-1].strip()
+        if not targets:
+            raise UserError(f"the checkpoint's weights do not fit the nets that its own config describes ({what})") from None
         raise UserError(
             f"the code of {' or '.join(targets)} no longer makes the net that was trained ({what}); put it back as it was"
         ) from None

@@ -30,6 +30,12 @@ class Task:
     """The run's folder."""
     log: str
 
+    @property
+    def exit_file(self) -> Path:
+        """Where a job on a cluster leaves its exit code. (submitit's own result is a pickle, which is never read: whoever
+        sends a sweep's folder could have made it.)"""
+        return Path(self.log).with_suffix(".exit")
+
     def command(self) -> list[str]:
         """As things stand now: a job that waited for hours, or was put back into the queue, finds out itself."""
         exists = (Path(self.run) / "config.json").is_file()
@@ -105,6 +111,12 @@ class _Process:
         return self.process.wait()
 
 
+def with_fmrun(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that imports this fmrun, also where it is not installed."""
+    here = str(Path(__file__).parents[2])
+    return {**env, "PYTHONPATH": os.pathsep.join(filter(None, (env.get("PYTHONPATH"), here)))}
+
+
 def spawn(task: Task, env: Mapping[str, str]) -> _Process:
     """Start the task's command, all it says going to its log.
 
@@ -118,7 +130,7 @@ def spawn(task: Task, env: Mapping[str, str]) -> _Process:
         return _Process(
             subprocess.Popen(
                 command,
-                env=env,
+                env=with_fmrun(env),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -159,7 +171,9 @@ class Job:
     def __call__(self) -> int:
         self._process = spawn(self.task, {**os.environ, **self.env})
         try:
-            return self._process.wait()
+            code = self._process.wait()
+            self.task.exit_file.write_text(str(code))
+            return code
         except BaseException:
             self._process.stop()
             self._process.wait()
@@ -211,22 +225,24 @@ class Submitit:
 
         try:
             with self.executor.batch():
+                for task, _ in tasks:
+                    task.exit_file.unlink(missing_ok=True)
                 jobs = [self.executor.submit(Job(task, env)) for task, env in tasks]
         except FailedJobError as error:
             raise UserError(
                 f"the scheduler takes no job: {' '.join(str(error).split())}; change what it is asked for with --slurm, "
                 "e.g. --slurm partition=NAME --slurm timeout_min=60"
             ) from None
-        return [_Submitted(job) for job in jobs]
+        return [_Submitted(job, task) for job, (task, _) in zip(jobs, tasks, strict=True)]
 
-    def again(self, job_id: str) -> "_Submitted":
+    def again(self, job_id: str, task: Task) -> "_Submitted":
         """A job that an earlier command submitted."""
-        return _Submitted(self.executor._executor.job_class(self.executor.folder, job_id))
+        return _Submitted(self.executor._executor.job_class(self.executor.folder, job_id), task)
 
 
 class _Submitted:
-    def __init__(self, job: Any) -> None:
-        self.job = job
+    def __init__(self, job: Any, task: Task) -> None:
+        self.job, self.task = job, task
 
     @property
     def job_id(self) -> str:
@@ -236,8 +252,8 @@ class _Submitted:
         if not self.job.done():
             return None
         try:
-            return int(self.job.result())
-        except Exception:  # cancelled, out of time, out of memory: what the run left says how far it came
+            return int(self.task.exit_file.read_text())
+        except (OSError, ValueError):  # cancelled, out of time, out of memory: what the run left says how far it came
             return 1
 
     def stop(self) -> None:

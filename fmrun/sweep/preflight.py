@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import FmrunError, UserError
 from ..runs import to_json
+from .launch import with_fmrun
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def check(configs: Mapping[str, Mapping[str, Any]], elsewhere: bool = False, tru
 def _ask(arguments: Sequence[str]) -> tuple[str, int]:
     """What `main` answers in a process of its own, and its exit code."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "fmrun.sweep.preflight", *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-m", "fmrun.sweep.preflight", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=with_fmrun(os.environ),
     )
     return done.stdout, done.returncode
 
@@ -74,7 +78,7 @@ def main(arguments: Sequence[str]) -> str:
         name = Path(file).stem
         try:
             config = from_json(Path(file))
-            trust.admit(config, Path(file), trust_code)
+            trust.admit(trust.named_by(config, Path(file)), trust_code)
             if elsewhere:
                 config = config.model_copy(update={"device": "cpu", "precision": "auto", "compile": False})
             if place == 0:

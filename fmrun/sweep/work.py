@@ -269,7 +269,7 @@ class Worker:
         jobs = json.loads(self._jobs_file.read_text(encoding="utf-8"))
         for waiting in (self.pending, self.elsewhere):
             for work in [w for w in waiting if w.planned.name in jobs]:
-                handle = self.launcher.again(jobs[work.planned.name])
+                handle = self.launcher.again(jobs[work.planned.name], work.task)
                 if handle.poll() is None:
                     waiting.remove(work)
                     work.handle, work.since = handle, time.monotonic()
