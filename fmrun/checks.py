@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .config import FeatureMatchingConfig
 from .errors import UserError
 from .feature_matching import FeatureMatching
+from .models.base import scales
 from .models.norm import held_averages, unchanged
 from .rng import torch_generator
 from .simultaneous import one_augmentation
@@ -160,7 +161,7 @@ def _refuse_noise(state: State, batches: list[Batch]) -> None:
     def drawn(seed: int) -> list[Tensor]:
         torch.manual_seed(seed)
         looked = [critic(batch.real, None, logits=True).logits for critic in task.critics]
-        return [task.generate(batch), *(logits for logits in looked if logits is not None)]
+        return [task.generate(batch), *(scale for logits in looked if logits is not None for scale in scales(logits))]
 
     with torch.random.fork_rng(), held_averages(task.generator, *(c.net for c in task.critics)), frozen(task.critics):
         noisy = any(not torch.equal(a, b) for a, b in zip(drawn(1), drawn(2), strict=True))

@@ -42,8 +42,11 @@ def select_layers(layers: Sequence[str | int], net: Discriminator) -> tuple[str,
     Raises UserError for a layer the net does not have; nothing is ever dropped.
     """
     names = net.feature_names
+    calls: Sequence[str] = getattr(net, "calls", names)  # of a net of the user's own, more can be named than is listed
+    aliases: Mapping[str, str] = getattr(net, "aliases", {})
     chosen: set[str] = set()
-    for layer in layers:
+    for asked in layers:
+        layer = aliases.get(asked, asked) if isinstance(asked, str) else asked
         if isinstance(layer, int):
             if not -len(names) <= layer < len(names):
                 raise UserError(f"feature_matching.layers: there is no layer {layer}; {_listing(names)}")
@@ -52,15 +55,15 @@ def select_layers(layers: Sequence[str | int], net: Discriminator) -> tuple[str,
             chosen.add(net.auto)
         elif layer in net.groups:
             chosen.update(net.groups[layer])
-        elif layer in names:
+        elif layer in calls:
             chosen.add(layer)
         else:
-            known = [*names, *net.groups, "auto"]
+            known = [*calls, *aliases, *net.groups, "auto"]
             raise UserError(
                 f"feature_matching.layers: there is no layer '{layer}'{nearest(layer, known)}; {_listing(names)}; "
                 f"groups: {', '.join(net.groups)}, auto"
             )
-    return tuple(name for name in names if name in chosen)
+    return tuple(name for name in calls if name in chosen)
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -29,12 +29,29 @@ BAR_INTERVAL = 0.1
 
 def emit(text: str) -> None:
     """Write data to stdout; a reader that has gone away (`| head`) is no error."""
-    if sys.stdout is None:
+    stream = getattr(sys.stdout, "data", sys.stdout)
+    if stream is None:
         return
     try:
-        _write(sys.stdout, text)
+        _write(stream, text)
     except BrokenPipeError:
-        _discard(sys.stdout)
+        _discard(stream)
+
+
+class _Prints:
+    """In the place of stdout: what a user's own code prints goes to stderr, for stdout is for `data`."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+def divert_prints() -> None:
+    """From now on only `emit` writes to stdout."""
+    if not isinstance(sys.stdout, _Prints):
+        sys.stdout = _Prints(sys.stdout)  # type: ignore[assignment]
 
 
 def emit_json(value: Any) -> None:

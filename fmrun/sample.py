@@ -16,6 +16,7 @@ from .config import Config
 from .errors import UserError
 from .grid import grid, save_png, to_uint8
 from .models.custom import expecting_old_code
+from .models.walked import placed
 from .precision import set_determinism
 from .presets import from_json
 from .report import Reporter
@@ -97,7 +98,7 @@ def load_source(found: checkpoint.Checkpoint, folder: Path, *, raw: bool, device
     prefix = "generator." if raw else "ema."
     with expecting_old_code(config):
         net.load_state_dict({k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)})
-    net = net.to(device=device, dtype=torch.float32).to(memory_format=torch.channels_last).eval()
+    net = placed(net, device, torch.float32).eval()
     return Source(net, config, found.step, folder, raw)
 
 
@@ -191,7 +192,7 @@ def upscale_input(
     if config.task != "upscale":
         raise UserError(f"--input {path}: this generator makes images from noise; leave --input out")
     assert config.data.channels is not None
-    field = upscale.tile_field(config, config.data.channels)
+    field = upscale.tile_field(config, config.data.channels, source.net)
     cut = layout(field.radius, field.smallest, field.multiple, tile=tile)
     return upscale_photos(
         source.net,

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from .dist import World
-from .models.base import Out
+from .models.base import Out, at_each_scale
 from .models.norm import advance_spectral
 from .optim import Optimiser
 from .step import (
@@ -108,5 +108,5 @@ def one_augmentation(batch: Batch) -> Batch:
 
 
 def _without_graph(out: Out) -> Out:
-    logits = out.logits.detach() if out.logits is not None else None
+    logits = at_each_scale(Tensor.detach, out.logits) if out.logits is not None else None
     return Out(logits, {name: feature.detach() for name, feature in out.features.items()})

@@ -24,7 +24,7 @@ from .dist import World
 from .losses import Loss
 from .losses.adversarial import D_LOSSES, G_LOSSES, squared_gradient
 from .losses.statistics import widen
-from .models.base import Out
+from .models.base import Out, mean_logit
 from .models.norm import advance_spectral, held_averages
 from .optim import Optimiser
 from .tasks import Batch, Critic, CriticPlan, Live, Plan, Task
@@ -115,8 +115,8 @@ def loss_of(critic: Critic, plan: CriticPlan, on_real: Judged, on_fake: Judged) 
     total = adversarial
     terms = {
         prefix: adversarial,
-        "health/d_real" + critic.suffix: real.mean(),
-        "health/d_fake" + critic.suffix: fake.mean(),
+        "health/d_real" + critic.suffix: mean_logit(real),
+        "health/d_fake" + critic.suffix: mean_logit(fake),
     }
     if plan.penalty:
         for name, gamma, logits, source in (

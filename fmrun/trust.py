@@ -60,16 +60,26 @@ class Untrusted(UserError):
 
 @dataclass(frozen=True)
 class Target:
-    """Code that is named somewhere: `name` is `package.module:Class`, `field` where it stands (`generator`), `params` the
-    arguments it is called with."""
+    """Code that is named somewhere: `name` is `package.module:Class` or `path/to/file.py:Class`, `field` where it stands
+    (`generator`), `params` the arguments it is called with."""
 
     field: str
     name: str
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def file(self) -> Path | None:
+        """Where a file is named rather than a module."""
+        where = self.name.rpartition(":")[0]
+        return Path(where) if where.endswith(".py") else None
+
+    @property
     def module(self) -> str:
-        return self.name.partition(":")[0]
+        return self.file.stem if self.file is not None else self.name.rpartition(":")[0]
+
+    @property
+    def attribute(self) -> str:
+        return self.name.rpartition(":")[2]
 
     @property
     def key(self) -> str:
@@ -325,13 +335,19 @@ def locate(target: Target, folder: Path | None = None) -> Code:
 
     Raises UserError if there is no such module.
     """
-    module, _, name = target.name.partition(":")
-    if not (module and name):
-        raise UserError(f"{target.field}.target: '{target.name}' is not of the form 'package.module:Class'")
+    module, what = target.module, f"{target.field}.target"
+    if not (module and target.attribute):
+        raise UserError(f"{what}: '{target.name}' is not of the form 'package.module:Class' or 'path/to/file.py:Class'")
+    here = Path(os.getcwd())
+    if target.file is not None:
+        for place in dict.fromkeys((folder or here, here / target.file.parent)):
+            if module in (files := _collect(module, place)):
+                return Code(target, place, files)
+        before = f", nor in {folder}, where it was when the run was started" if folder is not None else ""
+        raise UserError(f"{what}: there is no file '{target.file}' in {here}{before}")
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names:
         return Code(target, installed=f"Python {platform.python_version()}")
-    here = Path(os.getcwd())
     for place in dict.fromkeys((folder or here, here)):
         if files := _collect(module, place):
             break
@@ -343,9 +359,8 @@ def locate(target: Target, folder: Path | None = None) -> Code:
         files = _collect(module, place)
     if module not in files or files[module].sha256 is None:
         missing = next((level for level in _levels(module) if level not in files), module)
-        raise UserError(
-            f"{target.field}.target: there is no module '{missing}' in {here} or among the installed packages"
-        )
+        before = f", in {folder}, where it was when the run was started," if folder is not None else ""
+        raise UserError(f"{what}: there is no module '{missing}' in {here}{before} or among the installed packages")
     return Code(target, place, files)
 
 

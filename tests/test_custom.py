@@ -12,8 +12,9 @@ from fmrun import trust
 from fmrun.errors import UserError
 from fmrun.models import custom
 from fmrun.models.base import Discriminator, Out
-from fmrun.models.custom import WalkedDiscriminator, custom_discriminator, custom_generator, load_target, logits_of
+from fmrun.models.custom import custom_discriminator, custom_generator, load_target
 from fmrun.models.norm import advance_spectral
+from fmrun.models.walked import WalkedDiscriminator
 
 IMAGE = (3, 16, 16)
 
@@ -73,7 +74,7 @@ def test_layers_are_found_in_the_order_they_run_and_the_head_is_none_of_them():
     assert isinstance(net, Discriminator)
     assert net.feature_names == ("0", "1", "2", "4", "5", "6")
     assert net.auto == "5"
-    assert net.groups == {"early": ("0", "1"), "mid": ("2", "4"), "key": ("1", "4", "6"), "all": net.feature_names}
+    assert net.groups == {"early": ("0", "1"), "mid": ("2", "4"), "key": ("1", "6"), "all": net.feature_names}
 
 
 def test_features_are_what_the_layers_give():
@@ -160,16 +161,28 @@ def test_logits_may_come_in_several_ways(wrap):
     assert torch.equal(out.logits, net.net.body(noise(2, *IMAGE)))
 
 
-def test_nothing_else_counts_as_logits():
-    assert logits_of("logit") is None
-    assert logits_of(()) is None
-    assert logits_of({"score": torch.zeros(1)}) is None
+@pytest.mark.parametrize(
+    ("wrap", "shown"),
+    [
+        (lambda y: "logit", "a str without logits"),
+        (lambda y: (), "a tuple without logits"),
+        (lambda y: y.sum(), "a Tensor without logits"),
+        (lambda y: (y, y.flatten(1).tanh().mean(1), y.mean((2, 3)).repeat(1, 5)), "[1] (2,), [2] (2, 5)"),
+        (
+            lambda y: {"a": y.repeat(1, 2, 1, 1), "b": (y, y.repeat(1, 3, 1, 1))},
+            "['a'] (2, 2, 12, 12), ['b'][0] (2, 1, 12, 12)",
+        ),
+    ],
+)
+def test_where_logits_are_not_clear_what_came_back_is_said(wrap, shown):
+    with pytest.raises(UserError) as caught:
+        walked(Returns(wrap))
+    assert shown in str(caught.value)
+    assert str(caught.value).endswith("it is not clear which are the logits: return them alone, or as {'logits': …}")
 
 
-def test_a_net_without_logits_or_without_layers_is_refused():
-    with pytest.raises(UserError, match=r"discriminator\.target: 'Returns' returns no logits; it must return a tensor"):
-        walked(Returns(lambda y: {"score": y}))
-    with pytest.raises(UserError, match="has no convolution, linear layer or activation before its last one"):
+def test_a_net_without_layers_is_refused():
+    with pytest.raises(UserError, match="has no module before its head whose output could be matched"):
         walked(nn.Sequential(nn.Flatten(), nn.Linear(768, 1)))
 
 

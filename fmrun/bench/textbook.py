@@ -62,7 +62,8 @@ class Judge(nn.Module):
         self.net = net
 
     def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.net(image).logits
+        logits = self.net(image).logits
+        assert isinstance(logits, Tensor)
         return logits
 
 

@@ -328,7 +328,7 @@ def _units(own: Own) -> tuple[dict[str, Unit], dict[str, Callable[[], object]]]:
 
     def judge() -> Tensor:
         logits = critic(image, None).logits
-        assert logits is not None
+        assert isinstance(logits, Tensor)
         return logits
 
     def generate() -> Tensor:

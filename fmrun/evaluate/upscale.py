@@ -50,7 +50,7 @@ class UpscaleMeasure:
         final, pairs, name = self._pairs(config)
         channels, scale = source.config.data.channels, source.config.data.scale
         assert channels is not None
-        field = tile_field(source.config, channels)
+        field = tile_field(source.config, channels, source.net)
         count = min(self.asked.num or len(pairs), len(pairs))
         tell = self.report.counting("photographs upscaled and compared")
         made = restored(lambda low: upscaled(source.net, low, field, scale), pairs, count, self.distances, tell)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.base import Logits, scales
+
 
 def d_vanilla(real: Tensor, fake: Tensor) -> Tensor:
     """-log s(D(r)) - log(1 - s(D(g))), s the logistic function (Goodfellow et al. 2014)."""
@@ -60,31 +62,43 @@ def g_r3gan(fake: Tensor, real: Tensor | None) -> Tensor:
     return F.softplus(real - fake).mean()
 
 
-D_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "vanilla": d_vanilla,
-    "lsgan": d_lsgan,
-    "hinge": d_hinge,
-    "wgan": d_wgan,
-    "r3gan": d_r3gan,
+def _over_scales(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The loss of logits at several scales: the mean of each one's (Wang et al. 2018, pix2pixHD, eq. 3, over D's number)."""
+
+    def mean(one: Logits, other: Logits | None) -> Tensor:
+        others = scales(other) if other is not None else (None,) * len(scales(one))
+        losses = [loss(a, b) for a, b in zip(scales(one), others, strict=True)]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+    return mean
+
+
+D_LOSSES: dict[str, Callable[[Logits, Logits], Tensor]] = {
+    "vanilla": _over_scales(d_vanilla),
+    "lsgan": _over_scales(d_lsgan),
+    "hinge": _over_scales(d_hinge),
+    "wgan": _over_scales(d_wgan),
+    "r3gan": _over_scales(d_r3gan),
 }
-G_LOSSES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "vanilla": g_vanilla,
-    "lsgan": g_lsgan,
-    "hinge": g_linear,
-    "wgan": g_linear,
-    "r3gan": g_r3gan,
+G_LOSSES: dict[str, Callable[[Logits, Logits | None], Tensor]] = {
+    "vanilla": _over_scales(g_vanilla),
+    "lsgan": _over_scales(g_lsgan),
+    "hinge": _over_scales(g_linear),
+    "wgan": _over_scales(g_linear),
+    "r3gan": _over_scales(g_r3gan),
 }
 PAIRED = frozenset({"r3gan"})
 """Losses whose generator term reads the logits of real images."""
 
 
-def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
+def squared_gradient(logits: Logits, images: Tensor) -> Tensor:
     """E ||grad_x D(x)||^2 over the batch (Mescheder et al. 2018, eq. 9), with a graph for its own gradient.
 
-    `logits` (B, …) of `images` (B, C, H, W); a logit map counts as its mean per image.
+    `logits` (B, …) of `images` (B, C, H, W); a logit map counts as its mean per image, several scales as theirs.
     """
-    per_image = logits.flatten(1).mean(1) if logits.ndim > 1 else logits
-    (gradient,) = torch.autograd.grad(per_image.sum(), images, create_graph=True)
+    per_image = [scale.flatten(1).mean(1) if scale.ndim > 1 else scale for scale in scales(logits)]
+    total = per_image[0] if len(per_image) == 1 else torch.stack(per_image).mean(0)
+    (gradient,) = torch.autograd.grad(total.sum(), images, create_graph=True)
     return (
         gradient.float().square().sum((1, 2, 3)).mean()
         if gradient.dtype != torch.float64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -11,12 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Logits = Tensor | tuple[Tensor, ...]
+"""(B,) or (B, 1, h, w); several such where a discriminator judges at several scales, which count alike."""
+
+
+def scales(logits: Logits) -> tuple[Tensor, ...]:
+    return logits if isinstance(logits, tuple) else (logits,)
+
+
+def at_each_scale(work: Callable[[Tensor], Tensor], logits: Logits) -> Logits:
+    return tuple(map(work, logits)) if isinstance(logits, tuple) else work(logits)
+
+
+def mean_logit(logits: Logits) -> Tensor:
+    """Mean over the elements of each scale, and over scales."""
+    return torch.stack([scale.mean() for scale in scales(logits)]).mean()
+
 
 @dataclass(frozen=True)
 class Out:
-    """What a discriminator was asked for: logits, (B,) or (B, 1, h, w), or None; features by name, in order."""
+    """What a discriminator was asked for: logits or None; features by name, in order."""
 
-    logits: Tensor | None
+    logits: Logits | None
     features: dict[str, Tensor] = field(default_factory=dict)
 
 

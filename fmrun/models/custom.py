@@ -1,14 +1,11 @@
-"""Nets of the user's own, named by `target = "package.module:Class"`.
-
-A discriminator becomes one of fmrun's by walking it: its convolutions, linear layers and activations, in the order in
-which a forward calls them, are its features. They are caught by hooks, placed before anything is compiled.
-"""
+"""Nets of the user's own, named by `target = "package.module:Class"` or `"path/to/file.py:Class"`: found, made, and tried."""
 
 from __future__ import annotations
 
 import copy
 import importlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,17 +15,10 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import UserError, nearest
+from ..report import divert_prints
 from ..trust import Target, admitted
-from .base import Discriminator, Out
-from .norm import hold_spectral
-
-CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd,)
-WEIGHTED: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, nn.Bilinear)
-ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
-    kind
-    for name in nn.modules.activation.__all__
-    if name != "MultiheadAttention" and isinstance(kind := getattr(nn.modules.activation, name), type)
-)
+from .base import Discriminator
+from .walked import WalkedDiscriminator, attempt, materialise, said, settle_layout
 
 
 def load_target(target: str, params: Mapping[str, Any], field: str, generator: torch.Generator) -> nn.Module:
@@ -38,18 +28,27 @@ def load_target(target: str, params: Mapping[str, Any], field: str, generator: t
     Raises UserError, naming `field`, if this user has not allowed it (`trust`), if there is no such thing, or if it does
     not take these arguments.
     """
-    module_name, _, name = target.partition(":")
-    code = admitted(Target(field, target, params))
+    wanted = Target(field, target, params)
+    module_name, name, code = wanted.module, wanted.attribute, admitted(wanted)
     code.make_importable()
+    divert_prints()
+    arguments, sys.argv = sys.argv, [module_name]  # a script must not take fmrun's for its own
     try:
         module = importlib.import_module(module_name)
+    except SystemExit:
+        raise UserError(
+            f"{field}.target: importing '{module_name}' ends the program: put what it does when it is run as a script behind "
+            "if __name__ == '__main__'"
+        ) from None
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise UserError(f"{field}.target: there is no module '{error.name}' in {code.said}") from None
         hint = "" if code.installed else "; only files that import statements name are found"
-        raise UserError(f"{field}.target: importing '{module_name}' fails: {_said(error)}{hint}") from error
+        raise UserError(f"{field}.target: importing '{module_name}' fails: {said(error)}{hint}") from error
     except Exception as error:
-        raise UserError(f"{field}.target: importing '{module_name}' fails: {_said(error)}") from error
+        raise UserError(f"{field}.target: importing '{module_name}' fails: {said(error)}") from error
+    finally:
+        sys.argv = arguments
     make = getattr(module, name, None)
     if make is None:
         classes = [k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)]
@@ -62,7 +61,7 @@ def load_target(target: str, params: Mapping[str, Any], field: str, generator: t
         try:
             net = make(**params)
         except Exception as error:
-            raise UserError(f"{field}.target: making '{target}' fails: {_said(error)}") from error
+            raise UserError(f"{field}.target: making '{target}' fails: {said(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(
             f"{field}.target: '{target}' makes something of type {type(net).__name__}, not a torch.nn.Module"
@@ -80,15 +79,12 @@ def expecting_old_code(config: Config) -> Iterator[None]:
         targets = [net.target for net in (config.generator, config.discriminator) if net.target is not None]
         what = str(error).strip().splitlines()[-1].strip()
         if not targets:
-            raise UserError(f"the checkpoint's weights do not fit the nets that its own config describes ({what})") from None
+            raise UserError(
+                f"the checkpoint's weights do not fit the nets that its own config describes ({what})"
+            ) from None
         raise UserError(
             f"the code of {' or '.join(targets)} no longer makes the net that was trained ({what}); put it back as it was"
         ) from None
-
-
-def _said(error: BaseException) -> str:
-    first = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
 
 
 def _check_arguments(make: Any, params: Mapping[str, Any], what: str) -> None:
@@ -110,21 +106,62 @@ def custom_generator(
     examples: Sequence[tuple[Tensor, Sequence[int]]],
     field: str = "generator",
 ) -> nn.Module:
-    """The user's own generator, as it is, once it is known to make of each of the `examples` (B, …), latents or images,
-    images of the shape (B, C, H, W) beside it.
+    """The user's own generator, once it is known to make of each of the `examples` (B, …), latents or images, images of
+    the shape (B, C, H, W) beside it.
 
-    Raises UserError if it does not.
+    It takes latents as (B, n) or as (B, n, 1, 1), and images of any size, or of sides that are multiples of something,
+    which `multiple_of` tells. Raises UserError if it does not.
     """
     net = load_target(target, params, field, generator)
+    what = f"{field}.target: '{target}'"
+    first = examples[0][0]
+    if first.ndim == 2 and not _makes(net, *examples[0]):
+        net.register_forward_pre_hook(_as_maps)
+        if not _makes(net, *examples[0]):
+            net._forward_pre_hooks.popitem()
+    materialise(net, first, what)
+    settle_layout(net, first)
     for example, shape in examples:
-        with torch.no_grad():
-            made = _try(copy.deepcopy(net), example, field, target)
-        if not isinstance(made, Tensor) or tuple(made.shape) != tuple(shape):
+        multiple = next((m for m in MULTIPLES if _makes(net, *_enlarged(example, shape, m))), None)
+        if first.ndim == 4 and example is not first and multiple is not None:
+            net.multiple = multiple  # type: ignore[assignment]
+        elif not _makes(net, example, shape):
+            with torch.no_grad():
+                made = attempt(copy.deepcopy(net), example, what)
             got = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
-            raise UserError(
-                f"{field}.target: '{target}' makes {got} of {tuple(example.shape)}, and must make {tuple(shape)}"
-            )
+            raise UserError(f"{what} makes {got} of {tuple(example.shape)}, and must make {tuple(shape)}")
     return net
+
+
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def multiple_of(net: nn.Module) -> int:
+    """What the sides of the images that an upscaler of the user's own takes are multiples of."""
+    return getattr(net, "multiple", 1)
+
+
+def _as_maps(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Latents (B, n) as (B, n, 1, 1)."""
+    return tuple(a[:, :, None, None] if isinstance(a, Tensor) and a.ndim == 2 else a for a in arguments)
+
+
+@torch.no_grad()
+def _makes(net: nn.Module, example: Tensor, shape: Sequence[int]) -> bool:
+    try:
+        made = attempt(copy.deepcopy(net), example, "")
+    except UserError:
+        return False
+    return isinstance(made, Tensor) and tuple(made.shape) == tuple(shape)
+
+
+def _enlarged(example: Tensor, shape: Sequence[int], multiple: int) -> tuple[Tensor, Sequence[int]]:
+    """An image whose sides are the next multiples, and what is to be made of it."""
+    if example.ndim != 4:
+        return example, shape
+    scale = shape[2] // example.shape[2]
+    height, width = (-(-side // multiple) * multiple for side in example.shape[2:])
+    return example.new_full((*example.shape[:2], height, width), 0.5), (*shape[:2], scale * height, scale * width)
 
 
 def custom_discriminator(
@@ -136,207 +173,11 @@ def custom_discriminator(
 ) -> nn.Module:
     """The user's own discriminator of images (C, H, W): as it is if it has the face of fmrun's, else walked.
 
-    Raises UserError if it cannot be made, does not take such images, or gives no logits.
+    Raises UserError if it cannot be made, does not take such images, gives no logits, or has nothing to train.
     """
     net = load_target(target, params, field, generator)
-    return net if isinstance(net, Discriminator) else WalkedDiscriminator(net, image, field=field, name=target)
-
-
-def _try(net: nn.Module, example: Tensor, field: str, name: str) -> Any:
-    """What `net` gives for `example`, global random state left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        try:
-            return net(example)
-        except Exception as error:
-            raise UserError(
-                f"{field}.target: '{name}' fails on an input of shape {tuple(example.shape)}: {_said(error)}"
-            ) from error
-
-
-def logits_of(output: Any) -> Tensor | None:
-    """The logits in what a discriminator returned: a tensor, the first of several, or under the name `logits`."""
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif isinstance(output, tuple | list):
-        output = output[0] if output else None
-    elif not isinstance(output, Tensor):
-        output = getattr(output, "logits", None)
-    return output if isinstance(output, Tensor) else None
-
-
-class _Enough(BaseException):
-    """All that was asked for has been computed. No `except Exception` on the way may catch it."""
-
-
-class _Recorder:
-    """What the hooks of one net share: which calls are wanted, and what was caught."""
-
-    def __init__(self) -> None:
-        self.active = False
-        self.wanted: frozenset[str] | None = None
-        """None: all of them."""
-        self.stop = False
-        self.copied: frozenset[str] = frozenset()
-        """Features that the net writes into later on, so that they must be copied."""
-        self.begin()
-
-    def begin(self) -> None:
-        self.caught: dict[str, Tensor] = {}
-        self.nodes: dict[str, Any] = {}
-        self.versions: dict[str, int] = {}
-        self.weighted: set[str] = set()
-        self.convolutions: set[str] = set()
-        self.calls: dict[str, int] = {}
-
-    def catch(self, name: str, module: nn.Module, output: Any) -> None:
-        count = self.calls[name] = self.calls.get(name, 0) + 1
-        call = name if count == 1 else f"{name}#{count}"
-        if not isinstance(output, Tensor):
-            return
-        if self.wanted is None:
-            self.caught[call] = output
-            self.nodes[call] = output.grad_fn
-            self.versions[call] = output._version
-            if isinstance(module, WEIGHTED):
-                self.weighted.add(call)
-            if isinstance(module, CONVOLUTIONS):
-                self.convolutions.add(call)
-        elif call in self.wanted:
-            self.caught[call] = output.clone() if call in self.copied else output
-            if self.stop and len(self.caught) == len(self.wanted):
-                raise _Enough
-
-
-class _Hook:
-    """Forward hook of the module called `name`. A class, so that a deep copy of the net hooks into the copy."""
-
-    def __init__(self, name: str, recorder: _Recorder):
-        self.name, self.recorder = name, recorder
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.recorder.active:
-            self.recorder.catch(self.name, module, output)
-
-
-class WalkedDiscriminator(nn.Module):
-    """Any net from images (B, C, H, W) to logits of any shape, with the face of fmrun's discriminators.
-
-    Features are the outputs of its convolutions, linear layers and activations before the head, by dotted name; what a
-    module gives when called again is `name#2`, and so on. The head is what no further convolution or linear layer
-    stands between and the logits. Activations in place are made to work out of place, and torch's spectral norms to
-    move in the discriminator's update only. It is left uncompiled where the rest is compiled: hooks and early exits are
-    not for a compiler.
-
-    Args:
-        net: the user's; may also return a tuple or a mapping, see `logits_of`.
-        image: shape (C, H, W) of the images it is walked with.
-        field: where the user named it, for messages.
-        name: what the user named.
-    """
-
-    def __init__(self, net: nn.Module, image: tuple[int, int, int], *, field: str = "discriminator", name: str = ""):
-        super().__init__()
-        name = name or type(net).__name__
-        hold_spectral(net)
-        for module in net.modules():
-            if isinstance(module, ACTIVATIONS) and getattr(module, "inplace", False):
-                module.inplace = False  # type: ignore[assignment]
-        self.net = net
-        self._recorder = _Recorder()
-        for path, module in net.named_modules():
-            if isinstance(module, WEIGHTED + ACTIVATIONS):
-                module.register_forward_hook(_Hook(path or type(module).__name__.lower(), self._recorder))
-        self.feature_names, self.auto, self._recorder.copied = self._walk(image, field, name)
-        names = self.feature_names
-        third = -(-len(names) // 3)
-        parts = [part for part in (names[:third], names[third : 2 * third], names[2 * third :]) if part]
-        self.groups = {
-            "early": parts[0],
-            "mid": parts[len(parts) // 2],
-            "key": tuple(part[-1] for part in parts),
-            "all": names,
-        }
-
-    def _walk(self, image: tuple[int, int, int], field: str, name: str) -> tuple[tuple[str, ...], str, frozenset[str]]:
-        """Names of the features, the automatic one, and those written into later, from a forward of a copy."""
-        twin = copy.deepcopy(self)
-        recorder = twin._recorder
-        weight = next(twin.parameters(), torch.empty(()))
-        rng = torch.Generator().manual_seed(0)
-        example = torch.rand(2, *image, generator=rng).mul_(2).sub_(1).to(weight.device, weight.dtype).requires_grad_()
-        recorder.active = True
-        with torch.enable_grad():
-            logits = logits_of(_try(twin.net, example, field, name))
-        if logits is None:
-            raise UserError(
-                f"{field}.target: '{name}' returns no logits; it must return a tensor, or logits first in a tuple"
-            )
-        behind = _behind(logits, {recorder.nodes[call] for call in recorder.weighted})
-        names = [call for call in recorder.caught if recorder.nodes[call] is None or recorder.nodes[call] not in behind]
-        if logits.grad_fn is None and recorder.weighted:  # no graph to follow: the last layer is the head
-            calls = list(recorder.caught)
-            names = calls[: max(i for i, call in enumerate(calls) if call in recorder.weighted)]
-        if not names:
-            raise UserError(
-                f"{field}.target: '{name}' has no convolution, linear layer or activation before its last one, so "
-                "there are no features to match"
-            )
-        convolutions = [call for call in names if call in recorder.convolutions]
-        choice = convolutions or [call for call in names if call in recorder.weighted] or names
-        written = frozenset(call for call in names if recorder.caught[call]._version != recorder.versions[call])
-        return tuple(names), choice[-1], written
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> WalkedDiscriminator:
-        """Weights that a hook computes before each forward, as torch's old norms do, cannot be copied with a graph."""
-        for module in self.modules():
-            for key, value in vars(module).items():
-                if isinstance(value, Tensor) and value.grad_fn is not None:
-                    setattr(module, key, value.detach())
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
-
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
-        if not taps:
-            return Out(self._judged(self.net(image)) if logits else None)
-        recorder = self._recorder
-        recorder.begin()
-        recorder.active, recorder.wanted, recorder.stop = True, frozenset(taps), not logits
-        judged = None
-        try:
-            output = self.net(image)
-            judged = self._judged(output) if logits else None
-        except _Enough:
-            pass
-        finally:
-            caught, recorder.active = recorder.caught, False
-            recorder.begin()
-        missing = [name for name in taps if name not in caught]
-        if missing:
-            raise UserError(
-                f"discriminator: this forward did not come by layer '{missing[0]}', which it did when the net was "
-                "walked; leave it out of feature_matching.layers"
-            )
-        return Out(judged, {name: caught[name] for name in self.feature_names if name in caught})
-
-    @staticmethod
-    def _judged(output: Any) -> Tensor:
-        found = logits_of(output)
-        assert found is not None
-        return found
-
-
-def _behind(logits: Tensor, layers: set[Any]) -> set[Any]:
-    """Nodes of the graph between `logits` and the first of `layers` on every way back, those included."""
-    seen: set[Any] = set()
-    waiting = [logits.grad_fn] if logits.grad_fn is not None else []
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node not in layers:
-            waiting += [earlier for earlier, _ in node.next_functions if earlier is not None]
-    return seen
+    if not isinstance(net, Discriminator):
+        net = WalkedDiscriminator(net, image, field=field, name=target)
+    if not any(p.requires_grad for p in net.parameters()):
+        raise UserError(f"{field}.target: '{target}' has no weights to train, so it cannot learn to tell images apart")
+    return net

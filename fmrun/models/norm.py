@@ -184,7 +184,10 @@ def hold_spectral(net: nn.Module) -> None:
 
     By themselves they iterate in every train-mode forward, so that no two forwards see the same weights.
     """
-    for norm, _ in _torch_spectral_norms(net):
+    for norm, compute in _torch_spectral_norms(net):
+        if isinstance(norm, HookedSpectralNorm):  # the older kind begins with random vectors, and a norm near 0
+            norm.n_power_iterations = 15
+            compute()
         norm.n_power_iterations = 0
 
 

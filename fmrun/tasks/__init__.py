@@ -15,7 +15,8 @@ from ..config import GanLossConfig
 from ..config.losses import ramped
 from ..feature_matching import FeatureMatching
 from ..losses.adversarial import PAIRED
-from ..models.base import Discriminator, Out
+from ..losses.statistics import widen
+from ..models.base import Discriminator, Out, at_each_scale
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,7 @@ class Critic:
         half = self.precision in (torch.bfloat16, torch.float16) and not exact
         with torch.autocast(image.device.type, dtype=self.precision if half else None, enabled=half):
             out = (self.net if exact else self.fast)(image, taps, logits)
-        if out.logits is not None and out.logits.dtype in (torch.bfloat16, torch.float16):
-            return Out(out.logits.float(), out.features)
-        return out
+        return out if out.logits is None or not half else Out(at_each_scale(widen, out.logits), out.features)
 
     def mildest(self, image: Tensor) -> Tensor | None:
         """Numbers for the mildest augmentation of `image`, where there is any: for looking, not for training."""

@@ -16,6 +16,7 @@ from ..data.places import refuse_idle, with_left_out
 from ..dist import World
 from ..grid import grid, save_png
 from ..metrics.reals import share
+from ..models.base import mean_logit
 from ..models.custom import custom_generator
 from ..models.dcgan import DcganGenerator
 from ..models.norm import calibrate, held_averages, unchanged
@@ -201,7 +202,7 @@ class Generate(PairTask):
                     images = images.contiguous(memory_format=torch.channels_last)
                     logits = critic(images, critic.mildest(images)).logits
                     assert logits is not None
-                    sums[k] += logits.mean() / rounds
+                    sums[k] += mean_logit(logits) / rounds
         on_train, on_valid, on_fake = sums.tolist()
         gap = on_train - on_fake
         row = {"eval/d_train": on_train, "eval/d_valid": on_valid, "eval/d_fake": on_fake}

@@ -15,12 +15,13 @@ from ..dist import World
 from ..errors import UserError
 from ..feature_matching import FeatureMatching, select_layers
 from ..models.base import Discriminator
-from ..models.custom import WalkedDiscriminator, custom_discriminator
+from ..models.custom import custom_discriminator
 from ..models.dcgan import KERNELS, DcganDiscriminator
 from ..models.munet import MUNet
 from ..models.norm import globalise, held_averages
 from ..models.patchgan import PatchGan
 from ..models.unet import UNet
+from ..models.walked import WalkedDiscriminator, placed
 from ..models.weights import load_weights
 from ..precision import choose_precision, storage_dtype
 from ..rng import torch_generator
@@ -103,12 +104,9 @@ class PairTask:
         self.precision = choose_precision(config.precision, device)
         self.dtype = storage_dtype(self.precision)
 
-        def placed(net: nn.Module) -> nn.Module:
-            return net.to(device=device, dtype=self.dtype).to(memory_format=torch.channels_last)
-
-        self.generator = placed(generator)
+        self.generator = placed(generator, device, self.dtype)
         self.average = copy.deepcopy(self.generator)
-        net = placed(build_discriminator(config, image))
+        net = placed(build_discriminator(config, image), device, self.dtype)
         matching = None
         if config.feature_matching.weight > 0:
             layers = select_layers(config.feature_matching.layers, cast(Discriminator, net))

@@ -24,7 +24,7 @@ from ..losses.image import NAMES, ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
 from ..metrics.perceptual import perceptual_metric
 from ..metrics.reals import shuffled
-from ..models.custom import custom_generator
+from ..models.custom import custom_generator, multiple_of
 from ..models.upscalers import (
     ARCHITECTURES,
     Tiling,
@@ -64,10 +64,10 @@ def described(config: Config, channels: int) -> Upscaler | None:
     return describe(config.generator.type, config.data.scale, channels, **_params(config))
 
 
-def tile_field(config: Config, channels: int) -> Tiling:
+def tile_field(config: Config, channels: int, net: nn.Module) -> Tiling:
     """How far the generator sees; how far a net of the user's own does, nobody knows."""
     upscaler = described(config, channels)
-    return tiling(upscaler) if upscaler is not None else Tiling(None, 1)
+    return tiling(upscaler) if upscaler is not None else Tiling(None, multiple_of(net))
 
 
 def _own(config: Config, channels: int, rng: torch.Generator) -> nn.Module:
@@ -173,7 +173,7 @@ class Upscale(PairTask):
         assert channels is not None
         super().__init__(config, device, world, build_generator(config, channels), (channels, side, side))
         self.average.eval()
-        self.tiling = tile_field(config, channels)
+        self.tiling = tile_field(config, channels, self.generator)
         self.perceptual = perceptual_metric(config.eval.perceptual, device) if config.eval.every else None
         self.losses = ImageLosses(
             config.losses, device, world, batch_size=config.train.batch_size, precision=self.precision

@@ -1,0 +1,419 @@
+"""Any net from images to logits, with the face of fmrun's discriminators.
+
+What its modules give is caught by hooks, placed before anything is compiled. A forward and its graph, once, tell which
+of what comes back are the logits, which calls they depend on, and where the head begins.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..errors import UserError
+from .base import Logits, Out
+from .norm import hold_spectral
+
+WEIGHTED: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
+ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
+    kind
+    for name in nn.modules.activation.__all__
+    if name != "MultiheadAttention" and isinstance(kind := getattr(nn.modules.activation, name), type)
+)
+
+PRODUCTS = ("Convolution", "MkldnnConvolution", "Addmm", "Mm", "Bmm", "Baddbmm", "Linear", "MkldnnLinear", "Trilinear")
+"""Operations with weights, as the graph names them: convolutions and matrix products, by modules or functions."""
+
+SHAPING = (
+    "View",
+    "UnsafeView",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Permute",
+    "Transpose",
+    "Mean",
+    "Select",
+    "Clone",
+    "T",
+)
+"""Operations that leave the range of what they are given."""
+
+LOGITS = (
+    "logits",
+    "logit",
+    "prediction",
+    "predictions",
+    "pred",
+    "preds",
+    "output",
+    "outputs",
+    "out",
+    "score",
+    "scores",
+)
+"""Names under which a mapping may hold logits."""
+
+LAST, FIRST = torch.channels_last, torch.contiguous_format
+
+
+def layout_of(net: nn.Module) -> torch.memory_format:
+    """The memory format that a net runs in: channels_last, but for one of the user's own that does not take it."""
+    return getattr(net, "memory_format", LAST)
+
+
+def placed(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The net on its device, in its memory format."""
+    return net.to(device=device, dtype=dtype).to(memory_format=layout_of(net))
+
+
+def attempt(net: nn.Module, example: Tensor, what: str) -> Any:
+    """What `net` gives for `example`, global random state left alone; UserError, which begins with `what`, if it fails."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        try:
+            return net(example)
+        except Exception as error:
+            raise UserError(f"{what} fails on an input of shape {tuple(example.shape)}: {said(error)}") from error
+
+
+def said(error: BaseException) -> str:
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
+
+
+def settle_layout(net: nn.Module, example: Tensor) -> None:
+    """Note at the net if it runs in the ordinary memory format alone, as one that calls `view` after a convolution does."""
+    twin = copy.deepcopy(net).to(memory_format=LAST)
+    leaf = example.clone()
+    leaf = (leaf.contiguous(memory_format=LAST) if leaf.ndim == 4 else leaf).requires_grad_()
+    try:
+        outputs = [tensor for _, tensor in entries(attempt(twin, leaf, ""))]
+        sums = [tensor.sum() for tensor in outputs if tensor.requires_grad]
+        if sums:
+            torch.stack(sums).sum().backward()
+    except (UserError, RuntimeError):
+        net.memory_format = FIRST  # type: ignore[assignment]
+        net.register_forward_pre_hook(_ordinary)
+
+
+def _ordinary(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
+
+
+def materialise(net: nn.Module, example: Tensor, what: str) -> None:
+    """Give lazily initialised modules their first weights, by one forward."""
+    if any(nn.parameter.is_lazy(p) for p in (*net.parameters(), *net.buffers())):
+        with torch.no_grad():
+            attempt(net, example, what)
+
+
+# ---- what comes back
+
+Path = tuple[str | int, ...]
+
+
+def entries(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Every tensor of numbers in what a net returned, with the way to it."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point() and output.ndim:
+            yield path, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from entries(value, (*path, key))
+    elif isinstance(output, tuple | list):
+        for i, value in enumerate(output):
+            yield from entries(value, (*path, i))
+    elif dataclasses.is_dataclass(output):
+        for f in dataclasses.fields(output):
+            yield from entries(getattr(output, f.name), (*path, f.name))
+    elif hasattr(output, "logits"):
+        yield from entries(output.logits, (*path, "logits"))
+
+
+def at(output: Any, path: Path) -> Tensor:
+    for step in path:
+        indexed = isinstance(output, Mapping | tuple | list)
+        output = output[step] if indexed else getattr(output, str(step))  # type: ignore[index]
+    return output
+
+
+def _chain(node: Any, names: Sequence[str]) -> bool:
+    return node is not None and node.name().rstrip("0123456789").removesuffix("Backward") in names
+
+
+def ancestors(nodes: Sequence[Any], stop: Callable[[Any], bool] = lambda node: False) -> set[Any]:
+    """Nodes of the graph that these follow from, and these; nothing beyond one at which to `stop`."""
+    seen: set[Any] = set()
+    waiting = [node for node in nodes if node is not None]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            if not stop(node):
+                waiting += [earlier for earlier, _ in node.next_functions if earlier is not None]
+    return seen
+
+
+def logit_paths(output: Any, what: str) -> tuple[Path, ...]:
+    """Where the logits are in what a discriminator returned: the entry that the others feed into, or several of one
+    channel, predictions at several scales. UserError, which says what came back, where that is not clear."""
+    found = [(path, tensor) for path, tensor in entries(output)]
+    if isinstance(output, Mapping) or dataclasses.is_dataclass(output):
+        named = [name for name in LOGITS if any(path[0] == name for path, _ in found)]
+        if named:
+            found = [(path, tensor) for path, tensor in found if path[0] == named[0]]
+    nodes = [tensor.grad_fn for _, tensor in found]
+    behind = [ancestors([node]) for node in nodes]
+    last: dict[Any, tuple[Path, Tensor]] = {}
+    for i, (path, tensor) in enumerate(found):
+        if all(nodes[i] not in behind[k] or nodes[k] is nodes[i] for k in range(len(found))):
+            last.setdefault(nodes[i] if nodes[i] is not None else i, (path, tensor))
+    sinks = list(last.values())
+    for k, (_, tensor) in enumerate(sinks):  # a probability beside the logits that it is made of
+        if _chain(tensor.grad_fn, ("Sigmoid",)):
+            inner = tensor.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+            sinks[k] = next((entry for entry, node in zip(found, nodes, strict=True) if node is inner), sinks[k])
+    single = all(tensor.ndim == 1 or tensor.shape[1] == 1 for _, tensor in sinks)
+    if len(sinks) == 1 or (sinks and single):
+        return tuple(path for path, _ in sinks)
+    shown = ", ".join(f"{_written(path)} {tuple(tensor.shape)}" for path, tensor in entries(output))
+    raise UserError(
+        f"{what} returns {shown or f'a {type(output).__name__} without logits'}, and it is not clear which are the logits: "
+        "return them alone, or as {'logits': …}"
+    )
+
+
+def _written(path: Path) -> str:
+    return "".join(f"[{step!r}]" for step in path)
+
+
+# ---- what is caught on the way
+
+
+class _Enough(BaseException):
+    """All that was asked for has been computed. No `except Exception` on the way may catch it."""
+
+
+class _Recorder:
+    """What the hooks of one net share: which calls are wanted, and what was caught."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.wanted: frozenset[str] | None = None
+        """None: all of them."""
+        self.stop = False
+        self.copied: frozenset[str] = frozenset()
+        """Features that the net writes into later on, so that they must be copied."""
+        self.begin()
+
+    def begin(self) -> None:
+        self.caught: dict[str, Tensor] = {}
+        self.nodes: dict[str, Any] = {}
+        self.versions: dict[str, int] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.calls: dict[str, int] = {}
+
+    def catch(self, name: str, module: nn.Module, output: Any) -> None:
+        count = self.calls[name] = self.calls.get(name, 0) + 1
+        call = name if count == 1 else f"{name}#{count}"
+        if not isinstance(output, Tensor):
+            return
+        if self.wanted is None:
+            self.caught[call] = output
+            self.nodes[call] = output.grad_fn
+            self.versions[call] = output._version
+            self.modules[call] = module
+        elif call in self.wanted:
+            self.caught[call] = output.clone() if call in self.copied else output
+            if self.stop and len(self.caught) == len(self.wanted):
+                raise _Enough
+
+
+class _Hook:
+    """Forward hook of the module called `name`. A class, so that a deep copy of the net hooks into the copy."""
+
+    def __init__(self, name: str, recorder: _Recorder):
+        self.name, self.recorder = name, recorder
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.recorder.active:
+            self.recorder.catch(self.name, module, output)
+
+
+class WalkedDiscriminator(nn.Module):
+    """Any net from images (B, C, H, W) to logits of any shape, with the face of fmrun's discriminators.
+
+    Features are what modules give on the way to the logits, before the head, by dotted name; what a module gives when
+    called again is `name#2`, and so on. The head is what no further convolution or matrix product stands between and the
+    logits. Listed are convolutions, linear layers, activations, blocks (modules with parts) and modules of the user's own;
+    what else there is (norms, pooling) can be named. Activations in place are made to work out of place, and torch's
+    spectral norms to move in the discriminator's update only. It is left uncompiled where the rest is compiled: hooks
+    and early exits are not for a compiler.
+
+    Args:
+        net: the user's; see `logit_paths` for what it may return.
+        image: shape (C, H, W) of the images it is walked with.
+        field: where the user named it, for messages.
+        name: what the user named.
+    """
+
+    def __init__(self, net: nn.Module, image: tuple[int, int, int], *, field: str = "discriminator", name: str = ""):
+        super().__init__()
+        what = f"{field}.target: '{name or type(net).__name__}'"
+        rng = torch.Generator().manual_seed(0)
+        weight = next(net.parameters(), torch.empty(()))
+        example = torch.rand(2, *image, generator=rng).mul_(2).sub_(1)
+        materialise(net, example, what)
+        example = example.to(weight.device, weight.dtype if weight.is_floating_point() else example.dtype)
+        hold_spectral(net)
+        for module in net.modules():
+            if isinstance(module, ACTIVATIONS) and getattr(module, "inplace", False):
+                module.inplace = False  # type: ignore[assignment]
+        settle_layout(net, example)
+        self.memory_format = layout_of(net)
+        self.net = net
+        self._recorder = _Recorder()
+        for path, module in net.named_modules():
+            parts = [m for m in module.children() if not isinstance(m, parametrize.ParametrizationList)]
+            if "parametrizations" not in path and (path or not parts):
+                module.register_forward_hook(_Hook(path or type(module).__name__.lower(), self._recorder))
+        self._walk(example, what)
+
+    def _walk(self, example: Tensor, what: str) -> None:
+        """Set the names of features and where logits are, from a forward of a copy."""
+        twin = copy.deepcopy(self)
+        recorder = twin._recorder
+        leaf = example.clone().requires_grad_()
+        recorder.active = True
+        with torch.enable_grad():
+            output = attempt(twin.net, leaf, what)
+        self.paths = logit_paths(output, what)
+        logits = [at(output, path).grad_fn for path in self.paths]
+        sigmoid = [self._before_shaping(node) for node in logits]
+        self.ends_in_sigmoid = all(_chain(node, ("Sigmoid",)) for node in sigmoid)
+        calls = list(recorder.caught)
+        if all(node is None for node in logits):  # no graph to follow: the last layer is the head
+            last = max((i for i, c in enumerate(calls) if isinstance(recorder.modules[c], WEIGHTED)), default=0)
+            self.calls = tuple(calls[:last])
+        else:
+            leading = ancestors(logits)
+            head = ancestors(logits, stop=lambda node: _chain(node, PRODUCTS))
+            followers = _descendants(leaf, leading)
+            self.calls = tuple(c for c in calls if recorder.nodes[c] in followers and recorder.nodes[c] not in head)
+        self._name(recorder)
+        if not self.feature_names:
+            raise UserError(
+                f"{what} has no module before its head whose output could be matched; make modules of its parts, for a "
+                "feature is what a module gives"
+            )
+        recorder.active = False
+
+    @staticmethod
+    def _before_shaping(node: Any) -> Any:
+        while _chain(node, SHAPING):
+            node = node.next_functions[0][0]
+        return node
+
+    def _name(self, recorder: _Recorder) -> None:
+        """Which calls are listed, and the groups they form."""
+        listed: list[str] = []
+        blocks: list[str] = []
+        self.aliases: dict[str, str] = {}
+        """A block that gives what its last part gives, by the name of that."""
+        for call in self.calls:
+            module, node = recorder.modules[call], recorder.nodes[call]
+            twin = next((other for other in listed if node is not None and recorder.nodes[other] is node), None)
+            block = any(not isinstance(part, parametrize.ParametrizationList) for part in module.children())
+            if twin is not None:
+                self.aliases[call] = twin
+            elif (
+                block or isinstance(module, WEIGHTED + ACTIVATIONS) or not type(module).__module__.startswith("torch.")
+            ):
+                listed.append(call)
+                if block:
+                    blocks.append(call)
+        outer = [c for c in listed if not any(_base(c).startswith(f"{_base(block)}.") for block in blocks)]
+        sides = {c: recorder.caught[c].shape[2:] for c in outer if recorder.caught[c].ndim == 4}
+        ends = tuple({side: c for c, side in sides.items()}.values())  # the last of each resolution
+        third = -(-len(listed) // 3)
+        parts = [part for part in (listed[:third], listed[third : 2 * third], listed[2 * third :]) if part]
+        self.feature_names = names = tuple(listed)
+        self.groups = {
+            "early": tuple(parts[0]) if parts else (),
+            "mid": tuple(parts[len(parts) // 2]) if parts else (),
+            "key": ends if len(ends) > 1 else tuple(part[-1] for part in parts),
+            "all": names,
+        }
+        choice = [c for c in outer if c in blocks or isinstance(recorder.modules[c], nn.modules.conv._ConvNd)]
+        choice = choice or [c for c in listed if isinstance(recorder.modules[c], WEIGHTED)] or listed
+        self.auto = choice[-1] if choice else ""
+        self._recorder.copied = frozenset(
+            call for call in self.calls if recorder.caught[call]._version != recorder.versions[call]
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WalkedDiscriminator:
+        """Weights that a hook computes before each forward, as torch's old norms do, cannot be copied with a graph."""
+        for module in self.modules():
+            for key, value in vars(module).items():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    setattr(module, key, value.detach())
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
+        if not taps:
+            return Out(self._logits(self.net(image)) if logits else None)
+        recorder = self._recorder
+        recorder.begin()
+        recorder.active, recorder.wanted, recorder.stop = True, frozenset(taps), not logits
+        judged = None
+        try:
+            output = self.net(image)
+            judged = self._logits(output) if logits else None
+        except _Enough:
+            pass
+        finally:
+            caught, recorder.active = recorder.caught, False
+            recorder.begin()
+        missing = [name for name in taps if name not in caught]
+        if missing:
+            raise UserError(
+                f"discriminator: this forward did not come by layer '{missing[0]}', which it did when the net was "
+                "walked; leave it out of feature_matching.layers"
+            )
+        return Out(judged, {name: caught[name] for name in self.calls if name in caught})
+
+    def _logits(self, output: Any) -> Logits:
+        found = tuple(at(output, path) for path in self.paths)
+        return found[0] if len(found) == 1 else found
+
+
+def _base(call: str) -> str:
+    return call.partition("#")[0]
+
+
+def _descendants(leaf: Tensor, nodes: set[Any]) -> set[Any]:
+    """Those of the nodes that `leaf` leads to."""
+    later: dict[Any, list[Any]] = {}
+    starts = []
+    for node in nodes:
+        for earlier, _ in node.next_functions:
+            if earlier is not None:
+                later.setdefault(earlier, []).append(node)
+        if getattr(node, "variable", None) is leaf:
+            starts.append(node)
+    seen: set[Any] = set()
+    while starts:
+        node = starts.pop()
+        if node not in seen:
+            seen.add(node)
+            starts += later.get(node, ())
+    return seen
