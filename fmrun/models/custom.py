@@ -130,7 +130,13 @@ def custom_generator(
                 made = attempt(copy.deepcopy(net), example, what)
             got = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
             raise UserError(f"{what} makes {got} of {tuple(example.shape)}, and must make {tuple(shape)}")
+    _check_trainable(net, what)
     return net
+
+
+def _check_trainable(net: nn.Module, what: str) -> None:
+    if not any(p.requires_grad for p in net.parameters()):
+        raise UserError(f"{what} has no weights to train; make its parameters nn.Parameters that require gradients")
 
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
@@ -178,6 +184,5 @@ def custom_discriminator(
     net = load_target(target, params, field, generator)
     if not isinstance(net, Discriminator):
         net = WalkedDiscriminator(net, image, field=field, name=target)
-    if not any(p.requires_grad for p in net.parameters()):
-        raise UserError(f"{field}.target: '{target}' has no weights to train, so it cannot learn to tell images apart")
+    _check_trainable(net, f"{field}.target: '{target}'")
     return net
