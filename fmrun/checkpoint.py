@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .environment import cpu_model
 from .errors import SaveError, UserError
-from .runs import write_atomic
+from .runs import make_folder, write_atomic
 
 KEY = "fmrun"
 BLANK = b"0" * 64
@@ -76,7 +76,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[s
     path = path_of(folder, step)
     data, at, digest = _encode(step, tensors, meta)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomic(path, data[:at], digest, data[at + len(digest) :])
     except OSError as error:
         raise SaveError(_refusal(path, step, error, len(data))) from error
@@ -133,12 +133,6 @@ def rotate(folder: Path, *, keep_last: int, keep_every: int, keep: set[int]) -> 
         with suppress(CorruptCheckpoint):
             _verified(path_of(folder, step))
             good += 1
-
-
-def clean(folder: Path) -> None:
-    """Remove the temporary files that a kill in the middle of a write leaves behind."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def machine(device: torch.device | str = "cpu", ranks: int = 1) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .models.custom import expecting_old_code
 from .precision import set_determinism
 from .presets import from_json
 from .report import Reporter
-from .runs import Run
+from .runs import Run, clean
 from .state import without_init
 from .tasks import generate, upscale
 from .tasks.generate import latents
@@ -61,9 +61,7 @@ def open_source(
         for sentence in skipped:
             report.warn(f"{sentence}; sampling from the checkpoint before")
         if found is None:
-            raise UserError(
-                f"run {target.name} has no checkpoint to sample from yet; {target.command('resume')} trains it on"
-            )
+            raise target.no_checkpoint()
         folder = target.samples
     else:
         found, folder = checkpoint.read(target), Path(".")
@@ -157,6 +155,7 @@ def sample(
         if folder.is_file() or folder.suffix.lower() == ".png":
             raise UserError(f"--out {folder}: --individual writes many files and needs a folder")
         paths = [folder / f"{stem}-{i:05d}.png" for i in range(num)]
+        clean(folder)
         for path, image in zip(paths, images, strict=True):
             save_png(image, path)
         return paths
@@ -171,6 +170,7 @@ def sample(
         if path.suffix:
             raise UserError(f"--out {path}: pictures are written as .png; give a name ending in .png, or a folder")
         path = path / f"{stem}.png"
+    clean(path.parent)
     save_png(grid(images, columns), path)
     return [path]
 

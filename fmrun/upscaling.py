@@ -22,7 +22,7 @@ from .errors import UserError
 from .memory import is_out_of_memory
 from .photos import Photo, png, read
 from .report import Reporter
-from .runs import saving, write_atomic
+from .runs import clean, make_folder, saving, write_atomic
 from .tiling import Layout, Seam, bands, seam
 
 DECODERS = 4
@@ -246,6 +246,8 @@ def upscale_photos(
     """
     jobs = plan(source, out, scale, overwrite=overwrite, field=field)
     check(jobs, field)
+    for folder in {job.target.parent for job in jobs}:
+        clean(folder)
     with quiet():
         for job in jobs:
             try:
@@ -267,6 +269,6 @@ def upscale_photos(
             made = enlarge(net, photo, scale=scale, channels=channels, cut=cut, device=device, progress=progress)
             parts = list(png(width * scale, height * scale, made, photo.chunks))
             with saving(job.target):
-                job.target.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(job.target.parent)
                 write_atomic(job.target, *parts)
     return [job.target for job in jobs]

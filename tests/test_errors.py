@@ -14,6 +14,8 @@ from commands import TINY, Done, fmrun, good, noise_images, write_folder, write_
 from PIL import Image
 from safetensors.torch import save_file
 
+from fmrun.runs import Run
+
 pytestmark = pytest.mark.usefixtures("workplace")
 
 Make = Callable[[], object]
@@ -368,10 +370,13 @@ def test_runs_and_folders() -> None:
     refused(fmrun("sample", "old", "--out", "occupied"), ("--out occupied", ".png"))
     assert sorted(Path("runs").rglob("*")) == before
 
-    for path in (file, *Path("runs/old/samples").iterdir()):
-        path.unlink()
-    refused(fmrun("sample", "old"), ("run old has no checkpoint to sample from yet", "fmrun resume old"))
-    refused(fmrun("probe-layers", "old"), ("run old has no checkpoint yet", "fmrun resume old"))
+    file.unlink()
+    for command in ("resume", "sample", "eval", "probe-layers"):
+        gone = ("the checkpoints of run old are gone from runs/old/checkpoints", "put them back", "`fmrun train`")
+        refused(fmrun(command, "old"), gone)
+    Run(Path("runs/old")).write_status(state="failed", saved=None)
+    for command in ("sample", "eval", "probe-layers"):
+        refused(fmrun(command, "old"), ("run old has no checkpoint yet", "`fmrun resume old`"))
     Path("runs/old/config.json").write_text("{")
     refused(fmrun("resume", "old"), ("cannot read runs/old/config.json",))
 

@@ -99,7 +99,7 @@ def probe_layers(
         for sentence in skipped:
             report.warn(sentence)
         if found is None:
-            raise UserError(f"run {folder.name} has no checkpoint yet; {folder.command('resume')} trains it on")
+            raise folder.no_checkpoint()
     else:
         resolved = resolve(preset, config, overrides, need_data=not no_data, trust_code=trust_code)
     if not no_data:
@@ -128,6 +128,7 @@ def data_preview(
     from ..data.places import refuse_missing, skipped_sentence
     from ..presets import resolve
     from ..report import Reporter, emit
+    from ..runs import clean
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
@@ -139,6 +140,7 @@ def data_preview(
     final, images, _ = task.open(resolved)
     if sentence := skipped_sentence(resolved.data, final.data):
         Reporter().warn(sentence)
+    clean(out.parent)
     task.draw_data(final, images, out, rows)
     emit(str(out))
     return 0

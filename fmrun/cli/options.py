@@ -27,9 +27,9 @@ def complete_presets(incomplete: str) -> list[str]:
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    from ..runs import all_runs
+    from ..runs import run_names
 
-    return [run.name for run in all_runs(Path("runs")) if run.name.startswith(incomplete)]
+    return [name for name in run_names(Path("runs")) if name.startswith(incomplete)]
 
 
 Preset = Annotated[

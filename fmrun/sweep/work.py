@@ -17,7 +17,7 @@ from ..report import Reporter, counted
 from ..runs import saving, to_json, write_atomic
 from .display import Display, Line
 from .launch import Handle, Launcher, Submitit, Task, cores
-from .plan import Planned, Sweep, changed_settings, clear_torn, standing
+from .plan import Planned, Sweep, changed_settings, standing
 
 POLL = 0.05
 THREADS = "OMP_NUM_THREADS"
@@ -176,8 +176,6 @@ class Worker:
         chosen = [self.pending.popleft() for _ in range(min(free, len(self.pending)))]
         if not chosen:
             return
-        for work in chosen:
-            clear_torn(work.planned.run)
         handles = self.launcher.start([(work.task, self._environment(work)) for work in chosen])
         for work, handle in zip(chosen, handles, strict=True):
             work.handle, work.since = handle, time.monotonic()
