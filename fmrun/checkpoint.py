@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .environment import cpu_model
-from .errors import SaveError, UserError
+from .errors import SaveError, UserError, reading
 from .runs import make_folder, write_atomic
 
 KEY = "fmrun"
@@ -85,12 +85,13 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[s
 
 def read(path: Path) -> Checkpoint:
     """The checkpoint at `path`, every byte of it verified; raises CorruptCheckpoint."""
-    data = _verified(path)
-    try:
-        meta = _meta(data[8 : 8 + _header_size(data)])
-        return Checkpoint(meta["step"], safetensors.torch.load(data), meta)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpoint(f"{path} cannot be read by this version of fmrun: {error}") from error
+    with reading(path):
+        data = _verified(path)
+        try:
+            meta = _meta(data[8 : 8 + _header_size(data)])
+            return Checkpoint(meta["step"], safetensors.torch.load(data), meta)
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CorruptCheckpoint(f"{path} cannot be read by this version of fmrun: {error}") from error
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def read_meta(path: Path) -> dict[str, Any]:
             return _meta(file.read(size))
     except OSError as error:
         raise CorruptCheckpoint(_unreadable(path, error)) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCheckpoint(_foreign(path)) from error
 
 

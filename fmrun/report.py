@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
@@ -186,6 +187,12 @@ class Reporter:
             if error.errno in (errno.EPIPE, errno.EIO) and self._stream is not None:
                 _discard(self._stream)
                 self._stream = self._console = None
+
+
+@cache
+def warn_once(text: str) -> None:
+    """A warning where no reporter is at hand; said once, however often it is met."""
+    Reporter(quiet_rank=os.environ.get("RANK", "0") != "0").warn(text)
 
 
 class Progress:

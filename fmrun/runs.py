@@ -19,8 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from . import config_files
 from .environment import environment
-from .errors import SaveError, UserError, nearest
+from .errors import SaveError, UserError, nearest, reading
+from .report import counted, warn_once
 
 try:
     import fcntl
@@ -140,18 +142,27 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """The resolved config as it was written."""
-        try:
-            return json.loads(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.config_file}: {error}") from error
+        if not (config := config_files.read(self.config_file)):
+            raise UserError(f"cannot read {self.config_file}: it is empty")
+        return config
 
     def env(self) -> dict[str, Any]:
-        """Command, preset and `environment()` at the start; empty where missing or damaged."""
-        return _json_or_empty(self.env_file)
+        """Command, preset and `environment()` at the start, as far as they can be read."""
+        from . import records
+
+        return records.read_known(self.env_file, records.Env)
+
+    def code(self) -> dict[str, dict[str, Any]]:
+        """What `trust.record` noted of nets of the user's own, by section."""
+        from . import records
+
+        return records.read(self.env_file, records.Env).get("code", {})
 
     def status(self) -> dict[str, Any]:
-        """The fields of `write_status`; empty where missing or damaged."""
-        return _json_or_empty(self.status_file)
+        """The fields of `write_status`, as far as they can be read."""
+        from . import records
+
+        return records.read_known(self.status_file, records.Status)
 
     def write_status(self, **fields: Any) -> None:
         """Replace these fields of the status and keep the others. `updated` is always set; `state="running"`
@@ -172,13 +183,15 @@ class Run:
     def state(self) -> str:
         """The status's state; `interrupted` where it says running and no process holds the run, as after a
         kill; `unknown` where there is none."""
-        state = self.status().get("state", "unknown")
+        state = self.status().get("state") or "unknown"
         return "interrupted" if state == "running" and not self._is_locked() else state
 
     @property
     def has_saved(self) -> bool:
         """Whether a checkpoint was ever written, as the status has it."""
-        status = self.status()
+        from . import records
+
+        status = records.read(self.status_file, records.Status)
         return status.get("saved") is not None or status.get("state") in ("finished", "stopped")
 
     def no_checkpoint(self) -> UserError:
@@ -222,12 +235,17 @@ class Run:
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows, without what a kill tore."""
+        """All rows that can be read."""
         return [row for _, row in self._rows()]
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """What `add_evaluation` was given, in the order of their steps; empty where missing or damaged."""
-        return list(_json_or_empty(self.evaluations_file).get("evaluations", []))
+        """What `add_evaluation` was given, in the order of their steps."""
+        from . import records
+
+        try:
+            return records.read(self.evaluations_file, records.Evaluations).get("evaluations", [])
+        except UserError as error:
+            raise UserError(f"{error}; move it away, and evaluate again with `{self.command('eval')}`") from None
 
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
         """Keep what one evaluation found: `step`, `weights` (ema or raw), `metrics` (name to number), `floor` (the same
@@ -263,14 +281,26 @@ class Run:
             if number and int(number[1]) > step:
                 path.unlink(missing_ok=True)
 
-    def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    def _rows(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """Each line with its row. Lines that cannot be read are counted and said; of a last one that a kill tore, nothing."""
         if not self.metrics_file.exists():
-            return
-        for line in self.metrics_file.read_bytes().splitlines():
-            with suppress(ValueError):
+            return []
+        with reading(self.metrics_file):
+            lines = self.metrics_file.read_bytes().split(b"\n")
+        rows = []
+        unreadable = 0
+        for line in filter(bytes.strip, lines):
+            try:
                 row = json.loads(line)
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    yield line, row
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append((line, row))
+            else:
+                unreadable += line is not lines[-1]
+        if unreadable:
+            warn_once(f"{self.metrics_file}: {counted(unreadable, 'line')} cannot be read and will be ignored")
+        return rows
 
 
 @contextmanager
@@ -400,8 +430,9 @@ def find(runs_dir: Path, name: str | None) -> Run:
             raise UserError(f"there are no runs in {runs_dir} yet; `fmrun train` makes one")
         return known[-1]
     for path in (runs_dir / name, Path(name)):
-        if (path / "config.json").is_file():
-            return Run(path)
+        with reading(path):
+            if (path / "config.json").is_file():
+                return Run(path)
     if not (names := run_names(runs_dir)):
         raise UserError(f"there is no run '{name}': {runs_dir} has no runs yet; `fmrun train` makes one")
     hint = nearest(name, names)
@@ -411,7 +442,7 @@ def find(runs_dir: Path, name: str | None) -> Run:
 def all_runs(runs_dir: Path) -> list[Run]:
     """The runs in a folder, the one started last at the end."""
     runs = [Run(runs_dir / name) for name in run_names(runs_dir)]
-    return sorted(runs, key=lambda run: (str(run.status().get("started", "")), run.name))
+    return sorted(runs, key=lambda run: (run.status().get("started") or "", run.name))
 
 
 def run_names(runs_dir: Path) -> list[str]:
@@ -456,14 +487,6 @@ def _json_number(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     return number if math.isfinite(number := float(value)) else None
-
-
-def _json_or_empty(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:

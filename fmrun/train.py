@@ -214,7 +214,7 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         report.warn(f"{sentence}; going on from the checkpoint before")
     if found is not None:
         _refuse_edits(run, config, found)
-    for target in trust.changed(config, run.env()):
+    for target in trust.changed(config, run):
         report.warn(
             f"the code of {target} is not what run {run.name} was started with; that lies in {run.path / 'code'}"
         )

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import SaveError, UserError
+from .report import warn_once
 from .runs import Run, exclusive, saving, to_json, write_atomic
 
 if TYPE_CHECKING:
@@ -241,10 +242,7 @@ def _remember(code: Code) -> None:
             with saving(file):
                 write_atomic(file, to_json(content), mode=0o600)
     except (SaveError, UserError) as error:
-        from .report import Reporter
-
-        quiet = os.environ.get("RANK", "0") != "0"
-        Reporter(quiet_rank=quiet).warn(f"{code.target.name} is allowed in this command alone, not remembered: {error}")
+        warn_once(f"{code.target.name} is allowed in this command alone, not remembered: {error}")
 
 
 _ADMITTED: dict[str, Code] = {}
@@ -260,10 +258,10 @@ def targets(config: Config) -> list[Target]:
 def admit(config: Config, source: Run | Path, trust_code: bool = False) -> None:
     """Let the code that the config of a run, or of a file, names be imported, if this user has allowed it (`trust_code`
     allows it); else raise Untrusted. A run's code is looked for first where it was when the run was started."""
-    known = _folders(source.env()) if isinstance(source, Run) else {}
     where = source.config_file if isinstance(source, Run) else source
     for target in targets(config):
-        admit_target(target, str(where), typed=trust_code, folder=known.get(target.field))
+        lay = source.code().get(target.field, {}).get("folder") if isinstance(source, Run) else None
+        admit_target(target, str(where), typed=trust_code, folder=Path(lay) if lay else None)
 
 
 def admit_target(target: Target, where: str = "", *, typed: bool = False, folder: Path | None = None) -> Code:
@@ -409,19 +407,8 @@ def record(config: Config) -> tuple[dict[str, Any], dict[str, bytes]]:
     return facts, texts
 
 
-def _folders(env: Mapping[str, Any]) -> dict[str, Path]:
-    """By section, where a run's code lay when it was started."""
-    return {
-        section: Path(fact["folder"]) for section, fact in _facts(env).items() if isinstance(fact.get("folder"), str)
-    }
-
-
-def changed(config: Config, env: Mapping[str, Any]) -> list[str]:
+def changed(config: Config, run: Run) -> list[str]:
     """The targets whose code is not what the run was started with."""
-    noted = {section: fact.get("sha256") for section, fact in _facts(env).items()}
-    return [t.name for t in targets(config) if noted.get(t.field) not in (None, admitted(t).digest)]
-
-
-def _facts(env: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    facts = env.get("code")
-    return {k: v for k, v in facts.items() if isinstance(v, dict)} if isinstance(facts, dict) else {}
+    return [
+        t.name for t in targets(config) if (noted := run.code().get(t.field)) and noted["sha256"] != admitted(t).digest
+    ]

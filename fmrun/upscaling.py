@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .data.folder import _each, _names, _threads
 from .data.pixels import BAD, BadImage, quiet
 from .data.places import few
-from .errors import UserError
+from .errors import UserError, reading
 from .memory import is_out_of_memory
 from .photos import Photo, png, read
 from .report import Reporter
@@ -244,7 +244,8 @@ def upscale_photos(
     whole would, how much they differ is measured and said. Raises UserError before anything is made if
     anything cannot be, SaveError when the disk refuses.
     """
-    jobs = plan(source, out, scale, overwrite=overwrite, field=field)
+    with reading(source):
+        jobs = plan(source, out, scale, overwrite=overwrite, field=field)
     check(jobs, field)
     for folder in {job.target.parent for job in jobs}:
         clean(folder)

@@ -78,7 +78,7 @@ TYPED = {
     "no key": (s("=3"), ("-s =3", "KEY=VALUE")),
     "section as value": (s("train=3"), ("-s train=3", "train is a section")),
     "steps of words": (t("--steps", "many"), ("--steps: train.steps is 'many'", "a whole number")),
-    "no steps": (t("--steps", "0"), ("--steps: train.steps is 0", "1 or greater")),
+    "no steps": (t("--steps", "0"), ("--steps: train.steps is 0", "from 1 to 1,000,000,000")),
     "half a step": (t("--steps", "2.5"), ("--steps: train.steps is 2.5", "a whole number")),
     "negative lambda": (t("--lambda-feature", "-1"), ("--lambda-feature", "0 or greater")),
     "infinite lambda": (t("--lambda-feature", "inf"), ("--lambda-feature", "finite")),
@@ -93,7 +93,7 @@ TYPED = {
     "fp16 on the CPU": (s("precision=fp16"), ("precision 'fp16' needs an NVIDIA GPU", "precision=bf16")),
     "accumulate not dividing": (s("train.accumulate=3"), ("accumulate 3 does not divide batch_size 8",)),
     "accumulate to single images": (s("train.accumulate=8"), ("one image per micro-batch", "at least 2")),
-    "batch of one": (t("--batch-size", "1"), ("--batch-size: train.batch_size is 1", "2 or greater")),
+    "batch of one": (t("--batch-size", "1"), ("--batch-size: train.batch_size is 1", "from 2 to 1,048,576")),
     "unknown layer": (t("--layers", "blokc1"), ("'blokc1'", "did you mean 'block1'?", "groups: early")),
     "index beyond": (t("--layers", "9"), ("there is no layer 9", "5 block3")),
     "no layer": (t("--layers", ""), ("--layers", "one or more")),
@@ -378,7 +378,7 @@ def test_runs_and_folders() -> None:
     for command in ("sample", "eval", "probe-layers"):
         refused(fmrun(command, "old"), ("run old has no checkpoint yet", "`fmrun resume old`"))
     Path("runs/old/config.json").write_text("{")
-    refused(fmrun("resume", "old"), ("cannot read runs/old/config.json",))
+    refused(fmrun("resume", "old"), ("runs/old/config.json, line 1: it is not valid JSON",))
 
 
 def test_tensorboard_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

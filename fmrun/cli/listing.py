@@ -64,7 +64,10 @@ def runs(
         emit_json(found)
     elif found:
         columns = ("name", "state", "step", "steps", "started")
-        rows = [[*(r[c] for c in columns[:-1]), f"{str(r['started'])[:16].replace('T', ' ')} UTC"] for r in found]
+        rows = [
+            [*(r[c] for c in columns[:-1]), r["started"] and f"{r['started'][:16].replace('T', ' ')} UTC"]
+            for r in found
+        ]
         emit(format_table(columns, rows))
     elif not any(runs_dir.glob("*/sweep.json")):
         Reporter().note(f"there are no runs in {runs_dir} yet; fmrun train makes one")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, reading
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +111,8 @@ def run_or_checkpoint(name: str | None, runs_dir: Path) -> Run | Path:
 
     if name is not None and name.endswith(".safetensors"):
         path = Path(name)
-        if not path.is_file():
-            raise UserError(f"there is no checkpoint file '{name}'")
+        with reading(name):
+            if not path.is_file():
+                raise UserError(f"there is no checkpoint file '{name}'")
         return path
     return find(runs_dir, name)

@@ -7,7 +7,6 @@ runs/SWEEP/
   logs/COMBINATION_seed-N.log    what each said
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import __version__, records
 from ..config import Config
 from ..errors import UserError, nearest
 from ..presets import FREE_ON_RESUME, flatten, from_json, render
@@ -212,12 +211,12 @@ def open_sweep(runs_dir: Path, name: str) -> Sweep:
             raise UserError(f"--name {name}: {folder} is there already, and is no sweep; give another name")
         return sweep
     try:
-        content = json.loads(sweep.file.read_text(encoding="utf-8"))
-        sweep.keys, sweep.seeds = list(content["over"]), list(content["seeds"])
-        sweep.runs = {run: (entry["combination"], entry["seed"]) for run, entry in content["runs"].items()}
-        settings = {key: entry["settings"] for key, entry in content["combinations"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot read {sweep.file} ({error}); give another --name, or move {folder} away") from None
+        content = records.read(sweep.file, records.Sweep)
+    except UserError as error:
+        raise UserError(f"{error}; give another --name, or move {folder} away") from None
+    sweep.keys, sweep.seeds = content["over"], content["seeds"]
+    sweep.runs = {run: (entry["combination"], entry["seed"]) for run, entry in content["runs"].items()}
+    settings = {key: entry["settings"] for key, entry in content["combinations"].items()}
     sweep.combinations = {key: Combination(s, from_json(sweep.config_file(key))) for key, s in settings.items()}
     return sweep
 

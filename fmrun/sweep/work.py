@@ -1,6 +1,5 @@
 """From the first run of a sweep to the last. Each is a process of its own: what becomes of one leaves the others alone."""
 
-import json
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from .. import records
 from ..errors import BAD_INPUT, DIVERGED, INTERNAL, OK
 from ..report import Reporter, counted
 from ..runs import saving, to_json, write_atomic
@@ -262,9 +262,9 @@ class Worker:
 
     def _adopt(self) -> None:
         """Follow the jobs that an earlier command submitted and that are not over."""
-        if not (isinstance(self.launcher, Submitit) and self.launcher.stays and self._jobs_file.exists()):
+        if not (isinstance(self.launcher, Submitit) and self.launcher.stays):
             return
-        jobs = json.loads(self._jobs_file.read_text(encoding="utf-8"))
+        jobs = records.read(self._jobs_file, records.Jobs)
         for waiting in (self.pending, self.elsewhere):
             for work in [w for w in waiting if w.planned.name in jobs]:
                 handle = self.launcher.again(jobs[work.planned.name])
