@@ -127,7 +127,7 @@ def data_preview(
     """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
     from ..data.places import refuse_missing, skipped_sentence
     from ..presets import resolve
-    from ..report import Reporter, emit
+    from ..report import Reporter, emit, escape
     from ..runs import clean
 
     if out.suffix.lower() != ".png":
@@ -142,5 +142,5 @@ def data_preview(
         Reporter().warn(sentence)
     clean(out.parent)
     task.draw_data(final, images, out, rows)
-    emit(str(out))
+    emit(escape(str(out)))
     return 0
