@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from .environment import cpu_model
-from .errors import SaveError, UserError
-from .runs import write_atomic
+from .errors import SaveError, UserError, reading
+from .runs import make_folder, write_atomic
 
 KEY = "fmrun"
 BLANK = b"0" * 64
@@ -76,7 +76,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[s
     path = path_of(folder, step)
     data, at, digest = _encode(step, tensors, meta)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomic(path, data[:at], digest, data[at + len(digest) :])
     except OSError as error:
         raise SaveError(_refusal(path, step, error, len(data))) from error
@@ -85,12 +85,13 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[s
 
 def read(path: Path) -> Checkpoint:
     """The checkpoint at `path`, every byte of it verified; raises CorruptCheckpoint."""
-    data = _verified(path)
-    try:
-        meta = _meta(data[8 : 8 + _header_size(data)])
-        return Checkpoint(meta["step"], safetensors.torch.load(data), meta)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpoint(f"{path} cannot be read by this version of fmrun: {error}") from error
+    with reading(path):
+        data = _verified(path)
+        try:
+            meta = _meta(data[8 : 8 + _header_size(data)])
+            return Checkpoint(meta["step"], safetensors.torch.load(data), meta)
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CorruptCheckpoint(f"{path} cannot be read by this version of fmrun: {error}") from error
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def read_meta(path: Path) -> dict[str, Any]:
             return _meta(file.read(size))
     except OSError as error:
         raise CorruptCheckpoint(_unreadable(path, error)) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCheckpoint(_foreign(path)) from error
 
 
@@ -133,12 +134,6 @@ def rotate(folder: Path, *, keep_last: int, keep_every: int, keep: set[int]) -> 
         with suppress(CorruptCheckpoint):
             _verified(path_of(folder, step))
             good += 1
-
-
-def clean(folder: Path) -> None:
-    """Remove the temporary files that a kill in the middle of a write leaves behind."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def machine(device: torch.device | str = "cpu", ranks: int = 1) -> dict[str, Any]:

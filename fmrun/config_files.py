@@ -7,17 +7,23 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-from fmrun.errors import UserError, nearest
+from fmrun.errors import UserError, nearest, reading
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 
 MOST_BYTES = 1_000_000
 MOST_VALUES = 100_000
+MOST_NESTED = 50
 """What a file may hold, aliases of YAML written out."""
 
 
 def read(path: Path) -> dict[str, Any]:
     """The top-level table of `path`; an empty file is an empty table."""
+    with reading(path):
+        return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
     suffix = path.suffix.lower()
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a config file")
@@ -27,42 +33,40 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: a config file ends in .toml, .yaml, .yml or .json")
     if not path.is_file():
         raise UserError(f"{path} is not a regular file; a config has to be one")
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB, too large for a config file")
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: it is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be read ({error.strerror})") from None
+    if path.stat().st_size > MOST_BYTES:
+        raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB, too large for a config file")
+    text = path.read_bytes().decode("utf-8-sig")
     parsers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": _json}
     parse = parsers.get(suffix, _yaml)
     try:
         data = parse(text)
     except UserError as error:
         raise UserError(f"{path}{error}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}{_where(error, text)}") from None
     if data is None:
         return {}
-    if _values(data) > MOST_VALUES:
-        raise UserError(
-            f"{path} holds more than {MOST_VALUES} values, counting each use of an alias; it is no config file"
-        )
+    check_size(data, path)
     if not isinstance(data, dict):
         what = "a list" if isinstance(data, list) else "a single value"
         raise UserError(f"{path}: the top level is {what}; a config is a table of settings, like seed = 0")
     return data
 
 
-def _values(data: Any) -> int:
-    """How many values there are, aliases written out; one more than are allowed at most, for aliases may be endless."""
-    count, waiting = 0, [data]
-    while waiting and count <= MOST_VALUES:
-        value = waiting.pop()
+def check_size(data: Any, label: Path | str) -> None:
+    """UserError for more values, or deeper ones, than any config has. Aliases count as written out, and may be endless."""
+    count, waiting = 0, [(data, 0)]
+    while waiting:
+        value, depth = waiting.pop()
         count += 1
-        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return count
+        if count > MOST_VALUES:
+            raise UserError(
+                f"{label} holds more than {MOST_VALUES} values, counting each use of an alias; it is no config file"
+            )
+        if depth > MOST_NESTED:
+            raise UserError(f"cannot read {label}: it is nested too deeply")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += [(item, depth + 1) for item in inner]
 
 
 def _neighbour(path: Path) -> str:
@@ -74,8 +78,6 @@ def _neighbour(path: Path) -> str:
 
 def _where(error: Exception, source: str) -> str:
     """`, line 3: what is wrong` from a parser's own words."""
-    if isinstance(error, RecursionError):
-        return ": it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f", line {error.lineno}: it is not valid JSON ({error.msg})"
     text = " ".join(str(error).split())

@@ -1,5 +1,9 @@
 """The exceptions that reach a user as one sentence, and the exit codes that go with them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 OK = 0
 INTERNAL = 1
 BAD_INPUT = 2
@@ -30,6 +34,21 @@ class SaveError(FmrunError):
     """A checkpoint or a log could not be written (full disk, lost mount, permissions)."""
 
     exit_code = INTERNAL
+
+
+@contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Around the reading of a file that the user named: what its content does to its reader is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise UserError(f"cannot read {path}: it is nested too deeply") from error
+    except MemoryError as error:
+        raise UserError(f"cannot read {path}: it does not fit in memory") from error
+    except UnicodeError as error:
+        raise UserError(f"cannot read {path}: it is not UTF-8 text; save it as UTF-8") from error
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .data.images import to_uint8
-from .runs import saving, write_atomic
+from .runs import make_folder, saving, write_atomic
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
@@ -39,5 +39,5 @@ def save_png(image: Tensor, path: Path) -> None:
     """Write a uint8 image (C, H, W), C 1 or 3, whole or not at all. Raises SaveError when the disk refuses."""
     data = encode_png(image)
     with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomic(path, data)

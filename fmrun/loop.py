@@ -291,7 +291,7 @@ class Session:
                 keep_every=c.checkpoint.keep_every,
                 keep={self.best["step"]} if self.best is not None else set(),
             )
-            self.run.write_status(state="running", step=state.step, best=self.best)
+            self.run.write_status(state="running", step=state.step, saved=state.step, best=self.best)
 
         self.world.together(write)
 

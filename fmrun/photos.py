@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from .data.pixels import ALPHA, GREY_16, BadImage, _opened, _orientation, _unreadable
+from .data.pixels import ALPHA, GREY_16, BadImage, _opened, _orientation, content
+from .errors import reading
 
 PNG_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
 """PNG's colour type by the number of channels."""
@@ -40,13 +41,7 @@ class Photo:
 
 def read(path: Path) -> Photo:
     """The photograph in a file. Raises BadImage for whatever is wrong with it."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(error) from error
-    if not data:
-        raise BadImage("empty")
-    with _open(data) as image:
+    with reading(path), _open(data := content(path)) as image:
         try:
             frames = int(getattr(image, "n_frames", 1))
             deep = _rawmode(image)

@@ -209,6 +209,7 @@ def from_json(data: "dict[str, Any] | Path") -> "Config":
     label = "the run's config"
     if isinstance(data, Path):
         label, data = str(data), config_files.read(data)
+    config_files.check_size(data, label)
     try:
         return Config.model_validate(data)
     except ValidationError as error:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,8 +28,20 @@ PLAIN_INTERVAL = 5.0
 BAR_INTERVAL = 0.1
 
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def escape(text: str) -> str:
+    """Control characters, which would act on a terminal, as Python writes them: `\\n`, `\\x1b`."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def emit(text: str) -> None:
-    """Write data to stdout; a reader that has gone away (`| head`) is no error."""
+    """Write lines to stdout, control characters escaped; a reader that has gone away (`| head`) is no error."""
+    _emit("\n".join(map(escape, text.split("\n"))))
+
+
+def _emit(text: str) -> None:
     stream = getattr(sys.stdout, "data", sys.stdout)
     if stream is None:
         return
@@ -56,7 +69,7 @@ def divert_prints() -> None:
 
 def emit_json(value: Any) -> None:
     """Write data to stdout as JSON; NaN and infinities become null."""
-    emit(to_json_text(value))
+    _emit(to_json_text(value))
 
 
 def to_json_text(value: Any) -> str:
@@ -68,7 +81,7 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned columns, numbers to the right; as wide as it needs to be."""
     from rich.cells import cell_len
 
-    cells = [list(columns), *([format_cell(value) for value in row] for row in rows)]
+    cells = [list(map(escape, columns)), *([format_cell(value) for value in row] for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     right = [bool(rows) and all(_is_number(row[i]) or row[i] is None for row in rows) for i in range(len(columns))]
 
@@ -186,6 +199,7 @@ class Reporter:
     def _say(self, label: str, style: str, text: str) -> None:
         if self._stream is None:
             return
+        text = escape(text)
         with self._surviving():
             if self._console is None:
                 _write(self._stream, label + text)
@@ -203,6 +217,12 @@ class Reporter:
             if error.errno in (errno.EPIPE, errno.EIO) and self._stream is not None:
                 _discard(self._stream)
                 self._stream = self._console = None
+
+
+@cache
+def warn_once(text: str) -> None:
+    """A warning where no reporter is at hand; said once, however often it is met."""
+    Reporter(quiet_rank=os.environ.get("RANK", "0") != "0").warn(text)
 
 
 class Progress:
@@ -339,8 +359,8 @@ def _discard(stream: TextIO) -> None:
 
 
 def format_cell(value: Any) -> str:
-    """A value as tables show it: `-` for None, four digits of a number."""
-    return "-" if value is None else format_number(value) if _is_number(value) else str(value)
+    """A value as tables show it: `-` for None, four digits of a number; one line."""
+    return "-" if value is None else format_number(value) if _is_number(value) else escape(str(value))
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from . import config_files
 from .environment import environment
-from .errors import SaveError, UserError, nearest
+from .errors import SaveError, UserError, nearest, reading
+from .report import counted, warn_once
 
 try:
     import fcntl
@@ -43,11 +46,39 @@ def write_atomic(path: Path, *parts: bytes | memoryview, mode: int = 0o666) -> N
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    if os.name != "nt":
-        _sync_folder(path.parent)
+    _sync_folder(path.parent)
+
+
+def clean(folder: Path) -> None:
+    """Remove the temporary files of `write_atomic` whose process was killed."""
+    for path in folder.glob(".*.tmp"):
+        if (process := re.fullmatch(r"\..+\.\w+\.(\d+)\.tmp", path.name)) and not _is_alive(int(process[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end it
+        return process == os.getpid()
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing; a power cut leaves what was made."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -111,22 +142,32 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """The resolved config as it was written."""
-        try:
-            return json.loads(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.config_file}: {error}") from error
+        if not (config := config_files.read(self.config_file)):
+            raise UserError(f"cannot read {self.config_file}: it is empty")
+        return config
 
     def env(self) -> dict[str, Any]:
-        """Command, preset and `environment()` at the start; empty where missing or damaged."""
-        return _json_or_empty(self.env_file)
+        """Command, preset and `environment()` at the start, as far as they can be read."""
+        from . import records
+
+        return records.read_known(self.env_file, records.Env)
+
+    def code(self) -> dict[str, dict[str, Any]]:
+        """What `trust.record` noted of nets of the user's own, by section."""
+        from . import records
+
+        return records.read(self.env_file, records.Env).get("code", {})
 
     def status(self) -> dict[str, Any]:
-        """The fields of `write_status`; empty where missing or damaged."""
-        return _json_or_empty(self.status_file)
+        """The fields of `write_status`, as far as they can be read."""
+        from . import records
+
+        return records.read_known(self.status_file, records.Status)
 
     def write_status(self, **fields: Any) -> None:
         """Replace these fields of the status and keep the others. `updated` is always set; `state="running"`
-        also sets `pid` and `host`. States: running, finished, stopped, diverged, failed."""
+        also sets `pid` and `host`. States: running, finished, stopped, diverged, failed. `saved` is the step of the last
+        checkpoint."""
         status = {**self.status(), **fields, "updated": _now()}
         if fields.get("state") == "running":
             status |= {"pid": os.getpid(), "host": platform.node()}
@@ -142,8 +183,25 @@ class Run:
     def state(self) -> str:
         """The status's state; `interrupted` where it says running and no process holds the run, as after a
         kill; `unknown` where there is none."""
-        state = self.status().get("state", "unknown")
+        state = self.status().get("state") or "unknown"
         return "interrupted" if state == "running" and not self._is_locked() else state
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether a checkpoint was ever written, as the status has it."""
+        from . import records
+
+        status = records.read(self.status_file, records.Status)
+        return status.get("saved") is not None or status.get("state") in ("finished", "stopped")
+
+    def no_checkpoint(self) -> UserError:
+        """Why there is no checkpoint to use, and what to do."""
+        if self.has_saved:
+            return UserError(
+                f"the checkpoints of run {self.name} are gone from {self.checkpoints}; put them back, or start a new run "
+                "with `fmrun train`"
+            )
+        return UserError(f"run {self.name} has no checkpoint yet; `{self.command('resume')}` trains it on")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -167,20 +225,27 @@ class Run:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one flat row (numbers, 0-dim tensors, strings, None) as a line of JSON; NaN and infinities
-        become null. Raises SaveError when the disk refuses."""
+        become null. It is on the disk before a checkpoint of its step is. Raises SaveError when the disk refuses."""
         line = json.dumps({key: _json_number(value) for key, value in row.items()}).encode() + b"\n"
         with saving(self.metrics_file), open(self.metrics_file, "a+b") as file:
             if file.tell() and not _ends_line(file):
                 line = b"\n" + line
             file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows, without what a kill tore."""
+        """All rows that can be read."""
         return [row for _, row in self._rows()]
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """What `add_evaluation` was given, in the order of their steps; empty where missing or damaged."""
-        return list(_json_or_empty(self.evaluations_file).get("evaluations", []))
+        """What `add_evaluation` was given, in the order of their steps."""
+        from . import records
+
+        try:
+            return records.read(self.evaluations_file, records.Evaluations).get("evaluations", [])
+        except UserError as error:
+            raise UserError(f"{error}; move it away, and evaluate again with `{self.command('eval')}`") from None
 
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
         """Keep what one evaluation found: `step`, `weights` (ema or raw), `metrics` (name to number), `floor` (the same
@@ -216,14 +281,26 @@ class Run:
             if number and int(number[1]) > step:
                 path.unlink(missing_ok=True)
 
-    def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    def _rows(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """Each line with its row. Lines that cannot be read are counted and said; of a last one that a kill tore, nothing."""
         if not self.metrics_file.exists():
-            return
-        for line in self.metrics_file.read_bytes().splitlines():
-            with suppress(ValueError):
+            return []
+        with reading(self.metrics_file):
+            lines = self.metrics_file.read_bytes().split(b"\n")
+        rows = []
+        unreadable = 0
+        for line in filter(bytes.strip, lines):
+            try:
                 row = json.loads(line)
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    yield line, row
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append((line, row))
+            else:
+                unreadable += line is not lines[-1]
+        if unreadable:
+            warn_once(f"{self.metrics_file}: {counted(unreadable, 'line')} cannot be read and will be ignored")
+        return rows
 
 
 @contextmanager
@@ -262,9 +339,10 @@ def create(
     """
     if name is not None:
         check_name(runs_dir, name)
+    draft = Run(runs_dir / f".{name or 'run'}.{secrets.token_hex(8)}.tmp")
     try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        run = Run(_make_named(runs_dir, name) if name else _make_numbered(runs_dir, preset))
+        make_folder(runs_dir)
+        draft.path.mkdir()
     except (FileExistsError, NotADirectoryError) as error:
         raise _no_folder(runs_dir) from error
     except OSError as error:
@@ -272,21 +350,20 @@ def create(
             f"cannot make a run in {runs_dir}: {error.strerror}; make it writable or give another --runs-dir"
         ) from error
     try:
-        run.samples.mkdir()
-        run.checkpoints.mkdir()
-        # The config comes last: a folder without one is not a run.
         facts = {"command": list(command), "preset": preset, **environment(), **({"code": code} if code else {})}
-        with saving(run.path):
+        with saving(runs_dir):
+            draft.samples.mkdir()
+            draft.checkpoints.mkdir()
             for place, text in (texts or {}).items():
-                (run.path / place).parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(run.path / place, text)
-            write_atomic(run.env_file, to_json(facts))
-            run.write_status(state="running", step=0, started=_now())
-            write_atomic(run.config_file, to_json(config))
+                make_folder((draft.path / place).parent)
+                write_atomic(draft.path / place, text)
+            write_atomic(draft.env_file, to_json(facts))
+            draft.write_status(state="running", step=0, started=_now())
+            write_atomic(draft.config_file, to_json(config))
+            return Run(_place(draft.path, runs_dir, name, preset))
     except BaseException:
-        shutil.rmtree(run.path, ignore_errors=True)
+        shutil.rmtree(draft.path, ignore_errors=True)
         raise
-    return run
 
 
 def check_new(runs_dir: Path, name: str | None) -> None:
@@ -322,20 +399,19 @@ def _taken(runs_dir: Path, name: str) -> UserError:
     )
 
 
-def _make_named(runs_dir: Path, name: str) -> Path:
-    path = runs_dir / name
-    try:
-        path.mkdir()
-    except FileExistsError:
-        raise _taken(runs_dir, name) from None
-    return path
-
-
-def _make_numbered(runs_dir: Path, preset: str) -> Path:
+def _place(draft: Path, runs_dir: Path, name: str | None, preset: str) -> Path:
+    """Give a finished folder its name at once; one that another process has given meanwhile is not taken."""
     while True:
-        path = numbered(runs_dir, preset)
-        with suppress(FileExistsError):
-            path.mkdir()
+        path = runs_dir / name if name else numbered(runs_dir, preset)
+        try:
+            os.rename(draft, path)  # refused where there is a folder that is not empty, as a run's never is
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            if name:
+                raise _taken(runs_dir, name) from None
+        else:
+            _sync_folder(runs_dir)
             return path
 
 
@@ -349,27 +425,32 @@ def numbered(runs_dir: Path, preset: str) -> Path:
 
 def find(runs_dir: Path, name: str | None) -> Run:
     """The run called `name` (or lying at the path `name`); without a name the newest by start."""
-    known = all_runs(runs_dir)
     if name is None:
-        if not known:
+        if not (known := all_runs(runs_dir)):
             raise UserError(f"there are no runs in {runs_dir} yet; `fmrun train` makes one")
         return known[-1]
     for path in (runs_dir / name, Path(name)):
-        if (path / "config.json").is_file():
-            return Run(path)
-    if not known:
+        with reading(path):
+            if (path / "config.json").is_file():
+                return Run(path)
+    if not (names := run_names(runs_dir)):
         raise UserError(f"there is no run '{name}': {runs_dir} has no runs yet; `fmrun train` makes one")
-    hint = nearest(name, [run.name for run in known])
+    hint = nearest(name, names)
     raise UserError(f"there is no run '{name}' in {runs_dir}{hint or '; `fmrun runs` lists them'}")
 
 
 def all_runs(runs_dir: Path) -> list[Run]:
     """The runs in a folder, the one started last at the end."""
+    runs = [Run(runs_dir / name) for name in run_names(runs_dir)]
+    return sorted(runs, key=lambda run: (run.status().get("started") or "", run.name))
+
+
+def run_names(runs_dir: Path) -> list[str]:
+    """The names of the runs in a folder, sorted; nothing but the folder is read."""
     try:
-        runs = [Run(path) for path in runs_dir.iterdir() if (path / "config.json").is_file()]
+        return sorted(path.parent.name for path in runs_dir.glob("[!.]*/config.json") if path.is_file())
     except OSError:
         return []
-    return sorted(runs, key=lambda run: (str(run.status().get("started", "")), run.name))
 
 
 @contextmanager
@@ -406,14 +487,6 @@ def _json_number(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     return number if math.isfinite(number := float(value)) else None
-
-
-def _json_or_empty(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:

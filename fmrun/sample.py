@@ -20,7 +20,7 @@ from .models.walked import placed
 from .precision import set_determinism
 from .presets import from_json
 from .report import Reporter
-from .runs import Run
+from .runs import Run, clean
 from .state import without_init
 from .tasks import generate, upscale
 from .tasks.generate import latents
@@ -64,9 +64,7 @@ def open_source(
         for sentence in skipped:
             report.warn(f"{sentence}; sampling from the checkpoint before")
         if found is None:
-            raise UserError(
-                f"run {target.name} has no checkpoint to sample from yet; {target.command('resume')} trains it on"
-            )
+            raise target.no_checkpoint()
         folder = target.samples
     else:
         found, folder = checkpoint.read(target), Path(".")
@@ -85,7 +83,7 @@ def named_code(target: Run | Path) -> list[trust.Named]:
     for file in reversed(files):
         with suppress(UserError, KeyError):  # what cannot be read is left out, or refused, when it is opened
             config = from_json(checkpoint.read_meta(file)["config"])
-            found += trust.named_by(config, file, None if run is None else run.env())
+            found += trust.named_by(config, file, run)
     return found
 
 
@@ -166,6 +164,7 @@ def sample(
         if folder.is_file() or folder.suffix.lower() == ".png":
             raise UserError(f"--out {folder}: --individual writes many files and needs a folder")
         paths = [folder / f"{stem}-{i:05d}.png" for i in range(num)]
+        clean(folder)
         for path, image in zip(paths, images, strict=True):
             save_png(image, path)
         return paths
@@ -180,6 +179,7 @@ def sample(
         if path.suffix:
             raise UserError(f"--out {path}: pictures are written as .png; give a name ending in .png, or a folder")
         path = path / f"{stem}.png"
+    clean(path.parent)
     save_png(grid(images, columns), path)
     return [path]
 

@@ -225,12 +225,14 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         raise UserError(
             f"run {run.name}: none of its {len(skipped)} checkpoints can be read; start again with fmrun train"
         )
+    if found is None and run.has_saved:
+        raise run.no_checkpoint()
     for sentence in skipped:
         report.warn(f"{sentence}; going on from the checkpoint before")
     if found is not None:
         _refuse_edits(run, config, found)
         _refuse_other_past(run, config, found)
-    for target in trust.changed(config, run.env()):
+    for target in trust.changed(config, run):
         report.warn(
             f"the code of {target} is not what run {run.name} was started with; that lies in {run.path / 'code'}"
         )
@@ -352,8 +354,8 @@ def _work(
 
         def begin() -> None:
             held.enter_context(run.lock())
-            checkpoint.clean(run.checkpoints)
-            checkpoint.clean(run.path)
+            for folder in (run.path, run.checkpoints, run.samples):
+                runs.clean(folder)
             if resumed:
                 run.cut_back(state.step)
                 with runs.saving(run.config_file):

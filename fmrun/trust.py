@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import SaveError, UserError
-from .runs import exclusive, saving, to_json, write_atomic
+from .report import warn_once
+from .runs import Run, exclusive, saving, to_json, write_atomic
 
 if TYPE_CHECKING:
     from .config import Config
@@ -260,10 +261,7 @@ def _remember(code: Code) -> None:
             with saving(file):
                 write_atomic(file, to_json(content), mode=0o600)
     except (SaveError, UserError) as error:
-        from .report import Reporter
-
-        quiet = os.environ.get("RANK", "0") != "0"
-        Reporter(quiet_rank=quiet).warn(f"{code.target.name} is allowed in this command alone, not remembered: {error}")
+        warn_once(f"{code.target.name} is allowed in this command alone, not remembered: {error}")
 
 
 _ADMITTED: dict[str, Code] = {}
@@ -276,12 +274,13 @@ def targets(config: Config) -> list[Target]:
     return [Target(section, net.target, net.params) for section, net in named if net.target is not None]
 
 
-def named_by(config: Config, where: Path, env: Mapping[str, Any] | None = None) -> Iterator[Named]:
-    """The code that a config names, which was read from the file `where`; `env`: of the run it belongs to, whose code is
-    looked for first where it was when the run was started."""
-    known = _folders(env or {})
+def named_by(config: Config, where: Path, run: Run | None = None) -> Iterator[Named]:
+    """The code that a config names, which was read from the file `where`. A run's code is looked for first where it was when
+    the run was started."""
+    noted = {} if run is None else run.code()
     for target in targets(config):
-        yield Named(target, str(where), folder=known.get(target.field))
+        folder = noted.get(target.field, {}).get("folder")
+        yield Named(target, str(where), folder=Path(folder) if folder else None)
 
 
 def admit(named: Iterable[Named], trust_code: bool = False) -> None:
@@ -461,19 +460,8 @@ def record(config: Config) -> tuple[dict[str, Any], dict[str, bytes]]:
     return facts, texts
 
 
-def _folders(env: Mapping[str, Any]) -> dict[str, Path]:
-    """By section, where a run's code lay when it was started."""
-    return {
-        section: Path(fact["folder"]) for section, fact in _facts(env).items() if isinstance(fact.get("folder"), str)
-    }
-
-
-def changed(config: Config, env: Mapping[str, Any]) -> list[str]:
+def changed(config: Config, run: Run) -> list[str]:
     """The targets whose code is not what the run was started with."""
-    noted = {section: fact.get("sha256") for section, fact in _facts(env).items()}
-    return [t.name for t in targets(config) if noted.get(t.field) not in (None, admitted(t).digest)]
-
-
-def _facts(env: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    facts = env.get("code")
-    return {k: v for k, v in facts.items() if isinstance(v, dict)} if isinstance(facts, dict) else {}
+    return [
+        t.name for t in targets(config) if (noted := run.code().get(t.field)) and noted["sha256"] != admitted(t).digest
+    ]

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from .data.folder import _each, _names, _threads
 from .data.pixels import BAD, BadImage, quiet
 from .data.places import few
-from .errors import UserError
+from .errors import UserError, reading
 from .memory import is_out_of_memory
 from .photos import Photo, png, read
 from .report import Reporter
-from .runs import saving, write_atomic
+from .runs import clean, make_folder, saving, write_atomic
 from .tiling import Layout, Seam, bands, seam
 
 DECODERS = 4
@@ -244,8 +244,11 @@ def upscale_photos(
     whole would, how much they differ is measured and said. Raises UserError before anything is made if
     anything cannot be, SaveError when the disk refuses.
     """
-    jobs = plan(source, out, scale, overwrite=overwrite, field=field)
+    with reading(source):
+        jobs = plan(source, out, scale, overwrite=overwrite, field=field)
     check(jobs, field)
+    for folder in {job.target.parent for job in jobs}:
+        clean(folder)
     with quiet():
         for job in jobs:
             try:
@@ -267,6 +270,6 @@ def upscale_photos(
             made = enlarge(net, photo, scale=scale, channels=channels, cut=cut, device=device, progress=progress)
             parts = list(png(width * scale, height * scale, made, photo.chunks))
             with saving(job.target):
-                job.target.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(job.target.parent)
                 write_atomic(job.target, *parts)
     return [job.target for job in jobs]

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fmrun import checkpoint
+from fmrun import checkpoint, report
 from fmrun.__main__ import main
 
 NETS = ("-s", "generator.width=4", "-s", "generator.latent_dim=8", "-s", "discriminator.width=4", "--device", "cpu")
@@ -55,6 +55,7 @@ def fmrun(*arguments: str | Path) -> Done:
     """Run a command in this process."""
     out, err = io.StringIO(), io.StringIO()
     argv = ["fmrun", *map(str, arguments)]
+    report.warn_once.cache_clear()
     with (
         mock.patch.object(sys, "argv", argv),
         contextlib.redirect_stdout(out),

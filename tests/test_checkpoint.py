@@ -23,6 +23,7 @@ from fmrun.checkpoint import (
     steps,
 )
 from fmrun.errors import SaveError, UserError
+from fmrun.runs import clean
 
 META = {"config": {"seed": 0, "name": "naïve [x]"}, "z": [1, None, 2.5]}
 
@@ -228,8 +229,10 @@ def test_what_a_kill_leaves_is_cleaned_and_never_taken_for_a_checkpoint(tmp_path
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == -9
     assert len(list(tmp_path.iterdir())) == 2
     assert steps(tmp_path) == [8]
-    checkpoint.clean(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000008.safetensors"]
+    being_written = tmp_path / f".step-00000010.safetensors.{os.getpid()}.tmp"
+    being_written.touch()
+    clean(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [being_written.name, "step-00000008.safetensors"]
 
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]

@@ -321,8 +321,11 @@ class Net(nn.Module):
         return self.b(torch.relu(self.a(x)))
 
 class Double(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
     def forward(self, x):
-        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return self.gain * x.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 def make(channels):
     return Net(channels=channels)

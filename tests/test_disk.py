@@ -143,7 +143,7 @@ def test_a_read_only_disk(disk: Path) -> None:
     assert "cannot make a run in disk: Read-only file system" in error
     assert "--runs-dir" in error
     error = refused(fmrun("resume", "run", "--runs-dir", "disk", "--steps", "4"))
-    assert "cannot write to run folder disk/run: Read-only file system" in error
+    assert "cannot write to disk/run: Read-only file system" in error
     assert "make it writable" in error
     error = refused(fmrun("sample", "run", "--runs-dir", "disk", "--num", "1"))
     assert "cannot write disk/run/samples/" in error

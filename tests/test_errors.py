@@ -14,6 +14,8 @@ from commands import TINY, Done, fmrun, good, noise_images, write_folder, write_
 from PIL import Image
 from safetensors.torch import save_file
 
+from fmrun.runs import Run
+
 pytestmark = pytest.mark.usefixtures("workplace")
 
 Make = Callable[[], object]
@@ -76,7 +78,7 @@ TYPED = {
     "no key": (s("=3"), ("-s =3", "KEY=VALUE")),
     "section as value": (s("train=3"), ("-s train=3", "train is a section")),
     "steps of words": (t("--steps", "many"), ("--steps: train.steps is 'many'", "a whole number")),
-    "no steps": (t("--steps", "0"), ("--steps: train.steps is 0", "1 or greater")),
+    "no steps": (t("--steps", "0"), ("--steps: train.steps is 0", "from 1 to 1,000,000,000")),
     "half a step": (t("--steps", "2.5"), ("--steps: train.steps is 2.5", "a whole number")),
     "negative lambda": (t("--lambda-feature", "-1"), ("--lambda-feature", "0 or greater")),
     "infinite lambda": (t("--lambda-feature", "inf"), ("--lambda-feature", "finite")),
@@ -91,7 +93,7 @@ TYPED = {
     "fp16 on the CPU": (s("precision=fp16"), ("precision 'fp16' needs an NVIDIA GPU", "precision=bf16")),
     "accumulate not dividing": (s("train.accumulate=3"), ("accumulate 3 does not divide batch_size 8",)),
     "accumulate to single images": (s("train.accumulate=8"), ("one image per micro-batch", "at least 2")),
-    "batch of one": (t("--batch-size", "1"), ("--batch-size: train.batch_size is 1", "2 or greater")),
+    "batch of one": (t("--batch-size", "1"), ("--batch-size: train.batch_size is 1", "from 2 to 1,048,576")),
     "unknown layer": (t("--layers", "blokc1"), ("'blokc1'", "did you mean 'block1'?", "groups: early")),
     "index beyond": (t("--layers", "9"), ("there is no layer 9", "5 block3")),
     "no layer": (t("--layers", ""), ("--layers", "one or more")),
@@ -118,7 +120,6 @@ TYPED = {
         ("nothing to learn from before step 5", "must be 0"),
     ),
     "decay without end": (s("optim.schedule.decay=cosine"), ("decay 'cosine' needs decay_end after decay_start",)),
-    "limits the wrong way round": (s("feature_matching.balance_limits=2,1"), ("balance_limits", "(lowest, highest)")),
     "unknown metric": (s("checkpoint.best=loss/q"), ("checkpoint.best: there is no metric 'loss/q'", "loss/d")),
     "metric without its data": (s("checkpoint.best=eval/overfit"), ("there is no metric 'eval/overfit'", "loss/g")),
     "64 px of bundled data": (("train", "--preset", "dcgan-64"), ("bundled images are 28 px", "--data FOLDER")),
@@ -368,12 +369,15 @@ def test_runs_and_folders() -> None:
     refused(fmrun("sample", "old", "--out", "occupied"), ("--out occupied", ".png"))
     assert sorted(Path("runs").rglob("*")) == before
 
-    for path in (file, *Path("runs/old/samples").iterdir()):
-        path.unlink()
-    refused(fmrun("sample", "old"), ("run old has no checkpoint to sample from yet", "fmrun resume old"))
-    refused(fmrun("probe-layers", "old"), ("run old has no checkpoint yet", "fmrun resume old"))
+    file.unlink()
+    for command in ("resume", "sample", "eval", "probe-layers"):
+        gone = ("the checkpoints of run old are gone from runs/old/checkpoints", "put them back", "`fmrun train`")
+        refused(fmrun(command, "old"), gone)
+    Run(Path("runs/old")).write_status(state="failed", saved=None)
+    for command in ("sample", "eval", "probe-layers"):
+        refused(fmrun(command, "old"), ("run old has no checkpoint yet", "`fmrun resume old`"))
     Path("runs/old/config.json").write_text("{")
-    refused(fmrun("resume", "old"), ("cannot read runs/old/config.json",))
+    refused(fmrun("resume", "old"), ("runs/old/config.json, line 1: it is not valid JSON",))
 
 
 def test_tensorboard_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -554,7 +554,7 @@ def test_bad_arguments_are_one_sentence(own: str) -> None:
     assert "another experiment" in refused("-s", "seed=3")
     for kept in steps(RUNS / "run"):
         (RUNS / "run" / "checkpoints" / f"step-{kept:08d}.safetensors").unlink()
-    assert "has no checkpoint yet" in refused()
+    assert "the checkpoints of run run are gone" in refused()
 
 
 def test_without_any_extractor_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:

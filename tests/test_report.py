@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import fmrun
+from made_runs import made_run
 
 from fmrun import report
 from fmrun.errors import UserError
@@ -88,6 +90,63 @@ def test_terminal_shows_one_line_with_bar_speed_eta_and_losses() -> None:
     assert "error: the [end]" in text
     assert "\x1b[33m" in shown
     assert shown.count("\x1b[?25h") == shown.count("\x1b[?25l") == 1
+
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+EVIL = "a\x1b[31m\nb\x9b2J\x07"
+ESCAPED = r"a\x1b[31m\nb\x9b2J\x07"
+
+
+def test_control_characters_do_not_act_on_a_terminal() -> None:
+    code = TRAIN.replace("careful [now]", EVIL.encode("unicode_escape").decode())
+    _, shown = on_terminal(code, width=120)
+    assert f"warning: {ESCAPED}" in visible(shown)
+    assert "\x1b[33mwarning: \x1b[0m" in shown
+    assert "\x1b[31m" not in shown
+
+
+@pytest.mark.usefixtures("workplace")
+def test_names_with_control_characters_are_escaped_wherever_they_are_shown() -> None:
+    run, other = (made_run(Path("runs"), name, kid={100: 1.0}) for name in ("run", "other"))
+    run.write_status(state="failed", message=EVIL)
+    run.env_file.write_text(json.dumps({"command": ["fmrun", EVIL]}))
+    other.add_evaluation({"step": 100, "weights": "ema", "settings": {}, "metrics": {EVIL: 1.0}})
+    evil = run.path.rename(Path("runs", EVIL))
+    commands = {
+        "list": ("runs",),
+        "show": ("runs", EVIL),
+        "compare": ("compare", EVIL, "other"),
+        "metric": ("compare", EVIL, "other", "--metric", EVIL),
+        "mistake": ("train", "--data", EVIL),
+        "run": ("sample", f"{EVIL}2"),
+        "checkpoints": ("sample", EVIL),
+        "preset": ("presets", EVIL),
+        "option": (f"--{EVIL}",),
+        "picture": ("data-preview", "--data", "images.npz", "-s", "data.image_size=28", "--out", f"{EVIL}.png"),
+    }
+    for what, arguments in commands.items():
+        done = fmrun(*arguments)
+        assert not CONTROL.search(done.out + done.err), what
+        assert "Traceback" not in done.err
+        assert ESCAPED in done.out + done.err, what
+        assert not done.errors or len(done.err.splitlines()) == 1 + len(done.warnings), what
+    assert len(fmrun("runs").out.splitlines()) == 4
+    assert json.loads(fmrun("runs", "--json", EVIL).out)["message"] == EVIL
+    assert evil.exists()
+
+
+def test_a_sweep_on_a_terminal_escapes_names() -> None:
+    code = f"""
+from fmrun.report import Reporter
+from fmrun.sweep.display import Display, Line
+display = Display(Reporter(), 1)
+with display.on():
+    display.show(lambda: [Line({EVIL!r}, {EVIL!r}, 1.0)], 0, 0, None)
+"""
+    _, shown = on_terminal(code, width=120)
+    assert visible(shown).count(ESCAPED) >= 2
+    assert "\x1b[31m" not in shown
+    assert "\x07" not in shown
 
 
 @pytest.mark.parametrize("width", [30, 80])

@@ -6,6 +6,8 @@ import json
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def forget(run: Path, after: int) -> None:
     for step in steps(run):
         if step > after:
             checkpoint.path_of(run / "checkpoints", step).unlink()
-    content = status(run) | {"state": "running", "step": after, "exit_code": None}
+    content = status(run) | {"state": "running", "step": after, "saved": after or None, "exit_code": None}
     (run / "status.json").write_text(json.dumps(content))
 
 
@@ -175,6 +177,37 @@ def test_killed_before_the_first_checkpoint_starts_again() -> None:
     same_runs(RUNS / "whole", RUNS / "early", 6)
 
 
+def test_pictures_torn_by_a_kill_are_removed() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    torn = f".step-00000002.png.{ended.pid}.tmp"
+    train("--steps", "2", "--name", "run")
+    for folder in (RUNS / "run" / "samples", Path("pictures"), Path()):
+        folder.mkdir(exist_ok=True)
+        (folder / torn).touch()
+    good("resume", "run", "--steps", "4")
+    assert not (RUNS / "run" / "samples" / torn).exists()
+    good("sample", "--individual", "--num", "2", "--out", "pictures")
+    assert not Path("pictures", torn).exists()
+    good("data-preview", "--data", "images.npz", *s("data.image_size=28"))
+    assert not Path(torn).exists()
+
+
+def test_a_run_whose_checkpoints_are_gone_says_so_and_keeps_its_rows() -> None:
+    train("--steps", "4", "--name", "finished", *s("log.every=2"))
+    train("--steps", "4", "--name", "killed", *s("log.every=2", "checkpoint.every=3"))
+    forget(RUNS / "killed", 3)
+    for name in ("finished", "killed"):
+        for step in steps(RUNS / name):
+            checkpoint.path_of(RUNS / name / "checkpoints", step).unlink()
+        before = rows(RUNS / name)
+        done = fmrun("resume", name, "--steps", "6")
+        assert done.code == 2
+        (error,) = done.errors
+        assert f"the checkpoints of run {name} are gone from runs/{name}/checkpoints; put them back, or" in error
+        assert rows(RUNS / name) == before
+
+
 def test_a_finished_run_says_so() -> None:
     train("--steps", "2", "--name", "short")
     before = (RUNS / "short" / "status.json").read_bytes()
@@ -261,8 +294,7 @@ def test_a_path_that_is_set_is_told_the_flag() -> None:
 def test_a_run_that_never_saved_keeps_what_it_leaves_out() -> None:
     folder = write_folder(Path("pictures"), count=10)
     good("train", *SMALL, "--data", "pictures", *s("data.image_size=28"), "--steps", "2", "--name", "run")
-    for step in steps(RUNS / "run"):
-        checkpoint.path_of(RUNS / "run" / "checkpoints", step).unlink()
+    forget(RUNS / "run", 0)
     (folder / "001.png").write_bytes(b"")
     (error,) = fmrun("resume", "run", "--steps", "4").errors
     assert "001.png" in error

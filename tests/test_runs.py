@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fmrun import runs
 from fmrun.errors import SaveError, UserError
-from fmrun.runs import Run, all_runs, create, find
+from fmrun.runs import Run, all_runs, create, find, numbered
 
 CONFIG = {"seed": 1, "train": {"steps": 5}}
 
@@ -50,7 +50,8 @@ def test_numbers_go_up_and_are_not_reused(tmp_path: Path) -> None:
 
 
 def _make(folder: Path, _: int) -> str:
-    return runs._make_numbered(folder, "p").name
+    runs.environment = lambda: {}
+    return create(folder, None, "p", CONFIG, []).name
 
 
 def test_processes_started_together_get_different_names(tmp_path: Path) -> None:
@@ -96,6 +97,59 @@ def test_failed_start_leaves_no_half_run(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(SaveError, match="No space left"):
         new(tmp_path, "x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
+def test_a_kill_while_a_run_is_made_does_not_take_its_name(tmp_path: Path) -> None:
+    """Killed at each write to the disk in turn, until the run is there."""
+    script = (
+        "import os, signal, sys; from pathlib import Path; from fmrun import runs\n"
+        "runs.environment, left, sync = dict, int(sys.argv[2]), os.fsync\n"
+        "def fsync(file):\n"
+        "    global left\n"
+        "    left -= 1\n"
+        "    sync(file) if left else os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.fsync = fsync\n"
+        "runs.create(Path(sys.argv[1]), 'x', 'p', {}, [], texts={'code/generator/a.py': b''})\n"
+    )
+    for writes in range(1, 30):
+        folder = tmp_path / str(writes)
+        killed = subprocess.run([sys.executable, "-c", script, str(folder), str(writes)]).returncode
+        assert killed in (0, -signal.SIGKILL)
+        if (folder / "x").exists():
+            assert {p.name for p in (folder / "x").iterdir()} == {
+                *("config.json", "env.json", "status.json", "samples", "checkpoints", "code"),
+            }
+        else:
+            assert all_runs(folder) == []
+            assert numbered(folder, "p").name == "p-001"
+            assert new(folder, "x").name == "x"
+        assert [run.name for run in all_runs(folder)] == ["x"]
+        if not killed:
+            break
+    assert writes > 8
+
+
+def test_what_a_power_cut_must_leave_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc")
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(os.readlink(f"/proc/self/fd/{fd}"))))
+    run = new(tmp_path / "deep" / "runs", "x")
+    assert synced[:2] == [tmp_path, tmp_path / "deep"]
+    assert synced[-1] == tmp_path / "deep" / "runs"
+    run.append_metrics({"step": 1})
+    assert synced[-1] == run.metrics_file
+
+
+def test_a_name_given_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that both found the name free."""
+    first = new(tmp_path, "x")
+    monkeypatch.setattr(runs, "check_name", lambda *_: None)
+    with pytest.raises(UserError, match="run x already exists"):
+        new(tmp_path, "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert first.config() == CONFIG
 
 
 def test_find(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -203,7 +204,7 @@ def test_what_diverges_or_is_killed_leaves_the_others_alone() -> None:
     assert "already exists" in json.loads(failed.out)["failures"]["weight-0_seed-0"]
     assert "warning: run weight-0_seed-0 failed: run weight-0_seed-0 already exists" in failed.err
     assert status(Path("runs/u/weight-0.1_seed-0"))["state"] == "finished"
-    Path("runs/u/weight-0_seed-0/metrics.jsonl").unlink()
+    shutil.rmtree("runs/u/weight-0_seed-0")
     assert sweep(*more).code == 0
 
 

@@ -130,18 +130,6 @@ def test_threads_that_were_chosen_stay_chosen(monkeypatch: pytest.MonkeyPatch) -
     assert all(env == {} for _, env in at.started)
 
 
-def test_a_torn_folder_is_made_anew_and_a_full_one_is_not_touched() -> None:
-    sweep, found = planned(seeds=1)
-    for one in found:
-        (one.run.path / "samples").mkdir(parents=True)
-        (one.run.path / "checkpoints").mkdir()
-    kept = found[1].run.path / "checkpoints" / "step-00000001.safetensors"
-    kept.write_text("x")
-    worker(sweep, Launcher()).work(found, Stop())
-    assert not found[0].run.path.exists()
-    assert kept.exists()
-
-
 def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str | None] = []
 

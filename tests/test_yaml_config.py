@@ -78,7 +78,7 @@ def test_none_clears_in_files(tmp_path):
         ("exp.json", '{\n"seed" 1}', "exp.json, line 2: it is not valid JSON (Expecting ':' delimiter)"),
         ("exp.yml", "- a\n", "exp.yml: the top level is a list; a config is a table of settings, like seed = 0"),
         ("exp.yml", "hello", "exp.yml: the top level is a single value; a config is a table of settings, like seed = 0"),
-        ("exp.yml", b"seed: \xff", "exp.yml: it is not UTF-8 text (byte 6); save it as UTF-8"),
+        ("exp.yml", b"seed: \xff", "cannot read exp.yml: it is not UTF-8 text; save it as UTF-8"),
         ("exp.txt", "seed: 1", "exp.txt: a config file ends in .toml, .yaml, .yml or .json"),
         ("exp.yml", "1: 2", "exp.yml: there is no field '1'"),
         ("exp.yml", "ema: 5", "exp.yml: ema is a section, not a value; its fields: decay, warmup"),

@@ -45,7 +45,7 @@ def runs(
     json: Json = False,
 ) -> int:
     """List the runs, or show one."""
-    from ..report import Reporter, emit, emit_json, format_table
+    from ..report import Reporter, emit, emit_json, escape, format_table
     from ..runs import all_runs, find
 
     if run is not None:
@@ -55,7 +55,7 @@ def runs(
         else:
             for key, value in shown.items():
                 if value is not None:
-                    emit(f"{key}: {value}")
+                    emit(escape(f"{key}: {value}"))
         return 0
     found = [_describe_run(r) for r in all_runs(runs_dir)]
     for file in sorted(runs_dir.glob("*/sweep.json")):
@@ -64,7 +64,10 @@ def runs(
         emit_json(found)
     elif found:
         columns = ("name", "state", "step", "steps", "started")
-        rows = [[*(r[c] for c in columns[:-1]), f"{str(r['started'])[:16].replace('T', ' ')} UTC"] for r in found]
+        rows = [
+            [*(r[c] for c in columns[:-1]), r["started"] and f"{r['started'][:16].replace('T', ' ')} UTC"]
+            for r in found
+        ]
         emit(format_table(columns, rows))
     elif not any(runs_dir.glob("*/sweep.json")):
         Reporter().note(f"there are no runs in {runs_dir} yet; fmrun train makes one")

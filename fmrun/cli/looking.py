@@ -82,7 +82,7 @@ def probe_layers(
             raise UserError("give a run, or --preset and --config, not both")
         folder = find(runs_dir, run)
         resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
-        trust.admit(trust.named_by(resolved, folder.config_file, folder.env()), trust_code)
+        trust.admit(trust.named_by(resolved, folder.config_file, folder), trust_code)
         own = all(override.key != "data.path" for override in overrides)
         if not own:  # none of the run's other folders belongs to these images
             gone: dict[str, object] = {
@@ -99,7 +99,7 @@ def probe_layers(
         for sentence in skipped:
             report.warn(sentence)
         if found is None:
-            raise UserError(f"run {folder.name} has no checkpoint yet; {folder.command('resume')} trains it on")
+            raise folder.no_checkpoint()
     else:
         resolved = resolve(preset, config, overrides, need_data=not no_data, trust_code=trust_code)
     if not no_data:
@@ -127,7 +127,8 @@ def data_preview(
     """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
     from ..data.places import refuse_missing, skipped_sentence
     from ..presets import resolve
-    from ..report import Reporter, emit
+    from ..report import Reporter, emit, escape
+    from ..runs import clean
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
@@ -139,6 +140,7 @@ def data_preview(
     final, images, _ = task.open(resolved)
     if sentence := skipped_sentence(resolved.data, final.data):
         Reporter().warn(sentence)
+    clean(out.parent)
     task.draw_data(final, images, out, rows)
-    emit(str(out))
+    emit(escape(str(out)))
     return 0

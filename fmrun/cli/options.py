@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, reading
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +27,9 @@ def complete_presets(incomplete: str) -> list[str]:
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    from ..runs import all_runs
+    from ..runs import run_names
 
-    return [run.name for run in all_runs(Path("runs")) if run.name.startswith(incomplete)]
+    return [name for name in run_names(Path("runs")) if name.startswith(incomplete)]
 
 
 Preset = Annotated[
@@ -111,7 +111,8 @@ def run_or_checkpoint(name: str | None, runs_dir: Path) -> Run | Path:
 
     if name is not None and name.endswith(".safetensors"):
         path = Path(name)
-        if not path.is_file():
-            raise UserError(f"there is no checkpoint file '{name}'")
+        with reading(name):
+            if not path.is_file():
+                raise UserError(f"there is no checkpoint file '{name}'")
         return path
     return find(runs_dir, name)

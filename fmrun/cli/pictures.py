@@ -44,7 +44,7 @@ def sample(
     """Draw image grids from a trained generator, or upscale photographs with one. Needs no training data."""
     target = run_or_checkpoint(run, runs_dir)
     from .. import sample as sampling
-    from ..report import Reporter, emit
+    from ..report import Reporter, emit, escape
 
     report = Reporter()
     source = sampling.open_source(target, raw=raw, device=choose_device(device), report=report, trust_code=trust_code)
@@ -62,7 +62,7 @@ def sample(
         )
     report.note(f"made by {source.described(target)}")
     for path in paths:
-        emit(str(path))
+        emit(escape(str(path)))
     return 0
 
 
@@ -81,7 +81,7 @@ def export(
     target = run_or_checkpoint(run, runs_dir)
     from .. import sample as sampling
     from ..export import DTYPES, export_source
-    from ..report import Reporter, emit
+    from ..report import Reporter, emit, escape
 
     if precision not in DTYPES:
         raise UserError(f"--precision is '{precision}'; allowed: {', '.join(DTYPES)}")
@@ -91,5 +91,5 @@ def export(
     made = export_source(source, out or Path(f"{name}.safetensors"), precision)
     report.note(f"exported {source.described(target)}")
     report.note(f"{made.what}, {made.size:,} bytes; read back, its images differ by at most {made.difference:.2g}")
-    emit(str(made.path))
+    emit(escape(str(made.path)))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..measures import measure, show, show_interval
-from ..report import format_table
+from ..report import escape, format_table
 from ..tables import fitted
 from .cautions import behind
 from .columns import Column, Score
@@ -23,14 +23,14 @@ def text(comparison: Comparison) -> str:
     """All that `fmrun compare` prints for a reader; lines are as long as they need to be, and tables fit into a terminal
     wherever they can."""
     found = verdict(comparison)
-    parts = [found.sentence, *([found.detail] if found.detail else [])]
+    parts = [escape(part) for part in (found.sentence, found.detail) if part]
     parts += [_scores(comparison)]
     if (pairs := paired_rows(comparison)) is not None:
         parts.append(f"{format_table(pairs[0], pairs[1])}\n{pairs[2]}")
     if comparison.shown_differences:
         parts.append(_differences(comparison))
     if found.reasons:
-        parts.append("\n".join(f"- {reason}" for reason in found.reasons))
+        parts.append("\n".join(f"- {escape(reason)}" for reason in found.reasons))
     return "\n\n".join(["\n".join(parts[:2]) if found.detail else parts[0], *parts[(2 if found.detail else 1) :]])
 
 

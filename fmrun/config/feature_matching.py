@@ -52,10 +52,10 @@ class FeatureMatchingConfig(Section):
     eps: float = Field(default=1e-6, gt=0.0, allow_inf_nan=False)
     """Charbonnier: sqrt(d^2 + eps)."""
 
-    start_step: int = Field(default=0, ge=0)
+    start_step: int = Field(default=0, ge=0, le=10**9)
     """Feature matching acts from this step on; before it, it costs nothing."""
 
-    ramp: int = Field(default=0, ge=0)
+    ramp: int = Field(default=0, ge=0, le=10**9)
     """Steps over which the weight grows linearly from zero."""
 
     layer_weights: Literal["uniform"] | Annotated[tuple[LayerWeight, ...], Field(min_length=1)] = "uniform"
@@ -76,7 +76,7 @@ class FeatureMatchingConfig(Section):
     directions: int = Field(default=64, ge=1, le=4096)
     """For `match = "sliced"`: random directions drawn each step."""
 
-    measure_every: int = Field(default=8, ge=1)
+    measure_every: int = Field(default=8, ge=1, le=10**9)
     """Steps between measurements of the gradient share (and updates of the balance); the first 32 steps are
     each measured."""
 

@@ -212,7 +212,7 @@ def _guess(value: Any, options: list[str]) -> str:
 
 def _plain(bound: float | None) -> str:
     assert bound is not None
-    return "2^63" if bound == 2**63 else f"{bound:g}"
+    return "2^63" if bound == 2**63 else f"{bound:,}" if isinstance(bound, int) and bound > 9999 else f"{bound:g}"
 
 
 def _kind(annotation: Any, metadata: tuple[Any, ...] = ()) -> Kind:

@@ -39,11 +39,11 @@ class GanLossConfig(Section):
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Scales the generator's adversarial term only."""
 
-    start_step: int = Field(default=0, ge=0)
+    start_step: int = Field(default=0, ge=0, le=10**9)
     """The generator's adversarial term acts from this step on; the discriminator trains from when that or feature
     matching first reads it."""
 
-    ramp: int = Field(default=0, ge=0)
+    ramp: int = Field(default=0, ge=0, le=10**9)
     """Steps over which the generator's adversarial term grows linearly to its weight."""
 
     r1: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
@@ -52,7 +52,7 @@ class GanLossConfig(Section):
     r2: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """Gamma of the R2 penalty, gamma/2 * E||grad D(fake)||^2; 0 turns it off."""
 
-    penalty_every: int = Field(default=1, ge=1)
+    penalty_every: int = Field(default=1, ge=1, le=10**9)
     """R1 and R2 are computed every so many steps and scaled up by as much (lazy regularisation)."""
 
 
@@ -65,10 +65,10 @@ class ImageLossConfig(Section):
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Multiplies the loss, once; 0 turns it off, at no cost."""
 
-    start_step: int = Field(default=0, ge=0)
+    start_step: int = Field(default=0, ge=0, le=10**9)
     """The loss acts from this step on; before it, it costs nothing."""
 
-    ramp: int = Field(default=0, ge=0)
+    ramp: int = Field(default=0, ge=0, le=10**9)
     """Steps over which the weight grows linearly from zero."""
 
 
@@ -86,7 +86,7 @@ class FrequencyLossConfig(ImageLossConfig):
     alpha: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Exponent of the focal weight |difference of the spectra|^alpha; 0 weighs all frequencies alike."""
 
-    patch_factor: int = Field(default=1, ge=1)
+    patch_factor: int = Field(default=1, ge=1, le=1024)
     """Cuts the image into so many rows and columns of patches, each with a spectrum of its own; must divide its
     height and width."""
 

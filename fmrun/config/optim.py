@@ -21,16 +21,16 @@ class AdamConfig(Section):
 
 
 class ScheduleConfig(Section):
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=10**9)
     """Steps over which the learning rates grow linearly from zero."""
 
     decay: Literal["none", "linear", "cosine"] = "none"
     """Shape of the decay between `decay_start` and `decay_end`."""
 
-    decay_start: int = Field(default=0, ge=0)
+    decay_start: int = Field(default=0, ge=0, le=10**9)
     """Absolute step at which the decay begins."""
 
-    decay_end: int = Field(default=0, ge=0)
+    decay_end: int = Field(default=0, ge=0, le=10**9)
     """Absolute step at which the decay ends; it never follows from `train.steps`, so that extending a run changes
     nothing before."""
 

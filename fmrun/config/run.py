@@ -8,13 +8,13 @@ from .base import Section
 
 
 class TrainConfig(Section):
-    steps: int = Field(default=2500, ge=1)
+    steps: int = Field(default=2500, ge=1, le=10**9)
     """Steps to train: each updates the discriminator and the generator."""
 
-    batch_size: int = Field(default=64, ge=2)
+    batch_size: int = Field(default=64, ge=2, le=2**20)
     """Images per update, over all processes and micro-batches."""
 
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=2**20)
     """Micro-batches an update is computed in, to save memory. Exact for per-image terms and for feature matching;
     batch norm sees each micro-batch by itself."""
 
@@ -23,10 +23,10 @@ class TrainConfig(Section):
     one discriminator pass over each set of images (Mescheder et al. 2017): another algorithm, and a cheaper one,
     feature matching costing no pass of its own."""
 
-    d_updates: int = Field(default=1, ge=1)
+    d_updates: int = Field(default=1, ge=1, le=1024)
     """Discriminator updates per step, each on fresh images."""
 
-    g_updates: int = Field(default=1, ge=1)
+    g_updates: int = Field(default=1, ge=1, le=1024)
     """Generator updates per step, each on fresh latents."""
 
     augment: tuple[Literal["color", "translation", "cutout"], ...] = ()
@@ -47,13 +47,13 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: int = Field(default=500, ge=1)
+    every: int = Field(default=500, ge=1, le=10**9)
     """Steps between checkpoints; one is always written at the end and when stopped by a signal."""
 
-    keep_last: int = Field(default=2, ge=1)
+    keep_last: int = Field(default=2, ge=1, le=10**6)
     """Newest checkpoints kept."""
 
-    keep_every: int = Field(default=0, ge=0)
+    keep_every: int = Field(default=0, ge=0, le=10**9)
     """Checkpoints at multiples of this step are kept for good; 0 keeps none."""
 
     best: str | None = "auto"
@@ -71,10 +71,10 @@ class CheckpointConfig(Section):
 
 
 class LogConfig(Section):
-    every: int = Field(default=50, ge=1)
+    every: int = Field(default=50, ge=1, le=10**9)
     """Steps between read-outs: one row of metrics.jsonl, averaged over the steps since the last."""
 
-    sample_every: int = Field(default=250, ge=0)
+    sample_every: int = Field(default=250, ge=0, le=10**9)
     """Steps between sample grids from fixed latents; 0 draws one at the end only."""
 
     sample_count: int = Field(default=64, ge=1, le=1024)
@@ -85,19 +85,19 @@ class LogConfig(Section):
 
 
 class EvalConfig(Section):
-    every: int = Field(default=500, ge=0)
+    every: int = Field(default=500, ge=0, le=10**9)
     """Steps between measurements on held-out images (how far the discriminator tells them from training images);
     0 turns them off."""
 
-    num: int = Field(default=500, ge=2)
+    num: int = Field(default=500, ge=2, le=10**7)
     """Held-out images used."""
 
-    kid_every: int = Field(default=1000, ge=0)
+    kid_every: int = Field(default=1000, ge=0, le=10**9)
     """Images from noise: steps between quick measurements of KID, of images of the averaged generator against training
     images (not those that `fmrun eval` measures against, as far as there are others); 0 turns them off. They stand in metrics.jsonl under the name
     of their extractor, as `eval/kid_mobilenet_v2`, or `eval/kid` with Inception."""
 
-    kid_num: int = Field(default=500, ge=10)
+    kid_num: int = Field(default=500, ge=10, le=10**7)
     """Images generated for one of them, and real ones compared with. Few make it quick, not exact: `fmrun eval` measures
     better."""
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..config.data import DataConfig
-from ..errors import UserError
+from ..errors import UserError, reading
 from ..rng import numpy_generator
 from .arrays import BadFile, open_array, read_array
 from .feed import Feed, claimed, flips, order, placement
@@ -66,7 +66,8 @@ def _open(
     """One split, or `None` and a new entry in `problems`."""
     images: Images
     try:
-        raw = read_array(path, config, split)
+        with reading(path):
+            raw = read_array(path, config, split)
         if raw is None:
             leave_out = config.leave_out if split == "train" else config.valid_leave_out
             images = open_folder(field, path, config, channels, progress, leave_out=leave_out, choice=choice)

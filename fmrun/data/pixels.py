@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import reading
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # Only these are tried, whatever a file calls itself: some of Pillow's other readers start programs (EPS).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -152,13 +154,7 @@ def read_header(path: Path) -> Header:
 
 def decode(path: Path, channels: int, size: int, fit: str) -> np.ndarray:
     """An image file as uint8 `(channels, size, size)`, upright, without alpha (over white)."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(error) from error
-    if not data:
-        raise BadImage("empty")
-    with _opened(BytesIO(data)) as image:
+    with reading(path), _opened(BytesIO(content(path))) as image:
         try:
             image.load()
             upright = _upright(image)
@@ -168,6 +164,17 @@ def decode(path: Path, channels: int, size: int, fit: str) -> np.ndarray:
         except Exception as error:  # decoders raise whatever they stumble over
             raise BadImage("damaged") from error
     return fit_image(flat, size, fit)
+
+
+def content(path: Path) -> bytes:
+    """The bytes of an image file. Raises BadImage."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(error) from error
+    if not data:
+        raise BadImage("empty")
+    return data
 
 
 def _unreadable(error: OSError) -> BadImage:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, reading
 from .folder import Entry
-from .pixels import BAD, GREY_16, BadImage, _flat, _opened, _unreadable, _upright
+from .pixels import BAD, GREY_16, BadImage, _flat, _opened, _upright, content
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -145,13 +145,7 @@ def decode_middle(path: Path, channels: int, size: tuple[int, int], windows: Seq
 
 def decode_upright(path: Path) -> Image.Image:
     """An image file as it is to be seen, in its own mode. Raises `BadImage`."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(error) from error
-    if not data:
-        raise BadImage("empty")
-    with _opened(BytesIO(data)) as image:
+    with reading(path), _opened(BytesIO(content(path))) as image:
         try:
             image.load()
             return _upright(image)

@@ -188,7 +188,7 @@ def _wanted(target: Run | Path, asked: Asked) -> list[Path]:
         return [target]
     known = checkpoint.steps(target.checkpoints)
     if not known:
-        raise UserError(f"run {target.name} has no checkpoint yet; {target.command('resume')} trains it on")
+        raise target.no_checkpoint()
     missing = next((step for step in asked.steps if step not in known), None)
     if missing is not None:
         raise UserError(

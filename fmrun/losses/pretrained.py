@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, reading
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's images in [0, 1], which these nets were trained with."""
@@ -137,7 +137,8 @@ def read_weights(path: Path, field: str) -> dict[str, Tensor]:
 def load_features(backbone: Backbone, file: str | None, field: str) -> nn.Sequential:
     """The pretrained convolutional part, frozen, in evaluation mode, on the CPU."""
     path = Path(file) if file is not None else find_weights(backbone, field)
-    state = read_weights(path, field)
+    with reading(path):
+        state = read_weights(path, field)
     net = backbone.features()
     own = net.state_dict()
     given = {key.removeprefix("features."): v for key, v in state.items() if key.startswith("features.")}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, reading
 from ..losses.pretrained import BACKBONES, MEAN, STD, as_rgb, cache_folder, find_weights, load_features, read_weights
 from ..models.custom import load_target
 from ..rng import torch_generator
@@ -161,7 +161,7 @@ def _flags_named() -> Iterator[None]:
 def _inception(file: Path | None, device: torch.device, note: Callable[[str], None]) -> Extractor:
     path = file if file is not None else _found("inception") or _fetch_inception(note)
     net = _empty_inception()
-    with _flags_named():
+    with _flags_named(), reading(path):
         state = read_weights(path, "--extractor")
     try:
         net.load_state_dict(state)
@@ -239,7 +239,8 @@ def _custom(target: str, device: torch.device) -> Extractor:
 
 def _digest(path: Path, published: str, note: Callable[[str], None]) -> str:
     """SHA-256 of the weights; a note if they are not those that `published`, the usual name of their file, ends in."""
-    found = _sha256(path, path.stat().st_mtime_ns)
+    with reading(path):
+        found = _sha256(path, path.stat().st_mtime_ns)
     if not _is_published(found, published):
         note(f"{path} does not hold the published weights ({published}): its scores compare with none but its own")
     return found

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Config
@@ -124,7 +125,7 @@ def custom_generator(
     for example, shape in examples:
         multiple = next((m for m in MULTIPLES if _makes(net, *_enlarged(example, shape, m))), None)
         if first.ndim == 4 and example is not first and multiple is not None:
-            net.multiple = multiple  # type: ignore[assignment]
+            _Sides(multiple, shape[2] // example.shape[2]).guard(net)
         elif not _makes(net, example, shape):
             with torch.no_grad():
                 made = attempt(copy.deepcopy(net), example, what)
@@ -145,6 +146,29 @@ MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 def multiple_of(net: nn.Module) -> int:
     """What the sides of the images that an upscaler of the user's own takes are multiples of."""
     return getattr(net, "multiple", 1)
+
+
+class _Sides:
+    """Pads images for an upscaler whose sides have to be multiples, and crops what it makes of them."""
+
+    def __init__(self, multiple: int, scale: int) -> None:
+        self.multiple, self.scale = multiple, scale
+        self.made: tuple[int, int] = (0, 0)
+
+    def guard(self, net: nn.Module) -> None:
+        net.multiple = self.multiple  # type: ignore[assignment]
+        if self.multiple > 1:
+            net.register_forward_pre_hook(self.pad)
+            net.register_forward_hook(self.crop)
+
+    def pad(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        height, width = arguments[0].shape[2:]
+        self.made = (self.scale * height, self.scale * width)
+        more = (0, -width % self.multiple, 0, -height % self.multiple)
+        return (F.pad(arguments[0], more, mode="replicate") if any(more) else arguments[0], *arguments[1:])
+
+    def crop(self, module: nn.Module, arguments: tuple[Any, ...], image: Tensor) -> Tensor:
+        return image[..., : self.made[0], : self.made[1]]
 
 
 def _as_maps(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

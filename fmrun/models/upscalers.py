@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, reading
 
 Params = Mapping[str, Any]
 
@@ -269,7 +269,7 @@ def read_pretrained(path: str | Path, field: str = "generator.init") -> Pretrain
 
     file = Path(path)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), reading(file):
             found = MAIN_REGISTRY.load(_read_weights(file, field))
     except UnsupportedModelError:
         raise UserError(f"{field}: '{path}' is no upscaler that spandrel knows") from None
@@ -385,6 +385,8 @@ def _read_weights(file: Path, field: str) -> dict[str, Any]:
         raise UserError(f"{field}: '{file}' is neither .safetensors nor .pth")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:
         raise UserError(
             f"{field}: '{file}' holds more than weights, or is damaged, and is not loaded, for that could execute what "

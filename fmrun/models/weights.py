@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, reading
 
 
 def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str) -> None:
@@ -19,8 +19,9 @@ def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str)
     if not file.is_file():
         raise UserError(f"{field}: there is no file '{path}'")
     try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
+        with reading(file):
+            tensors = load_file(file)
+    except SafetensorError as error:
         raise UserError(f"{field}: '{path}' is not a readable .safetensors file ({error})") from None
     for prefix in prefixes:
         inner = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..report import Reporter, counted, format_duration
+from ..report import Reporter, counted, escape, format_duration
 
 INTERVAL = 0.5
 """Seconds between redraws."""
@@ -62,7 +62,7 @@ class Display:
         for column in ("run", "at", "time"):
             table.add_column(Text(column), no_wrap=True, overflow="ellipsis")
         for line in lines():
-            table.add_row(Text(line.name), Text(line.what), Text(format_duration(line.seconds)))
+            table.add_row(Text(escape(line.name)), Text(escape(line.what)), Text(format_duration(line.seconds)))
         with suppress(OSError):
             self._live.update(Group(Text(self.summary(done, failed, left)), table), refresh=True)
 

@@ -7,20 +7,18 @@ runs/SWEEP/
   logs/COMBINATION_seed-N.log    what each said
 """
 
-import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import __version__, records
 from ..config import Config
 from ..errors import UserError, nearest
 from ..presets import FREE_ON_RESUME, flatten, from_json, render
-from ..runs import NAME, Run, exclusive, saving, to_json, write_atomic
+from ..runs import NAME, Run, exclusive, make_folder, saving, to_json, write_atomic
 from .grid import (
     MATCHING,
     WEIGHT,
@@ -95,7 +93,7 @@ class Sweep:
     def lock(self) -> Iterator[None]:
         """Hold the sweep while it runs; a second command is refused with a UserError."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except OSError as error:
             raise UserError(
                 f"cannot make a sweep in {self.folder.parent}: {error.strerror}; make it writable or give another --runs-dir"
@@ -174,7 +172,7 @@ class Sweep:
     def write(self, command: Sequence[str]) -> None:
         """Put the plan, and the command it is of, where the next command and a reader find it."""
         for folder in (self.folder / CONFIGS, self.folder / LOGS):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         for name in self.combinations:
             self._write(self.config_file(name), self.settings(name))
         self._write(
@@ -213,12 +211,12 @@ def open_sweep(runs_dir: Path, name: str) -> Sweep:
             raise UserError(f"--name {name}: {folder} is there already, and is no sweep; give another name")
         return sweep
     try:
-        content = json.loads(sweep.file.read_text(encoding="utf-8"))
-        sweep.keys, sweep.seeds = list(content["over"]), list(content["seeds"])
-        sweep.runs = {run: (entry["combination"], entry["seed"]) for run, entry in content["runs"].items()}
-        settings = {key: entry["settings"] for key, entry in content["combinations"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot read {sweep.file} ({error}); give another --name, or move {folder} away") from None
+        content = records.read(sweep.file, records.Sweep)
+    except UserError as error:
+        raise UserError(f"{error}; give another --name, or move {folder} away") from None
+    sweep.keys, sweep.seeds = content["over"], content["seeds"]
+    sweep.runs = {run: (entry["combination"], entry["seed"]) for run, entry in content["runs"].items()}
+    settings = {key: entry["settings"] for key, entry in content["combinations"].items()}
     sweep.combinations = {key: Combination(s, from_json(sweep.config_file(key))) for key, s in settings.items()}
     return sweep
 
@@ -264,17 +262,6 @@ def standing(planned: Planned, config: Config) -> str:
     if state == "finished":
         return "finished" if int(run.status().get("step", 0)) >= steps else "extend"
     return "resume"
-
-
-def clear_torn(run: Run) -> None:
-    """Remove a folder whose making was cut short; nothing that was trained is in one without a config."""
-    if (
-        run.path.is_dir()
-        and not run.config_file.exists()
-        and not run.metrics_file.exists()
-        and not any(run.checkpoints.glob("*"))
-    ):
-        shutil.rmtree(run.path, ignore_errors=True)
 
 
 def changed_settings(run: Run, config: Config) -> list[str]:

@@ -1,6 +1,5 @@
 """From the first run of a sweep to the last. Each is a process of its own: what becomes of one leaves the others alone."""
 
-import json
 import os
 import signal
 import time
@@ -12,12 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from .. import records
 from ..errors import BAD_INPUT, DIVERGED, INTERNAL, OK
 from ..report import Reporter, counted
 from ..runs import saving, to_json, write_atomic
 from .display import Display, Line
 from .launch import Handle, Launcher, Submitit, Task, cores
-from .plan import Planned, Sweep, changed_settings, clear_torn, standing
+from .plan import Planned, Sweep, changed_settings, standing
 
 POLL = 0.05
 THREADS = "OMP_NUM_THREADS"
@@ -176,8 +176,6 @@ class Worker:
         chosen = [self.pending.popleft() for _ in range(min(free, len(self.pending)))]
         if not chosen:
             return
-        for work in chosen:
-            clear_torn(work.planned.run)
         handles = self.launcher.start([(work.task, self._environment(work)) for work in chosen])
         for work, handle in zip(chosen, handles, strict=True):
             work.handle, work.since = handle, time.monotonic()
@@ -264,9 +262,9 @@ class Worker:
 
     def _adopt(self) -> None:
         """Follow the jobs that an earlier command submitted and that are not over."""
-        if not (isinstance(self.launcher, Submitit) and self.launcher.stays and self._jobs_file.exists()):
+        if not (isinstance(self.launcher, Submitit) and self.launcher.stays):
             return
-        jobs = json.loads(self._jobs_file.read_text(encoding="utf-8"))
+        jobs = records.read(self._jobs_file, records.Jobs)
         for waiting in (self.pending, self.elsewhere):
             for work in [w for w in waiting if w.planned.name in jobs]:
                 handle = self.launcher.again(jobs[work.planned.name], work.task)
