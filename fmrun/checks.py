@@ -15,7 +15,7 @@ from .config import FeatureMatchingConfig
 from .errors import UserError
 from .feature_matching import FeatureMatching
 from .models.base import scales
-from .models.norm import held_averages, unchanged
+from .models.norm import held_averages, perturbed, unchanged
 from .rng import torch_generator
 from .simultaneous import one_augmentation
 from .state import State
@@ -80,7 +80,10 @@ def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
     Raises UserError naming the layer or loss that gives the generator nothing. Leaves parameters, buffers and random
     streams as they were, but for one: where the statistic is blind, a new run's balance is held.
     """
-    with unchanged(state.task.generator, *(critic.net for critic in state.task.critics)):
+    nets = [state.task.generator, *(critic.net for critic in state.task.critics)]
+    with unchanged(*nets), torch.random.fork_rng(enabled=state.task.own_nets):
+        if state.task.own_nets:  # what they draw is the same every time
+            torch.manual_seed(0)
         strength = _check_start(state, draws[0])
     if state.step == 0 and state.world.any(strength is not None and strength.held):
         for critic in state.task.critics:
@@ -181,7 +184,14 @@ def _idle(critic: Critic) -> CriticPlan:
 
 
 def passes_gradient(critic: Critic, layer: str, images: Tensor) -> bool:
-    """Whether features of `layer` have a gradient at the images."""
+    """Whether features of `layer` have a gradient at the images, or would have, did no weight begin at zero."""
+    if _passes_gradient(critic, layer, images):
+        return True
+    with perturbed(critic.net):
+        return _passes_gradient(critic, layer, images)
+
+
+def _passes_gradient(critic: Critic, layer: str, images: Tensor) -> bool:
     leaf = images.detach().requires_grad_()
     feature = critic(leaf, critic.mildest(leaf), (layer,), logits=False, exact=True).features[layer]
     if not feature.requires_grad:
@@ -203,9 +213,18 @@ def _check_losses(state: State, critic: Critic, plan: CriticPlan, batches: list[
         if part is None:
             continue
         plans = Plan(tuple(part if c is critic else _idle(c) for c in task.critics), image_losses=())
-        with unchanged(critic.matching):
-            gradients, _ = generator_image_gradients(task, plans, batches, images, state.live, state.world)
-        if not any(bool(g.abs().sum() > 0) for g in gradients):
+
+        def reaches(plans: Plan = plans) -> bool:
+            with unchanged(critic.matching):
+                gradients, _ = generator_image_gradients(task, plans, batches, images, state.live, state.world)
+            return state.world.any(any(bool(g.abs().sum() > 0) for g in gradients))
+
+        if not reaches():
+            with perturbed(critic.net):  # a head that begins at zero
+                found = reaches()
+        else:
+            found = True
+        if not found:
             raise UserError(
                 f"{name} gives the generator no gradient, so it can learn nothing from it; check the discriminator "
                 "and the layers and statistic matched"

@@ -16,6 +16,7 @@ from fmrun.overlay import Layers, Override, one_line
 
 if TYPE_CHECKING:
     from fmrun.config import Config
+    from fmrun.overlay import Given
 
 DEFAULT = "dcgan-fm"
 
@@ -174,10 +175,27 @@ def resolve(
         whole = params not in read or any(override.key == params for override in overrides)
         typed = layers.given[name] is not read.get(name) and whole  # the target, and all that it is called with
         named.append(trust.Named(target, "" if typed else str(config_file or layers.given[name].label), typed))
+        _refuse_unused(target.field, layers, read)
     trust.admit(named, trust_code)
     if need_data:
         _check_bundled(config, layers)
     return config
+
+
+USED_BESIDE_TARGET = ("target", "params", "init", "latent_dim")
+"""Settings of a net that one of the user's own has too."""
+
+
+def _refuse_unused(section: str, layers: "Layers", read: "dict[str, Given]") -> None:
+    """UserError for a setting that was typed beside a target, which does not read it; what was `read` of presets and files,
+    which may be whole configs, stays unused."""
+    for key, given in layers.given.items():
+        name = key.removeprefix(f"{section}.")
+        if name != key and name not in USED_BESIDE_TARGET and given is not read.get(key):
+            raise UserError(
+                f"{given.label}: {key} is for fmrun's own nets, and {section}.target has none of it; leave it out, or give the "
+                f"target what it takes with -s '{section}.params={{…}}'"
+            )
 
 
 def _file(config_file: Path | None) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from .rng import torch_generator
 from .state import TASKS, State
 from .step import frozen, generator_image_gradients
 from .tasks import Batch, Plan
+from .tasks.pair import feature_shapes
 
 
 def probe(
@@ -168,6 +169,7 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
                     layer["gap"] = _finite(gap(real[name], fake[name], task.paired))
                     layer["blind"] = blind(state, name, real[name], fake[name])
                     layer["gradient_share"] = _share(state, alone, layer["gradient"], batches, images)
+                shapes |= feature_shapes(net, image_shape, selected)
                 together = matching_on(state, fm, selected, shapes, weight)
                 if critic.matching is not None:
                     together.load_state_dict(critic.matching.state_dict())
@@ -194,6 +196,8 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
         "warnings": [],
     }
     result["notes"], result["warnings"] = _notes(result, fm), _warnings(result, fm)
+    if unlisted := [name for name in selected if name not in names]:
+        result["notes"].append(f"matched, and not listed: {', '.join(unlisted)}")
     return result
 
 

@@ -26,6 +26,7 @@ from .memory import check_fit, is_out_of_memory, memory_line, within_memory
 from .metrics.extractors import HOW, available
 from .models.base import parameter_count
 from .models.norm import has_batch_norm
+from .models.walked import layout_of
 from .optim import lr_factor
 from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism, set_threads
 from .presets import FREE_ON_RESUME, HORIZONS, PLACES, covers, flatten, from_json, render
@@ -98,6 +99,11 @@ def warnings(config: Config, state: State) -> list[str]:
             "estimator 'unbiased' takes the features of a batch for independent, which batch norm makes them not: behind it "
             "more is subtracted than their noise; match before the norm, or use -s discriminator.norm=spectral"
         )
+    if getattr(task.critics[0].net, "ends_in_sigmoid", False) and config.losses.gan.type != "lsgan":
+        found.append(
+            f"the discriminator ends in a sigmoid, and losses.gan.type '{config.losses.gan.type}' takes logits, of any size: "
+            "return them without the sigmoid, or add -s losses.gan.type=lsgan, which is for values from 0 to 1"
+        )
     if config.losses.gan.type == "wgan" and config.discriminator.norm != "spectral" and not config.losses.gan.r1:
         found.append(
             "a Wasserstein critic has to be kept Lipschitz: add -s discriminator.norm=spectral or -s losses.gan.r1=10"
@@ -115,6 +121,14 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
         f"data: {task.describe(train, valid)}, from {c.data.path}",
         f"nets: generator {parameter_count(task.generator):,} weights, "
         f"discriminator {parameter_count(task.critics[0].net):,}, on {state.device} in {precision[task.precision]}",
+        *(
+            f"{name}: in the ordinary memory format (NCHW), for {net.target} does not take channels_last"
+            for name, net, made in (
+                ("generator", c.generator, task.generator),
+                ("discriminator", c.discriminator, task.critics[0].net),
+            )
+            if layout_of(made) == torch.contiguous_format
+        ),
         f"training: steps {state.step} to {c.train.steps}, batch {c.train.batch_size}"
         + (f" over {state.world.size} processes" if state.world.size > 1 else ""),
     ]

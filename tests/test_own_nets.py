@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from commands import TINY, fmrun, good, rows, same_runs, same_tensors, saved, tiles, train
+from commands import BARE, fmrun, good, rows, same_runs, same_tensors, saved, tiles, train
 from pair_images import picture, save
 from PIL import Image
 
@@ -215,7 +215,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_be_is_one_sentence(name: str) -> None:
     arguments, words = WRONG[name]
-    done = fmrun("train", *TINY, *arguments)
+    done = fmrun("train", *BARE, *arguments)
     assert (done.code, done.out) == (2, "")
     (error,) = done.errors
     assert words in error
@@ -223,7 +223,7 @@ def test_what_cannot_be_is_one_sentence(name: str) -> None:
 
 
 def test_noise_is_refused_where_nets_run_twice() -> None:
-    done = fmrun("train", *TINY, *MAKER, "-s", "train.accumulate=2")
+    done = fmrun("train", *BARE, *MAKER, "-s", "train.accumulate=2")
     assert done.code == 2
     assert "a target here draws random numbers" in done.errors[0]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import TINY, fmrun, good, rows, saved, train
+from commands import BARE, fmrun, good, rows, saved, train
 
 from fmrun.config import FeatureMatchingConfig
 from fmrun.data.feed import order
@@ -137,7 +137,7 @@ class Judge(nn.Module):
     good("resume", "run", "--steps", "5")
     assert [row["fm/balance"] for row in rows(RUNS / "run")] == [1.0] * 5
     assert saved(RUNS / "run", 5).tensors["matching.discriminator.held"]
-    assert any("it stays at 1" in line for line in fmrun("train", *TINY, *own, "--dry-run").warnings)
+    assert any("it stays at 1" in line for line in fmrun("train", *BARE, *own, "--dry-run").warnings)
 
 
 def test_a_sum_over_elements_and_a_tiny_statistic_get_the_share_they_ask_for() -> None:

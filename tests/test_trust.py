@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import TINY, Background, Done, fmrun, good, same_runs, saved, steps, train
+from commands import BARE as TINY
+from commands import Background, Done, fmrun, good, same_runs, saved, steps, train
 from sweeping import good_sweep
 from test_distributed import two
 

@@ -81,6 +81,22 @@ def unchanged(*modules: nn.Module | None) -> Iterator[None]:
                 module.get_buffer(name).copy_(value)
 
 
+@contextmanager
+def perturbed(net: nn.Module) -> Iterator[None]:
+    """Inside, every weight has a little noise, the same every time: what begins at zero is seen to belong to the net."""
+    weights = [(p, p.detach().clone()) for p in net.parameters()]
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p, kept in weights:
+            p.copy_(kept + 0.02 * torch.randn(p.shape, generator=rng, dtype=torch.float32).to(kept))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, kept in weights:
+                p.copy_(kept)
+
+
 def has_batch_norm(net: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) for m in net.modules())
 
