@@ -6,12 +6,11 @@ import math
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from commands import TINY, Background, Done, finish, fmrun, good, rows, saved, spawn, status, steps
+from commands import TINY, Background, Done, finish, fmrun, free_port, good, rows, saved, spawn, status, steps, wait_for
 
 pytestmark = [
     pytest.mark.usefixtures("workplace"),
@@ -24,14 +23,6 @@ LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr
 
 def s(*settings: str) -> tuple[str, ...]:
     return tuple(part for setting in settings for part in ("-s", setting))
-
-
-def free_port() -> str:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 def launch(*arguments: str) -> subprocess.Popen[str]:
@@ -140,11 +131,7 @@ def test_the_first_step_in_float32_and_a_stop() -> None:
             assert math.isclose(one[key], other[key], rel_tol=1e-4), key
 
     process = launch("resume", "two", "--steps", "1000000", *s("checkpoint.every=100000"))
-    end = time.monotonic() + 90
-    while len(rows(RUNS / "two")) < 5:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(lambda: len(rows(RUNS / "two")) >= 5, process)
     os.kill(process.pid, signal.SIGTERM)
     stopped = finish(process)
     assert stopped.code != 0  # torchrun's own
