@@ -255,10 +255,11 @@ def create(
     command: Sequence[str],
     code: Mapping[str, Any] | None = None,
     texts: Mapping[str, bytes] | None = None,
+    job: str | None = None,
 ) -> Run:
     """Make the folder of a new run: `name`, or `preset`-001, -002, … Two processes never get the same one.
 
-    `code` and `texts` are what `trust.record` notes of nets of the user's own.
+    `code` and `texts` are what `trust.record` notes of nets of the user's own; `job` is `World.job`.
     """
     if name is not None:
         check_name(runs_dir, name)
@@ -275,7 +276,7 @@ def create(
         run.samples.mkdir()
         run.checkpoints.mkdir()
         # The config comes last: a folder without one is not a run.
-        facts = {"command": list(command), "preset": preset, **environment(), "code": code or {}}
+        facts = {"command": list(command), "preset": preset, **environment(), "code": code or {}, "job": job}
         with saving(run.path):
             for place, text in (texts or {}).items():
                 (run.path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -361,6 +362,12 @@ def find(runs_dir: Path, name: str | None) -> Run:
         raise UserError(f"there is no run '{name}': {runs_dir} has no runs yet; `fmrun train` makes one")
     hint = nearest(name, [run.name for run in known])
     raise UserError(f"there is no run '{name}' in {runs_dir}{hint or '; `fmrun runs` lists them'}")
+
+
+def of_job(runs_dir: Path, name: str | None, job: str | None) -> Run | None:
+    """The run, of this name if it is given, that processes of the same launch have begun (`World.job`), if any."""
+    runs = [] if job is None else all_runs(runs_dir) if name is None else [Run(runs_dir / name)]
+    return next((run for run in runs if run.env().get("job") == job), None)
 
 
 def all_runs(runs_dir: Path) -> list[Run]:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
 import subprocess
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from commands import TINY, Background, Done, finish, fmrun, free_port, good, rows, saved, spawn, status, steps, wait_for
+from commands import (
+    TINY,
+    Background,
+    Done,
+    finish,
+    fmrun,
+    free_port,
+    good,
+    rows,
+    same_runs,
+    saved,
+    spawn,
+    status,
+    steps,
+    wait_for,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("workplace"),
@@ -37,6 +55,17 @@ def two(*arguments: str) -> tuple[Done, Done]:
     first, second = (rank.end(120) for rank in ranks)
     assert first.code == second.code, first.err + second.err
     return first, second
+
+
+def ranks_of(launcher: int) -> dict[str, int]:
+    """Process ids of torchrun's workers, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == launcher:
+                variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+                found[variables["RANK"]] = int(folder.name)
+    return found
 
 
 def closeness(one: Path, other: Path, step: int, rel: float) -> None:
@@ -140,6 +169,59 @@ def test_the_first_step_in_float32_and_a_stop() -> None:
     assert steps(RUNS / "two")[-1] == content["step"]
     assert stopped.err.count("stopped and saved at step") == 1
     good("resume", "two", "--steps", str(content["step"] + 1))
+
+
+RESTARTED = (*TINY, "--steps", "40", *s("log.every=5", "checkpoint.every=5"))
+
+
+def test_torchrun_restarts_killed_processes_and_the_run_ends_as_if_nothing_had_happened() -> None:
+    process = spawn("train", *RESTARTED, module=(*LAUNCH, free_port(), "--max-restarts", "3", "-m", "fmrun"))
+    checkpoints = RUNS / "dcgan-fm-001"
+    for rank, step in (("1", 5), ("0", 10), ("1", 15)):
+        wait_for(lambda step=step: steps(checkpoints)[-1:] >= [step], process)
+        os.kill(ranks_of(process.pid)[rank], signal.SIGKILL)
+    done = finish(process)
+    assert done.code == 0, done.err
+    assert done.err.count("the processes were restarted; they go on with run dcgan-fm-001") == 3
+    assert [run.name for run in RUNS.iterdir()] == ["dcgan-fm-001"]
+    assert status(checkpoints)["state"] == "finished"
+    two("train", *RESTARTED, "--name", "whole")
+    same_runs(RUNS / "whole", checkpoints, 40)
+
+
+def test_a_restart_continues_a_named_run_of_its_own_launch_alone() -> None:
+    port = free_port()
+
+    def agent() -> torch.distributed.TCPStore:
+        """What torchrun keeps over restarts."""
+        patience = timedelta(seconds=30)
+        return torch.distributed.TCPStore(
+            "127.0.0.1", int(port), is_master=True, wait_for_workers=False, timeout=patience
+        )
+
+    def start(restarts: int, *more: str) -> list[Background]:
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
+        env |= {"TORCHELASTIC_RESTART_COUNT": str(restarts)}
+        arguments = ("train", *RESTARTED, "--name", "named", *more)
+        return [Background(*arguments, env={**env, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+
+    store = agent()
+    first, second = start(0, *s("checkpoint.every=1000"))
+    first.until((RUNS / "named" / "metrics.jsonl").exists)
+    first.kill(), second.kill()
+    first, second = start(1, *s("checkpoint.every=1000"))
+    done = first.end()
+    assert second.end().code == done.code == 0, done.err
+    assert "run named has no checkpoint yet; it starts again at step 0" in done.err
+    two("train", *RESTARTED, "--name", "whole")
+    same_runs(RUNS / "whole", RUNS / "named", 40)
+
+    del store
+    store = agent()
+    first, second = start(1)
+    assert (first.end().code, second.end().code) == (2, 2)
+    assert json.loads((RUNS / "named/env.json").read_text())["job"]
 
 
 def test_a_batch_that_does_not_divide_is_one_sentence() -> None:
