@@ -206,7 +206,7 @@ def test_a_restart_continues_a_named_run_of_its_own_launch_alone() -> None:
         arguments = ("train", *RESTARTED, "--name", "named", *more)
         return [Background(*arguments, env={**env, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
 
-    store = agent()
+    agents = [agent()]
     first, second = start(0, *s("checkpoint.every=1000"))
     first.until((RUNS / "named" / "metrics.jsonl").exists)
     first.kill(), second.kill()
@@ -217,8 +217,8 @@ def test_a_restart_continues_a_named_run_of_its_own_launch_alone() -> None:
     two("train", *RESTARTED, "--name", "whole")
     same_runs(RUNS / "whole", RUNS / "named", 40)
 
-    del store
-    store = agent()
+    agents.clear()
+    agents.append(agent())
     first, second = start(1)
     assert (first.end().code, second.end().code) == (2, 2)
     assert json.loads((RUNS / "named/env.json").read_text())["job"]
@@ -241,3 +241,68 @@ def test_a_launcher_of_one_process_is_no_world(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert fmrun("train", *TINY, "--steps", "1", "--name", "single").code == 0
     assert saved(RUNS / "single", 1).meta["machine"]["ranks"] == 1
+
+
+LEFT_OVER = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_variables_left_over_from_a_launcher_are_one_sentence(rank: str) -> None:
+    env = {**LEFT_OVER, "RANK": rank, "MASTER_PORT": free_port(), "FMRUN_RENDEZVOUS_TIMEOUT": "1"}
+    done = Background("train", *TINY, "--name", "alone", env=env).end()
+    (said,) = done.err.splitlines()
+    assert done.code == 2
+    assert (
+        f"2 processes have met within 1 s; if their variables (WORLD_SIZE=2 RANK={rank} MASTER_ADDR=127.0.0.1" in said
+    )
+    assert "`unset WORLD_SIZE RANK MASTER_ADDR MASTER_PORT`" in said
+    assert not RUNS.exists()
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = Background("train", *TINY, "--name", "taken", env={**LEFT_OVER, "MASTER_PORT": str(port)}).end()
+    (said,) = done.err.splitlines()
+    assert done.code == 2
+    assert f"MASTER_PORT {port} is in use by another program; give all processes a free port" in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"RANK": "x"}, "RANK is 'x'; it must be a whole number from 0 to 1"),
+        ({"RANK": "5"}, "RANK is '5'; it must be a whole number from 0 to 1"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many'; it must be a whole number from 1"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http'; it must be a whole number from 1 to 65535"),
+        ({"MASTER_ADDR": ""}, "environment variable MASTER_ADDR expected, but not set"),
+    ],
+)
+def test_launcher_variables_that_make_no_sense(
+    monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], said: str
+) -> None:
+    for name, value in {**LEFT_OVER, "MASTER_PORT": free_port(), **wrong}.items():
+        monkeypatch.setenv(name, value)
+    done = fmrun("train", *TINY)
+    (line,) = done.err.splitlines()
+    assert done.code == 2
+    assert said in line
+    assert "or in one process after `unset WORLD_SIZE RANK" in line
+
+
+def test_an_error_before_the_processes_meet_is_said_by_whoever_meets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**LEFT_OVER, "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for arguments in (("--preset", "nope"), ("--no-such-option",)):
+        done = fmrun("train", *arguments)
+        assert done.code == 2
+        assert done.errors[0].startswith("error: process 1: ")
+    # all that torchrun starts on a machine meet the same, and the first says it
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert (fmrun("train", "--preset", "nope").code, fmrun("train", "--preset", "nope").err) == (2, "")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "nope" in fmrun("train", "--preset", "nope").errors[0]
