@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +29,7 @@ from commands import (
     status,
     steps,
     wait_for,
+    write_folder,
 )
 
 pytestmark = [
@@ -306,3 +308,19 @@ def test_an_error_before_the_processes_meet_is_said_by_whoever_meets_it(monkeypa
     assert (fmrun("train", "--preset", "nope").code, fmrun("train", "--preset", "nope").err) == (2, "")
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert "nope" in fmrun("train", "--preset", "nope").errors[0]
+
+
+SCRIPTS = Path(sys.executable).parent
+
+
+@pytest.mark.skipif(not (SCRIPTS / "fmrun").exists(), reason="fmrun is not installed as a script")
+def test_files_called_as_standard_modules_change_nothing() -> None:
+    for module in ("random", "types", "queue", "yaml"):
+        Path(f"{module}.py").write_text("raise SystemExit('imported from the current folder')")
+    write_folder(Path("pictures"))
+    flags = (*TINY, "--data", "pictures", "--steps", "2", *s("data.cache=none", "data.workers=1"), "--name", "two")
+    torchrun = (SCRIPTS / "torchrun", *LAUNCH[2:], free_port(), "--no-python")
+    command = [*map(str, torchrun), str(SCRIPTS / "fmrun"), "train", *flags]
+    done = finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    assert done.code == 0, done.err
+    assert "finished 2 steps" in done.err
