@@ -29,7 +29,7 @@ def main() -> None:
         result = app(prog_name="fmrun", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except FmrunError as error:
-        _tell(str(error), alone=not error.everywhere)
+        _tell(str(error), error.everywhere)
         code = error.exit_code
     except KeyboardInterrupt:
         _tell("interrupted")
@@ -45,7 +45,7 @@ def main() -> None:
             code = 128 + signal.SIGINT
         elif isinstance(error, OSError) and error.strerror:
             where = f" ({error.filename})" if error.filename else ""
-            _tell(f"{error.strerror}{where}")
+            _tell(f"{error.strerror}{where}", everywhere=False)
             code = INTERNAL
         elif "RANK" in os.environ and _lost_another(error):
             _tell("another process has ended; what it said itself, and status.json, tell why")
@@ -54,7 +54,9 @@ def main() -> None:
             import traceback
 
             traceback.print_exc()
-            _tell("this is a bug in fmrun, not in what you did; please report it with the lines above", alone=True)
+            _tell(
+                "this is a bug in fmrun, not in what you did; please report it with the lines above", everywhere=False
+            )
             code = INTERNAL
     _leave(code)
 
@@ -65,7 +67,7 @@ def _usage(error: Exception) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message())  # type: ignore[attr-defined]
         return 0
-    _tell(sentence(error, sys.argv[1:]))
+    _tell(sentence(error, sys.argv[1:]), everywhere=None)
     return 2
 
 
@@ -75,10 +77,15 @@ def _lost_another(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(word in f"{type(error).__name__} {error}" for word in words)
 
 
-def _tell(message: str, alone: bool = False) -> None:
-    """Say it once, not once a process; `alone`: no other process will."""
-    rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
-    if rank == "0" or alone:
+def _tell(message: str, everywhere: bool | None = True) -> None:
+    """Say it once, not once a process. `everywhere` as in `FmrunError`: what is wrong before the processes meet is wrong for
+    all that torchrun starts on a machine, and else known to this one alone."""
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    if everywhere is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        quiet = os.environ.get("LOCAL_RANK", "0") != "0"
+    else:
+        quiet = rank != "0" and bool(everywhere)
+    if not quiet:
         from .report import Reporter
 
         Reporter().error(message if rank == "0" else f"process {rank}: {message}")

@@ -8,7 +8,10 @@ over images is therefore the mean over the slice. A loss of a batch statistic is
 from __future__ import annotations
 
 import os
+import threading
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -19,6 +22,10 @@ from torch import Tensor
 from .errors import FmrunError, UserError
 
 T = TypeVar("T")
+
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT = timedelta(minutes=30)
+"""After which one process no longer waits for another."""
 
 
 class _Mean(torch.autograd.Function):
@@ -62,11 +69,65 @@ def _check_devices(device: str, here: int) -> bool:
     return device != "cpu" and count > 0
 
 
+def _number(name: str, low: int, high: int, default: str | None = None) -> int:
+    """A number that a launcher has put into the environment."""
+    text = os.environ.get(name, default)
+    if text is None or not text.isdecimal() or not low <= int(text) <= high:
+        found = "is not set" if text is None else f"is '{text}'"
+        fix = f": {_way_out()}" if name in LAUNCHER else ""
+        raise UserError(f"{name} {found}; it must be a whole number from {low} to {high}{fix}")
+    return int(text)
+
+
+def _way_out() -> str:
+    return (
+        f"start fmrun with torchrun, or in one process after `unset {' '.join(v for v in LAUNCHER if v in os.environ)}`"
+    )
+
+
+def _job(store: dist.Store) -> str:
+    return store.compare_set("fmrun/job", "", uuid.uuid4().hex).decode()
+
+
+def _meet(rank: int, size: int, patience: int) -> dist.Store:
+    """The store that all processes are connected to; UserError where they are not within `patience` seconds."""
+    port = _number("MASTER_PORT", 1, 65535)
+    met: list[Any] = []
+
+    def meet() -> None:
+        try:
+            met.append(next(dist.rendezvous("env://", rank, size, timeout=TIMEOUT))[0])
+        except Exception as error:
+            met.append(error)
+
+    thread = threading.Thread(
+        target=meet, daemon=True
+    )  # torch's own timeout prints a stack trace, and misses some hangs
+    thread.start()
+    thread.join(patience)
+    if not met:
+        shown = " ".join(f"{name}={os.environ[name]}" for name in LAUNCHER if name in os.environ)
+        raise UserError(
+            f"not all of {size} processes have met within {patience} s; if their variables ({shown}) are left over from a "
+            f"launcher, {_way_out()}; if some start late, set FMRUN_RENDEZVOUS_TIMEOUT to more seconds"
+        )
+    if isinstance(met[0], Exception):
+        if "EADDRINUSE" in str(met[0]):
+            raise UserError(
+                f"MASTER_PORT {port} is in use by another program; give all processes a free port: torchrun --master-port N, "
+                "or MASTER_PORT=N where they are started without torchrun"
+            )
+        raise UserError(f"the processes cannot find each other ({met[0]}); {_way_out()}")
+    return met[0]
+
+
 class World:
     """The processes that share a global batch. With `size` 1, every operation is the identity."""
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.job: str | None = None
+        """Under torchrun, an id that this launch has to itself and that the processes it restarts share."""
         self._host_group: Any = None
 
     @classmethod
@@ -74,17 +135,25 @@ class World:
         """The world that torchrun describes in the environment, joined; a world of one outside torchrun."""
         if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
             return cls()
-        size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-        world = cls(rank, size, int(os.environ.get("LOCAL_RANK", 0)))
-        if size > 1:
-            cuda = _check_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-            if cuda:
-                torch.cuda.set_device(world.local_rank)
-            try:
-                dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
-            except ValueError as error:
-                raise UserError(f"the processes cannot find each other ({error}); start them with torchrun") from None
-            world._host_group = dist.new_group(backend="gloo") if cuda else None
+        size = _number("WORLD_SIZE", 1, 10**6)
+        elastic = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        if size == 1:
+            world = cls()
+            with suppress(UserError):  # variables left over are none of one process's business
+                world.job = _job(_meet(0, 1, 10)) if elastic else None
+            return world
+        rank = _number("RANK", 0, size - 1)
+        local_size = _number("LOCAL_WORLD_SIZE", 1, size, str(size))
+        world = cls(rank, size, _number("LOCAL_RANK", 0, local_size - 1, "0"))
+        cuda = _check_devices(device, local_size)
+        if cuda:
+            torch.cuda.set_device(world.local_rank)
+        store = _meet(rank, size, _number("FMRUN_RENDEZVOUS_TIMEOUT", 1, 10**6, "60"))
+        if elastic:  # torchrun's store outlives its processes, and the addresses of dead ones are in it
+            world.job = _job(store)
+            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        world._host_group = dist.new_group(backend="gloo") if cuda else None
         return world
 
     def leave(self) -> None:

@@ -14,8 +14,9 @@ class FmrunError(Exception):
     """Something the user can act on; its text is one sentence with the fix in it."""
 
     exit_code = INTERNAL
-    everywhere = True
-    """Whether every process of the training raises it; if not, the one that does has to say so itself."""
+    everywhere: bool | None = None
+    """Whether every process of the training raises it; if not, the one that does has to say so itself. None: the processes
+    have not met yet."""
 
 
 class UserError(FmrunError):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from types import FrameType
 from typing import Any
 
 from . import checkpoint
@@ -32,14 +33,20 @@ from .state import State
 
 
 class Stop:
-    """Signals that save and stop. A second one aborts at once."""
+    """Signals that save and stop. A second one aborts at once, also while the main thread waits for another process: there
+    no handler of Python's runs, so a thread takes note."""
 
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+    SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, n))
 
     def __init__(self) -> None:
         self.signal = 0
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _listen(self, reader: socket.socket) -> None:
+        while number := reader.recv(1):
+            if number[0] in self.SIGNALS:
+                self._receive(number[0])
+
+    def _receive(self, number: int) -> None:
         if self.signal:
             if sys.stderr.isatty():
                 os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the progress bar hides the cursor
@@ -48,12 +55,27 @@ class Stop:
 
     @contextmanager
     def watching(self) -> Iterator[Stop]:
-        before = {s: signal.signal(s, self._receive) for s in self.SIGNALS}
+        ignored = [s for s in self.SIGNALS if s.name == "SIGHUP" and signal.getsignal(s) == signal.SIG_IGN]  # nohup
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
+        thread.start()
+        fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        before = {s: signal.signal(s, lambda number, frame: None) for s in self.SIGNALS if s not in ignored}
         try:
             yield self
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
+            signal.set_wakeup_fd(fd)
+            writer.shutdown(socket.SHUT_WR)
+            thread.join()
+            reader.close()
+            writer.close()
+
+
+if hasattr(os, "register_at_fork"):  # a signal to a data worker is none to its parent
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def explain(strength: Strength | None, state: State, report: Reporter) -> None:

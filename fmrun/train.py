@@ -204,7 +204,9 @@ def start(
     def work() -> int:
         final, train, valid, state = prepare(config, world, report)
         resolved = final.model_dump(mode="json")
-        run = world.together(lambda: runs.create(runs_dir, name, preset, resolved, list(command), *trust.record(final)))
+        run = world.together(
+            lambda: runs.create(runs_dir, name, preset, resolved, list(command), *trust.record(final), world.job)
+        )
         report.note(f"run {run.name} in {run.path}")
         return _work(run, state, train, valid, report)
 
@@ -389,7 +391,7 @@ def _work(
             code = getattr(error, "exit_code", 1)
             kind = "diverged" if isinstance(error, Diverged) else "failed"
             message = str(error) if isinstance(error, FmrunError) else f"{type(error).__name__}: {error}"
-            alone = isinstance(error, FmrunError) and not error.everywhere
+            alone = isinstance(error, FmrunError) and error.everywhere is False
             if alone or (world.first and run.status().get("state") == "running" and not is_out_of_memory(error)):
                 run.try_status(state=kind, step=state.step, exit_code=code, message=message)
             raise

@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,21 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> Done:
         out, err = process.communicate()
         raise AssertionError(f"did not end within {seconds} s; stderr: {err}") from None
     return Done(process.returncode, out, err)
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 90) -> None:
+    """Wait for `condition()`, while the process lives."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
 
 
 # Processes to be signalled and killed are forked off one that has torch imported.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import TINY, Done, fmrun, good, saved, status, steps, train
+from commands import SMALL, TINY, Done, finish, fmrun, good, saved, status, steps, train, write_folder
 
 from fmrun import runs
 
@@ -149,3 +150,20 @@ def test_a_read_only_disk(disk: Path) -> None:
     assert "cannot write disk/run/samples/" in error
     good("sample", "run", "--runs-dir", "disk", "--num", "1", "--out", "here.png")
     assert "finished" in good("runs", "--runs-dir", "disk").out
+
+
+def test_shared_memory_that_is_too_small_is_one_sentence() -> None:
+    """As in a container, which has 64 MB of it by default."""
+    small = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh")
+    if shutil.which("unshare") is None or subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    write_folder(Path("pictures"), count=40, size=128, channels=3)
+    flags = ("--data", "pictures", "-s", "data.image_size=128", "-s", "data.cache=none", "-s", "data.workers=2")
+    command = [*small, sys.executable, "-m", "fmrun", "train", *SMALL, *flags, "--batch-size", "32", "--name", "small"]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = finish(subprocess.Popen(command, text=True, **pipes), 60)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    (error,) = done.errors
+    assert "No space left on device" in error
+    assert "-s data.workers=0, or give it more room: docker run --shm-size=8g" in error

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
 import subprocess
-import time
+import sys
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from commands import TINY, Background, Done, finish, fmrun, good, rows, saved, spawn, status, steps
+from commands import (
+    TINY,
+    Background,
+    Done,
+    finish,
+    fmrun,
+    free_port,
+    good,
+    rows,
+    same_runs,
+    saved,
+    spawn,
+    status,
+    steps,
+    wait_for,
+    write_folder,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("workplace"),
@@ -26,14 +45,6 @@ def s(*settings: str) -> tuple[str, ...]:
     return tuple(part for setting in settings for part in ("-s", setting))
 
 
-def free_port() -> str:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
 def launch(*arguments: str) -> subprocess.Popen[str]:
     """The command by two processes of torchrun's."""
     return spawn(*arguments, module=(*LAUNCH, free_port(), "-m", "fmrun"))
@@ -46,6 +57,17 @@ def two(*arguments: str) -> tuple[Done, Done]:
     first, second = (rank.end(120) for rank in ranks)
     assert first.code == second.code, first.err + second.err
     return first, second
+
+
+def ranks_of(launcher: int) -> dict[str, int]:
+    """Process ids of torchrun's workers, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == launcher:
+                variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+                found[variables["RANK"]] = int(folder.name)
+    return found
 
 
 def closeness(one: Path, other: Path, step: int, rel: float) -> None:
@@ -140,11 +162,7 @@ def test_the_first_step_in_float32_and_a_stop() -> None:
             assert math.isclose(one[key], other[key], rel_tol=1e-4), key
 
     process = launch("resume", "two", "--steps", "1000000", *s("checkpoint.every=100000"))
-    end = time.monotonic() + 90
-    while len(rows(RUNS / "two")) < 5:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(lambda: len(rows(RUNS / "two")) >= 5, process)
     os.kill(process.pid, signal.SIGTERM)
     stopped = finish(process)
     assert stopped.code != 0  # torchrun's own
@@ -153,6 +171,59 @@ def test_the_first_step_in_float32_and_a_stop() -> None:
     assert steps(RUNS / "two")[-1] == content["step"]
     assert stopped.err.count("stopped and saved at step") == 1
     good("resume", "two", "--steps", str(content["step"] + 1))
+
+
+RESTARTED = (*TINY, "--steps", "40", *s("log.every=5", "checkpoint.every=5"))
+
+
+def test_torchrun_restarts_killed_processes_and_the_run_ends_as_if_nothing_had_happened() -> None:
+    process = spawn("train", *RESTARTED, module=(*LAUNCH, free_port(), "--max-restarts", "3", "-m", "fmrun"))
+    checkpoints = RUNS / "dcgan-fm-001"
+    for rank, step in (("1", 5), ("0", 10), ("1", 15)):
+        wait_for(lambda step=step: steps(checkpoints)[-1:] >= [step], process)
+        os.kill(ranks_of(process.pid)[rank], signal.SIGKILL)
+    done = finish(process)
+    assert done.code == 0, done.err
+    assert done.err.count("the processes were restarted; they go on with run dcgan-fm-001") == 3
+    assert [run.name for run in RUNS.iterdir()] == ["dcgan-fm-001"]
+    assert status(checkpoints)["state"] == "finished"
+    two("train", *RESTARTED, "--name", "whole")
+    same_runs(RUNS / "whole", checkpoints, 40)
+
+
+def test_a_restart_continues_a_named_run_of_its_own_launch_alone() -> None:
+    port = free_port()
+
+    def agent() -> torch.distributed.TCPStore:
+        """What torchrun keeps over restarts."""
+        patience = timedelta(seconds=30)
+        return torch.distributed.TCPStore(
+            "127.0.0.1", int(port), is_master=True, wait_for_workers=False, timeout=patience
+        )
+
+    def start(restarts: int, *more: str) -> list[Background]:
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
+        env |= {"TORCHELASTIC_RESTART_COUNT": str(restarts)}
+        arguments = ("train", *RESTARTED, "--name", "named", *more)
+        return [Background(*arguments, env={**env, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+
+    agents = [agent()]
+    first, second = start(0, *s("checkpoint.every=1000"))
+    first.until((RUNS / "named" / "metrics.jsonl").exists)
+    first.kill(), second.kill()
+    first, second = start(1, *s("checkpoint.every=1000"))
+    done = first.end()
+    assert second.end().code == done.code == 0, done.err
+    assert "run named has no checkpoint yet; it starts again at step 0" in done.err
+    two("train", *RESTARTED, "--name", "whole")
+    same_runs(RUNS / "whole", RUNS / "named", 40)
+
+    agents.clear()
+    agents.append(agent())
+    first, second = start(1)
+    assert (first.end().code, second.end().code) == (2, 2)
+    assert json.loads((RUNS / "named/env.json").read_text())["job"]
 
 
 def test_a_batch_that_does_not_divide_is_one_sentence() -> None:
@@ -172,3 +243,84 @@ def test_a_launcher_of_one_process_is_no_world(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert fmrun("train", *TINY, "--steps", "1", "--name", "single").code == 0
     assert saved(RUNS / "single", 1).meta["machine"]["ranks"] == 1
+
+
+LEFT_OVER = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_variables_left_over_from_a_launcher_are_one_sentence(rank: str) -> None:
+    env = {**LEFT_OVER, "RANK": rank, "MASTER_PORT": free_port(), "FMRUN_RENDEZVOUS_TIMEOUT": "1"}
+    done = Background("train", *TINY, "--name", "alone", env=env).end()
+    (said,) = done.err.splitlines()
+    assert done.code == 2
+    assert (
+        f"2 processes have met within 1 s; if their variables (WORLD_SIZE=2 RANK={rank} MASTER_ADDR=127.0.0.1" in said
+    )
+    assert "`unset WORLD_SIZE RANK MASTER_ADDR MASTER_PORT`" in said
+    assert not RUNS.exists()
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = Background("train", *TINY, "--name", "taken", env={**LEFT_OVER, "MASTER_PORT": str(port)}).end()
+    (said,) = done.err.splitlines()
+    assert done.code == 2
+    assert f"MASTER_PORT {port} is in use by another program; give all processes a free port" in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"RANK": "x"}, "RANK is 'x'; it must be a whole number from 0 to 1"),
+        ({"RANK": "5"}, "RANK is '5'; it must be a whole number from 0 to 1"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many'; it must be a whole number from 1"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http'; it must be a whole number from 1 to 65535"),
+        ({"MASTER_ADDR": ""}, "environment variable MASTER_ADDR expected, but not set"),
+    ],
+)
+def test_launcher_variables_that_make_no_sense(
+    monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], said: str
+) -> None:
+    for name, value in {**LEFT_OVER, "MASTER_PORT": free_port(), **wrong}.items():
+        monkeypatch.setenv(name, value)
+    done = fmrun("train", *TINY)
+    (line,) = done.err.splitlines()
+    assert done.code == 2
+    assert said in line
+    assert "or in one process after `unset WORLD_SIZE RANK" in line
+
+
+def test_an_error_before_the_processes_meet_is_said_by_whoever_meets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**LEFT_OVER, "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for arguments in (("--preset", "nope"), ("--no-such-option",)):
+        done = fmrun("train", *arguments)
+        assert done.code == 2
+        assert done.errors[0].startswith("error: process 1: ")
+    # all that torchrun starts on a machine meet the same, and the first says it
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert (fmrun("train", "--preset", "nope").code, fmrun("train", "--preset", "nope").err) == (2, "")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "nope" in fmrun("train", "--preset", "nope").errors[0]
+
+
+SCRIPTS = Path(sys.executable).parent
+
+
+@pytest.mark.skipif(not (SCRIPTS / "fmrun").exists(), reason="fmrun is not installed as a script")
+def test_files_called_as_standard_modules_change_nothing() -> None:
+    for module in ("random", "types", "queue", "yaml"):
+        Path(f"{module}.py").write_text("raise SystemExit('imported from the current folder')")
+    write_folder(Path("pictures"))
+    flags = (*TINY, "--data", "pictures", "--steps", "2", *s("data.cache=none", "data.workers=1"), "--name", "two")
+    torchrun = (SCRIPTS / "torchrun", *LAUNCH[2:], free_port(), "--no-python")
+    command = [*map(str, torchrun), str(SCRIPTS / "fmrun"), "train", *flags]
+    done = finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    assert done.code == 0, done.err
+    assert "finished 2 steps" in done.err

@@ -121,9 +121,13 @@ def test_arguments_come_from_a_file_too_and_single_ones_lie_on_top() -> None:
     Path("own.toml").write_text(
         '[generator]\ntarget = "own_pair:Maker"\n[generator.params]\nlatent_dim = 8\nwidth = 6\nsize = 28\n'
     )
-    shown = train("--config", "own.toml", "-s", "generator.params.width=5", "--trust-code", "--dry-run").out
+    shown = good(
+        "train", *BARE, "--config", "own.toml", "-s", "generator.params.width=5", "--trust-code", "--dry-run"
+    ).out
     assert json.loads(shown)["generator"]["params"] == {"latent_dim": 8, "width": 5, "size": 28}
-    shown = train("--config", "own.toml", "-s", "generator.params.width=none", "--trust-code", "--dry-run").out
+    shown = good(
+        "train", *BARE, "--config", "own.toml", "-s", "generator.params.width=none", "--trust-code", "--dry-run"
+    ).out
     assert json.loads(shown)["generator"]["params"] == {"latent_dim": 8, "size": 28}
 
 

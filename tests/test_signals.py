@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from commands import TINY, Background, good, same_runs, saved, status, steps, write_folder
+from commands import (
+    TINY,
+    Background,
+    finish,
+    free_port,
+    good,
+    rows,
+    same_runs,
+    saved,
+    spawn,
+    status,
+    steps,
+    wait_for,
+    write_folder,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("workplace"),
@@ -23,7 +38,9 @@ def started(run: Path) -> bool:
     return (run / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_and_stops_and_resume_goes_on_exactly(number: signal.Signals, code: int) -> None:
     run = Path("runs/stopped")
     process = Background(*LONG, "--name", "stopped")
@@ -63,6 +80,48 @@ def test_a_second_signal_aborts_at_once() -> None:
     assert "Traceback" not in done.err
     assert "interrupted" in good("runs").out
     assert "starts again at step 0" in good("resume", "slow", "--steps", "2").err
+
+
+def test_a_second_signal_aborts_while_another_process_hangs() -> None:
+    """The main thread waits in a collective's C code, where no handler of Python's runs."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    first, second = (Background(*LONG, "--name", "hung", env={**common, "RANK": rank}) for rank in "01")
+    first.until(lambda: started(Path("runs/hung")))
+    second.signal(signal.SIGSTOP)
+    first.signal(signal.SIGTERM)
+    first.signal(signal.SIGINT)
+    assert first.end(20).code in (130, 143)  # which comes last is the system's choice
+    second.kill()
+
+
+def test_a_closed_terminal_saves_and_stops() -> None:
+    run, (ours, theirs) = Path("runs/closed"), pty.openpty()
+    process = spawn(
+        *LONG,
+        *("--name", "closed"),
+        module=(
+            "-c",
+            "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from fmrun.__main__ import main; main()",
+        ),
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        start_new_session=True,
+    )
+    os.close(theirs)
+    wait_for(lambda: started(run), process)
+    os.close(ours)
+    assert process.wait(60) == 129
+    assert (status(run)["state"], status(run)["exit_code"]) == ("stopped", 129)
+    assert steps(run) == [status(run)["step"]]
+
+
+def test_nohup_trains_on_when_the_terminal_is_closed() -> None:
+    process = spawn(*LONG, "--name", "kept", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(lambda: started(Path("runs/kept")), process)
+    reached = len(rows(Path("runs/kept")))
+    process.send_signal(signal.SIGHUP)
+    wait_for(lambda: len(rows(Path("runs/kept"))) > reached + 3, process)
+    process.kill()
+    finish(process)
 
 
 def catches_interrupts(pid: int) -> bool:

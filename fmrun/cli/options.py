@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UserError, reading
+from ..errors import FmrunError, UserError, reading
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +94,10 @@ def joined(device: str) -> Iterator[tuple[World, Reporter]]:
     world = World.join(device)
     try:
         yield world, Reporter(quiet_rank=not world.first)
+    except FmrunError as error:
+        if error.everywhere is None:
+            error.everywhere = True
+        raise
     finally:
         world.leave()
 

@@ -15,6 +15,11 @@ from .source import Images
 Indices = Callable[[int], np.ndarray]
 """The images this rank reads for a draw."""
 
+NO_ROOM = (
+    "the processes that decode images cannot hand them over in shared memory ({}); decode without them: "
+    "-s data.workers=0, or give it more room: docker run --shm-size=8g"
+)
+
 
 class Stream:
     """`read(draw)` for draws in sequence from `start`; any other draw starts the workers anew from there."""
@@ -51,18 +56,20 @@ class Stream:
             batch = self._images.read(self._indices(draw))
             return batch.pin_memory() if self._pin else batch
         if self._batches is None:
-            self._batches = iter(
-                DataLoader(
-                    _Reader(self._images),
-                    sampler=_Draws(self._indices, draw),
-                    batch_size=None,
-                    num_workers=self._workers,
-                    prefetch_factor=4,
-                    pin_memory=self._pin,
-                    worker_init_fn=_leave_signals_to_parent,
-                    generator=torch.Generator(),  # else it would draw from the global one
-                )
+            loader = DataLoader(
+                _Reader(self._images),
+                sampler=_Draws(self._indices, draw),
+                batch_size=None,
+                num_workers=self._workers,
+                prefetch_factor=4,
+                pin_memory=self._pin,
+                worker_init_fn=_leave_signals_to_parent,
+                generator=torch.Generator(),  # else it would draw from the global one
             )
+            try:
+                self._batches = iter(loader)
+            except OSError as error:  # its locks lie in shared memory too
+                raise UserError(NO_ROOM.format(error)) from error
             # Also when the interpreter exits: workers that ignore SIGTERM would outlive a plain exit.
             self._stop = weakref.finalize(self, _shut_down, self._batches)
         try:
@@ -83,9 +90,13 @@ class _Reader(Dataset[Any]):
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor | str:
         try:
-            return self._images.read(indices)
+            batch = self._images.read(indices)
         except UserError as error:  # raised here it would reach the parent with a traceback in its text
             return str(error)
+        try:
+            return batch.share_memory_()
+        except RuntimeError as error:  # in the queue's thread, where it would happen otherwise, the batch is lost
+            return NO_ROOM.format(str(error).splitlines()[0])
 
 
 class _Draws:
