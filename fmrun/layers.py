@@ -13,6 +13,7 @@ from .rng import torch_generator
 from .tasks import Critic
 
 GLOBAL = "global"
+UNKNOWN = "unknown"
 EDGE = 1e-12
 """Gradients smaller than this, relative to the largest, are rounding."""
 
@@ -25,7 +26,7 @@ def receptive_fields(net: nn.Module, image: tuple[int, int, int], seed: int) -> 
 
     `"global"` where it reaches the border of every size offered: the image's, twice and (up to 256 px) four times that.
     In a net that takes no other size, global is what sees the whole image, and a field cut off by the border counts as
-    what is left of it. None where no gradient arrives. Batch norm is in eval mode; group norm is global, as it is.
+    what is left of it; `"unknown"` where it does not run in double precision. None where no gradient arrives. Batch norm is in eval mode; group norm is global, as it is.
     """
     rng = torch_generator(seed, "probe", 1)
     twin: Any = copy.deepcopy(net).to("cpu", torch.float64).eval()
@@ -43,7 +44,9 @@ def receptive_fields(net: nn.Module, image: tuple[int, int, int], seed: int) -> 
             leaf = torch.randn(3, channels, pixels, pixels, generator=rng, dtype=torch.float64).requires_grad_()
             try:
                 feature = twin(leaf, (name,), False).features[name]
-            except (RuntimeError, ValueError):  # too large for this net
+            except Exception:  # a net of the user's own may refuse a size or double precision in any way
+                if pixels == size:
+                    found[name] = UNKNOWN
                 break
             rows, columns = _support(feature, leaf, rng)
             extent = max(high - low + 1 for low, high in (rows, columns))

@@ -21,8 +21,8 @@ class GeneratorConfig(_Net):
     super-resolution."""
 
     target: str | None = None
-    """A net of your own instead, as `package.module:Class`, from the current folder or an installed package: for images
-    from noise any `nn.Module` from latents (B, latent_dim) to images (B, C, size, size) in [-1, 1]; for super-resolution
+    """A net of your own instead, as `path/to/file.py:Class`, or `package.module:Class` from the current folder or an installed
+    package: for images from noise any `nn.Module` from latents (B, latent_dim), or (B, latent_dim, 1, 1), to images (B, C, size, size) in [-1, 1]; for super-resolution
     from images (B, C, H, W) in [0, 1], of any height and width, to (B, C, scale H, scale W). From a file it runs only with
     `--trust-code`, or if you have allowed it before."""
 
@@ -69,8 +69,9 @@ class DiscriminatorConfig(_Net):
     `patchgan` (Isola et al. 2017) or `unet` (U-Net with spectral norm, Wang et al. 2021)."""
 
     target: str | None = None
-    """A net of your own instead, as `package.module:Class`, from the current folder or an installed package: any
-    `nn.Module` from images (B, C, H, W) in [-1, 1] to logits. Its layers are found by walking it. From a file it runs only
+    """A net of your own instead, as `path/to/file.py:Class`, or `package.module:Class` from the current folder or an installed
+    package: any `nn.Module` from images (B, C, H, W) in [-1, 1] to logits, which may come with features or at several
+    scales. Its layers are found by walking it. From a file it runs only
     with `--trust-code`, or if you have allowed it before."""
 
     params: dict[str, Any] = Field(default_factory=dict)

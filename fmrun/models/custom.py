@@ -44,7 +44,8 @@ def load_target(target: str, params: Mapping[str, Any], field: str, generator: t
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise UserError(f"{field}.target: there is no module '{error.name}' in {code.said}") from None
-        hint = "" if code.installed else "; only files that import statements name are found"
+        beside = code.folder is not None and any(code.folder.glob(f"{(error.name or '').partition('.')[0]}*"))
+        hint = "; only files that import statements name are found" if error.name and beside else ""
         raise UserError(f"{field}.target: importing '{module_name}' fails: {said(error)}{hint}") from error
     except Exception as error:
         raise UserError(f"{field}.target: importing '{module_name}' fails: {said(error)}") from error
