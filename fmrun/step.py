@@ -181,10 +181,10 @@ def _judge_real(critic: Critic, plan: CriticPlan, batch: Batch) -> Out:
     return critic(batch.real, _generator_numbers(batch), plan.taps, logits=logits)
 
 
-def _magnitude(loss: Tensor) -> Tensor:
-    """The loss's size, in units of which it is differentiated: before it is balanced, the gradient of a small statistic
-    would underflow half precision on its way through the discriminator."""
-    size = loss.detach().abs()
+def _magnitude(loss: Tensor, world: World) -> Tensor:
+    """The size of a statistic, in units of which it is differentiated: before it is balanced, a small one's gradient would
+    underflow half precision on its way through the discriminator. The same for all processes, whose gradients meet there."""
+    size = world.mean(loss.detach().abs())
     return torch.where(size > 0, size, torch.ones_like(size))
 
 
@@ -310,7 +310,7 @@ def generator_image_gradients(
             if critic_plan.measure:
                 for name, loss in losses.items():
                     keep = view.keep or name != list(losses)[-1]
-                    unit = _magnitude(loss)
+                    unit = _magnitude(loss, world) if name == "matching" else 1.0
                     (gradient,) = torch.autograd.grad(loss * (scale / unit), view.leaf, retain_graph=keep)
                     parts[name].append(gradient * unit)
             else:
