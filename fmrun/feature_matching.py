@@ -223,7 +223,7 @@ class FeatureMatching(nn.Module):
             gain = (error / FOLLOW).clamp(1 - c.balance_decay, 1).where(self.measured, torch.ones_like(error))
             fresh = 1 / past.lerp(ratio, gain)
             lowest = self.reviewed / MOVED
-            highest = torch.where(self.reviewed > 0, self.reviewed * MOVED, math.inf)
+            highest = torch.where(self.reviewed > 0, self.reviewed * MOVED, torch.full_like(lowest, math.inf))
             self.balance.copy_(torch.where(usable & ~self.held, fresh.clamp(lowest, highest), self.balance))
             self.reviewed.copy_(torch.where(self.measured | ~usable, self.reviewed, self.balance))
             self.measured.logical_or_(usable)
