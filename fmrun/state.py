@@ -147,6 +147,8 @@ class State:
 
     def advance(self, draws: list[list[Batch]]) -> None:
         """Make one step. Waits for nothing."""
+        if self.config.compile_mode != "default":
+            torch.compiler.cudagraph_mark_step_begin()
         self.set_live(self.step)
         if self.task.own_nets:  # dropout and noise within them draw from the global generators
             torch.manual_seed(torch_generator(self.config.seed, "own nets", self.step, self.world.rank).initial_seed())

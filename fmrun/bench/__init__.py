@@ -38,6 +38,7 @@ SET_HERE = {
         (
             "task",
             "compile",
+            "compile_mode",
             "cuda_graphs",
             "deterministic",
             "data.path",

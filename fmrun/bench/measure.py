@@ -48,6 +48,7 @@ RATIOS = {
     "fm_over_fm_bf16": ("fm", "fm_bf16"),
     "fm_over_fm_compiled": ("fm_bf16", "fm_compiled"),
     "textbook_over_fm_compiled": ("textbook_fm", "fm_compiled"),
+    "fm_over_fm_reduced": ("fm_bf16", "fm_reduced"),
     "fm_over_fm_graphs": ("fm_bf16", "fm_graphs"),
     "textbook_over_fm_graphs": ("textbook_fm", "fm_graphs"),
 }

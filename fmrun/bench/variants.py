@@ -311,8 +311,12 @@ def _ways(
         yield f"plain_{precision}", "no feature matching", precision, plain
         yield f"fm_{precision}", said.format(main), precision, _matching(main)
     if device.type == "cuda":
-        for name, words, field in (("compiled", "compiled", "compile"), ("graphs", "CUDA graphs", "cuda_graphs")):
-            yield f"fm_{name}", f"{words}, {said.format(main)}", precisions[-1], _matching(main) | {field: True}
+        for name, words, settings in (
+            ("compiled", "compiled", {"compile": True}),
+            ("reduced", "compiled, reduce-overhead", {"compile": True, "compile_mode": "reduce-overhead"}),
+            ("graphs", "CUDA graphs", {"cuda_graphs": True}),
+        ):
+            yield f"fm_{name}", f"{words}, {said.format(main)}", precisions[-1], _matching(main) | settings
 
 
 def _matching(layers: str) -> dict[str, Any]:

@@ -39,6 +39,10 @@ class Config(Section):
     compile: bool = False
     """Compile both nets with `torch.compile`: slow to start, faster after."""
 
+    compile_mode: Literal["default", "reduce-overhead"] = "default"
+    """With `compile`: what `torch.compile` aims at. `reduce-overhead` replays CUDA graphs of the compiled nets, for more
+    memory."""
+
     cuda_graphs: bool = False
     """Record each kind of step as a CUDA graph once it has come a few times, and replay it: the same numbers without the
     time that launching kernels one by one takes, for more memory. One NVIDIA GPU."""
@@ -119,6 +123,10 @@ class Config(Section):
             given = [n for n in names if getattr(d, n) != DiscriminatorConfig.model_fields[n].default]
             if given and (d.type != kind or d.target is not None):
                 raise ValueError(f"discriminator.{given[0]} is for {kind}, not {d.target or d.type}")
+        if self.compile_mode != "default" and not self.compile:
+            raise ValueError(
+                f"compile_mode '{self.compile_mode}' is for compile, which is false; set compile too, or leave it out"
+            )
         if d.recompute and self.compile:
             raise ValueError(
                 "discriminator.recompute and compile exclude each other: a compiled net decides by itself what it computes "

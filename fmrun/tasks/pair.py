@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ..config import Config
 from ..dist import World
 from ..errors import UserError
 from ..feature_matching import FeatureMatching, select_layers
-from ..models.base import Discriminator
+from ..models.base import Discriminator, Out, at_each_scale
 from ..models.custom import custom_discriminator
 from ..models.dcgan import KERNELS, DcganDiscriminator
 from ..models.munet import MUNet
@@ -87,6 +87,26 @@ def feature_shapes(net: nn.Module, image: Shape, names: tuple[str, ...]) -> dict
     return {name: features[name].shape[1:] for name in names}
 
 
+def _compiled(net: nn.Module, mode: str) -> nn.Module:
+    compiled: Any = torch.compile(net, mode=mode)
+    return compiled if mode == "default" else _Kept(compiled)
+
+
+class _Kept(nn.Module):
+    """A net whose outputs lie in memory that its next call writes to, and are copied out of it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *arguments: Any) -> Any:
+        out = self.net(*arguments)
+        if isinstance(out, Tensor):
+            return out.clone()
+        logits = at_each_scale(torch.clone, out.logits) if out.logits is not None else None
+        return Out(logits, {name: feature.clone() for name, feature in out.features.items()})
+
+
 class PairTask:
     """A generator, its moving average and one discriminator, placed, matched and compiled as the config says.
 
@@ -130,9 +150,10 @@ class PairTask:
         if config.compile:
             # one variant for each way a step runs a net: with and without statistics, gradients, taps
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-            self.forward = torch.compile(self.generator)  # type: ignore[assignment]
+            mode = config.compile_mode
+            self.forward = _compiled(self.generator, mode)
             if not isinstance(net, WalkedDiscriminator):
-                critic.fast = torch.compile(net)  # type: ignore[assignment]
+                critic.fast = _compiled(net, mode)
 
     @contextmanager
     def eager(self) -> Iterator[None]:
