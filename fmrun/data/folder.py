@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import torch
 
 from ..config.data import DataConfig
 from ..errors import UserError, nearest
+from ..report import counted, note_once
 from .memory import available_ram, gigabytes
 from .pixels import BAD, SUFFIXES, UNREADABLE, BadImage, Header, check_size, decode, quiet, read_header
 from .places import few
@@ -33,6 +34,9 @@ class Choice(Enum):
     SKIP = "left out"
     SETTLED = "named: which are left out was decided when the run started"
 
+
+THUMBNAILS = ("@eaDir", "__MACOSX")
+"""Folders that file servers and archivers leave beside images, besides hidden ones."""
 
 LEGAL_SIZES: tuple[int, ...] = DataConfig.model_fields["image_size"].annotation.__args__  # type: ignore[union-attr]
 
@@ -232,9 +236,10 @@ def _each(work: Callable[[int], T], count: int, threads: int, progress: Progress
 
 
 def _names(field: str, root: Path) -> list[str]:
-    """Relative names of all images under `root`, sorted; hidden files are left out, linked folders
-    entered once."""
+    """Relative names of all images under `root`, sorted; what is left out is said: other files, hidden ones, and
+    folders of thumbnails. Linked folders are entered once."""
     names: list[str] = []
+    passed: Counter[str] = Counter()
     others: list[str] = []
     seen: set[tuple[int, int]] = set()
     failures: list[str] = []
@@ -248,14 +253,21 @@ def _names(field: str, root: Path) -> list[str]:
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        passed.update(f"{name} folder" for name in folders if _aside(name))
+        folders[:] = sorted(name for name in folders if not _aside(name))
+        passed["hidden file"] += sum(map(_aside, files))
         for file in files:
-            if not file.startswith("."):
+            if not _aside(file):
                 image = file.lower().endswith(SUFFIXES)
                 (names if image else others).append((Path(folder) / file).relative_to(root).as_posix())
     if failures:
         raise UserError(f"{field}: cannot list {few(failures)}: give yourself permission (chmod u+rx)")
     if names:
+        endings = Counter(Path(name).suffix.lower() or "extensionless" for name in others)
+        parts = [f"{count} {ending}" for ending, count in endings.most_common()]
+        parts += [counted(count, what) for what, count in passed.most_common() if count]
+        if parts:
+            note_once(f"'{root}': {few(parts)} left out")
         return sorted(names)
     arrays = sorted(name for name in others if "ubyte" in name or name.endswith(".npz"))
     if arrays:
@@ -263,6 +275,11 @@ def _names(field: str, root: Path) -> list[str]:
         raise UserError(f"{field}: '{root}' holds no image files but '{best}': give that file, {root / best}")
     what = f"no images, only other files ({few(sorted(others))})" if others else "no files"
     raise UserError(f"{field}: '{root}' holds {what}: give a folder with {', '.join(SUFFIXES)} files")
+
+
+def _aside(name: str) -> bool:
+    """Whether a file or folder of this name holds no images of the user's."""
+    return name.startswith(".") or name in THUMBNAILS
 
 
 def _header(path: Path) -> Header | BadImage:

@@ -10,13 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from ..errors import reading
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+AVIF = "avif" in features.modules and features.check_module("avif")
+"""Whether the installed Pillow reads AVIF."""
+
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    *((".avif",) if AVIF else ()),
+)
 # Only these are tried, whatever a file calls itself: some of Pillow's other readers start programs (EPS).
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", *(("AVIF",) if AVIF else ()))
 SMALLEST_SIDE = 8
 """Images with a shorter side than this (such as tracking pixels) are refused, whatever `fit` says."""
 

@@ -17,6 +17,7 @@ from fmrun.config.degradation import DegradationConfig
 from fmrun.data import pair_set
 from fmrun.data.filters import bicubic_down
 from fmrun.data.pairs import BUNDLED, open_pairs
+from fmrun.data.pixels import BAD
 from fmrun.errors import UserError
 
 
@@ -200,7 +201,7 @@ def cut(path: Path) -> None:
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "text": (lambda p: p.write_text("<html>"), "not PNG, JPEG, WEBP, BMP, TIFF or GIF inside (bad.png)"),
+    "text": (lambda p: p.write_text("<html>"), f"{BAD['foreign'][0]} (bad.png)"),
     "empty": (lambda p: p.touch(), "empty files (bad.png), so copy them again"),
     "truncated": (cut, "cut short or damaged (bad.png), so copy them again"),
     "bomb": (bomb, "larger than 178 million pixels (bad.png), so make them smaller"),
