@@ -18,7 +18,7 @@ from ..config.data import DataConfig
 from ..errors import UserError, nearest
 from ..report import counted, note_once
 from .memory import available_ram, gigabytes
-from .pixels import BAD, SUFFIXES, UNREADABLE, BadImage, Header, check_size, decode, quiet, read_header
+from .pixels import BAD, SUFFIXES, UNREADABLE, BadImage, Header, check_size, content, decode, quiet, read_header
 from .places import few
 from .source import Images, files_identity
 
@@ -43,11 +43,15 @@ LEGAL_SIZES: tuple[int, ...] = DataConfig.model_fields["image_size"].annotation.
 
 @dataclass(frozen=True)
 class Entry:
-    """A file: its name relative to the folder, its size in bytes and its time of change."""
+    """A file: its name relative to the folder, its size in bytes and the SHA-256 of its content."""
 
     name: str
     size: int
-    changed: int
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> "Entry":
+        return cls(name, len(data), hashlib.sha256(data).hexdigest())
 
 
 class FolderImages(Images):
@@ -100,10 +104,10 @@ class FolderImages(Images):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of names, sizes in bytes and times of change: cheap, the same whether decoded or not."""
+        """Of names and contents: the same whether decoded or not."""
         digest = hashlib.sha256()
         for entry in self.entries:
-            digest.update(f"{entry.name}\0{entry.size}\0{entry.changed}\0".encode(errors="surrogateescape"))
+            digest.update(f"{entry.name}\0{entry.sha256}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     @property
@@ -151,24 +155,25 @@ def open_folder(
     if not problems and _keep(field, len(names) * channels * size * size, config.cache):
         pixels = torch.empty((len(names), channels, size, size), dtype=torch.uint8)
 
-    def check(i: int) -> BadImage | None:
+    def check(i: int) -> BadImage | Entry:
         try:
-            image = decode(root / good[i], channels, size, fit)
+            data = content(root / good[i])
+            image = decode(root / good[i], channels, size, fit, data)
         except BadImage as problem:
             return problem
         if pixels is not None:
             pixels.numpy()[i] = image
-        return None
+        return Entry.of(good[i], data)
 
     checked = _each(check, len(good), _threads(), progress)
-    problems |= {name: problem for name, problem in zip(good, checked, strict=True) if problem}
+    problems |= {name: found for name, found in zip(good, checked, strict=True) if isinstance(found, BadImage)}
     if choice is Choice.SKIP and (lost := unreadable(problems)):
         leave_out = tuple(sorted({*leave_out, *lost}))
         return open_folder(field, path, config, asked, progress, leave_out=leave_out)
     if problems:
         report = _report(field, root, len(names), problems, list(headers.values()), size, fit)
         raise UserError(report + skip_hint(problems, choice))
-    entries = [_entry(field, root, name) for name in names]
+    entries = [found for found in checked if isinstance(found, Entry)]
     return FolderImages(root, entries, channels, size, fit, pixels, leave_out)
 
 
@@ -287,14 +292,6 @@ def _header(path: Path) -> Header | BadImage:
         return read_header(path)
     except BadImage as problem:
         return problem
-
-
-def _entry(field: str, root: Path, name: str) -> Entry:
-    try:
-        stat = (root / name).stat()
-    except OSError as error:
-        raise UserError(f"{field}: '{root / name}' vanished while it was read: leave the folder alone") from error
-    return Entry(name, stat.st_size, stat.st_mtime_ns)
 
 
 def _keep(field: str, needed: int, cache: str) -> bool:

@@ -75,7 +75,6 @@ def open_pairs(
                 channels=channels,
                 cache=cache,
                 degradation=degradation,
-                by_content=_bundled(high),
                 progress=progress,
                 leave_out=leave_out if split == "train" else valid_leave_out,
                 choice=choice,

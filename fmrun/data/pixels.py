@@ -167,9 +167,10 @@ def read_header(path: Path) -> Header:
         raise _unreadable(error) from error
 
 
-def decode(path: Path, channels: int, size: int, fit: str) -> np.ndarray:
-    """An image file as uint8 `(channels, size, size)`, upright, without alpha (over white)."""
-    with reading(path), _opened(BytesIO(content(path))) as image:
+def decode(path: Path, channels: int, size: int, fit: str, data: bytes | None = None) -> np.ndarray:
+    """An image file, or its content `data` where that is read already, as uint8 `(channels, size, size)`, upright, without
+    alpha (over white)."""
+    with reading(path), _opened(BytesIO(content(path) if data is None else data)) as image:
         try:
             image.load()
             upright = _upright(image)
