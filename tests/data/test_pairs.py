@@ -162,7 +162,7 @@ def test_fingerprints_change_with_the_data_only(tmp_path: Path) -> None:
         save(tmp_path / "lr" / f"{i}.png", picture(32, 32, seed=i))
     high, low = tmp_path / "hr", tmp_path / "lr"
     first = opened(high, low).fingerprint
-    for path in high.rglob("*.bmp"):
+    for path in high.glob("*.png"):
         os.utime(path, (0, 0))
     assert opened(high, low).fingerprint == first
     assert opened(high, low, cache="none").fingerprint == first
