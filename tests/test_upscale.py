@@ -638,7 +638,7 @@ def test_a_community_model_of_another_scale_is_one_sentence() -> None:
     flags = ("--preset", "munet-x2-cpu", *TINY, *s("generator.init=x4.safetensors"))
     error = refused("train", *flags)
     assert "Compact x4" in error
-    assert "scale 2" in error
+    assert "scale 2: add -s data.scale=4" in error
 
 
 def test_a_run_begins_from_a_run() -> None:

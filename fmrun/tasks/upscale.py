@@ -92,7 +92,7 @@ def build_generator(config: Config, channels: int) -> nn.Module:
         else:
             net = build_upscaler(c.type, config.data.scale, channels, rng, **params)
         if c.init is not None:
-            load_weights(net, c.init, ("ema", "generator"), "generator.init")
+            load_weights(net, c.init, ("ema", "generator"), "generator.init", config)
         return net
     net, _ = load_pretrained(c.init, scale=config.data.scale, channels=channels, arch=c.type, params=params)
     return net
