@@ -12,9 +12,11 @@ from fmrun.errors import UserError, nearest, reading
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 
 MOST_BYTES = 1_000_000
-MOST_VALUES = 100_000
+MOST_VALUES = 10_000
 MOST_NESTED = 50
 """What a file may hold, aliases of YAML written out."""
+
+YAML_TYPES = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -107,18 +109,40 @@ def _yaml(text: str) -> Any:
     class Loader(yaml.SafeLoader):
         """Refuses duplicate keys; does not read 010 as octal, 1:30 as 90, or a date as anything but text."""
 
+        yaml_constructors = {  # noqa: RUF012
+            tag: make
+            for tag, make in yaml.SafeLoader.yaml_constructors.items()
+            if tag is None or tag.rpartition(":")[2] in YAML_TYPES
+        }
+
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, KeyError, TypeError) as error:  # what a tag says the value is, and it is not
+                raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
+
     def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
+        own: dict[Hashable, Any] = {}
+        merged: dict[Hashable, Any] = {}
+        for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
+            value = loader.construct_object(value_node, deep=True)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                tables = value if isinstance(value, list) else [value]
+                if merged or not all(isinstance(table, dict) for table in tables):
+                    raise UserError(
+                        f", line {line}: '<<' is given once, with a table or a list of tables, like <<: *name"
+                    )
+                for table in reversed(tables):  # the first of them that has a key decides
+                    merged |= table
+                continue
             key = loader.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise UserError(f", line {line}: a key must be a name")
-            if key in seen:
+            if key in own:
                 raise UserError(f", line {line}: '{key}' is given twice")
-            seen.add(key)
-        loader.flatten_mapping(node)
-        return loader.construct_mapping(node, deep=True)
+            own[key] = value
+        return merged | own
 
     def integer(loader: Loader, node: yaml.ScalarNode) -> int | str:
         digits = node.value.replace("_", "")
@@ -135,6 +159,9 @@ def _yaml(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         reason = " ".join((error.problem or error.context or "syntax error").split())
+        if mark and "'\\t'" in reason:
+            reason = "a tab where only spaces may be"
         raise UserError(f"{line}: it is not valid YAML ({reason})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f": it is not valid YAML ({' '.join(str(error).split())})") from None
+    except yaml.reader.ReaderError as error:
+        line = f", line {text.count(chr(10), 0, error.position) + 1}"
+        raise UserError(f"{line}: it is not valid YAML (a control character, {error.character:#04x})") from None

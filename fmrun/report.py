@@ -225,6 +225,12 @@ def warn_once(text: str) -> None:
     Reporter(quiet_rank=os.environ.get("RANK", "0") != "0").warn(text)
 
 
+@cache
+def note_once(text: str) -> None:
+    """As `warn_once`, of what is no cause for concern."""
+    Reporter(quiet_rank=os.environ.get("RANK", "0") != "0").note(text)
+
+
 class Progress:
     """One line on a terminal, redrawn in place; elsewhere a line first, every few seconds and last."""
 

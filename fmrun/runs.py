@@ -22,7 +22,7 @@ from typing import IO, Any
 from . import config_files
 from .environment import environment
 from .errors import SaveError, UserError, nearest, reading
-from .report import counted, warn_once
+from .report import counted, to_json_text, warn_once
 
 try:
     import fcntl
@@ -498,7 +498,7 @@ def _json_number(value: Any) -> Any:
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=2).encode() + b"\n"
+    return to_json_text(content).encode() + b"\n"
 
 
 def _now() -> str:

@@ -78,8 +78,8 @@ def layout(
         raise UserError(f"overlap must be 0 or more, not {overlap}")
     exact = radius is not None and radius <= overlap
     fade = min(FADE, 2 * (overlap - radius)) if exact and radius is not None else overlap // 2 * 2
-    tile = tile if tile is not None else max(FAR, REACH - 2 * overlap)
     least = max(16, smallest, multiple)
+    tile = tile if tile is not None else max(FAR, REACH - 2 * overlap, least)
     if tile < least:
         raise UserError(f"tile must be at least {least} pixels, not {tile}")
     return Layout(tile, overlap, min(fade, tile // 2 * 2), smallest, multiple)

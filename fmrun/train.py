@@ -411,10 +411,12 @@ def _say_next(run: Run, state: State, finished: bool, report: Reporter) -> None:
     if finished:
         report.note(f"finished {counted(state.step, 'step')}; the picture: {picture}")
         row = (run.metrics() or [{}])[-1]
-        if row.get("eval/psnr_y") is not None:
-            report.note(
-                f"on held-out photographs: PSNR-Y {row['eval/psnr_y']:.2f} dB, of bicubic {row['eval/psnr_y_bicubic']:.2f} dB"
+        if "eval/psnr_y" in row:
+            ours, bicubic = (
+                "infinite" if value is None else f"{value:.2f} dB"
+                for value in (row["eval/psnr_y"], row["eval/psnr_y_bicubic"])
             )
+            report.note(f"on held-out photographs: PSNR-Y {ours}, of bicubic {bicubic}")
         report.note(
             f"next: {run.command('sample')}{state.task.sample_hint} · {run.command('eval')} · {run.command('probe-layers')} · "
             f"{run.command('resume')} --steps N"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data.folder import _each, _names, _threads
-from .data.pixels import BAD, BadImage, quiet
+from .data.pixels import BAD, SUFFIXES, BadImage, quiet
 from .data.places import few
 from .errors import UserError, reading
 from .memory import is_out_of_memory
@@ -165,7 +165,7 @@ def plan(source: Path, out: Path, scale: int, *, overwrite: bool = False, field:
     ending = f"_x{scale}.png"
     if not source.is_dir():
         alone = out.suffix.lower() == ".png" and not out.is_dir()
-        if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp") and not out.is_dir():
+        if out.suffix.lower() in SUFFIXES and not alone and not out.is_dir():
             raise UserError(f"--out {out}: pictures are written as .png; give a name ending in .png, or a folder")
         jobs = [Job(source, out if alone else out / (source.stem + ending))]
     else:

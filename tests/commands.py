@@ -63,6 +63,7 @@ def fmrun(*arguments: str | Path) -> Done:
     out, err = io.StringIO(), io.StringIO()
     argv = ["fmrun", *map(str, arguments)]
     report.warn_once.cache_clear()
+    report.note_once.cache_clear()
     with (
         mock.patch.object(sys, "argv", argv),
         contextlib.redirect_stdout(out),

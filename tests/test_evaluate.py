@@ -578,6 +578,13 @@ def test_inception_that_cannot_be_fetched_names_its_file(monkeypatch: pytest.Mon
     assert "--extractor mobilenet_v2" in error
 
 
+def test_inception_that_arrived_half_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(extractors, "cache_folder", lambda: tmp_path)
+    (tmp_path / INCEPTION_FILE).write_bytes(b"half")
+    with pytest.raises(UserError, match=rf"{INCEPTION_FILE}' \(4 bytes\) is cut short.*not 6726825d; delete it"):
+        open_extractor("inception", None, CPU, print)
+
+
 def test_a_damaged_checkpoint_is_left_out(own: str) -> None:
     train("--steps", "4", "--name", "run", "-s", "checkpoint.every=2")
     paths = sorted((RUNS / "run" / "checkpoints").iterdir())

@@ -65,6 +65,15 @@ class Spectral(nn.Module):
     def forward(self, z):
         return self.net(z).unflatten(1, (1, 28, 28))
 
+class Mirrors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 192, 3, padding=1, padding_mode="reflect"),
+                                 nn.PixelShuffle(8))
+
+    def forward(self, x):
+        return self.net(x)
+
 class Evens(nn.Module):
     def __init__(self):
         super().__init__()
@@ -240,6 +249,15 @@ def test_an_upscaler_of_even_sides_is_given_them() -> None:
     Image.fromarray(photo).save("photo.png")
     made = Path(good("sample", "run", "--input", "photo.png", "--out", "large").out.strip())
     assert Image.open(made).size == (182, 150)
+
+
+def test_an_upscaler_that_mirrors_its_border_takes_the_smallest_photographs() -> None:
+    good(*upscaling("-s", "generator.target=own_pair:Mirrors", "--steps", "1", "--name", "run"))
+    Path("tiny").mkdir()
+    for height, width in ((1, 1), (1, 9), (5, 3)):
+        Image.fromarray(picture(height, width)).save(f"tiny/{height}.{width}.png")
+    made = good("sample", "run", "--input", "tiny", "--out", "large").out.split()
+    assert [Image.open(path).size for path in made] == [(2, 2), (18, 2), (6, 10)]
 
 
 def test_an_upscaler_must_make_images_of_the_right_size() -> None:

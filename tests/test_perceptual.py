@@ -17,6 +17,7 @@ from fmrun.losses import pretrained
 from fmrun.losses.image import ImageLosses
 from fmrun.losses.perceptual import CUSTOMARY, DistsLoss, FeatureLoss, LpipsLoss, feature_loss
 from fmrun.losses.pretrained import BACKBONES, Features, choose_layers, find_weights, load_features, read_weights
+from fmrun.metrics.perceptual import perceptual_metrics
 
 
 def numbers(seed: int, shape: tuple[int, ...] = (2, 3, 32, 32)) -> Tensor:
@@ -254,16 +255,41 @@ def test_a_damaged_file_in_the_cache_is_not_used(cache):
         find_weights(BACKBONES["vgg19"], "losses.perceptual")
     found = hashlib.sha256(b"half a downl").hexdigest()[:8]
     assert str(caught.value) == (
-        f"losses.perceptual: '{path}' is damaged or another file: its SHA-256 begins with {found}, not dcbb9e9d; delete "
-        "it and fetch it again"
+        f"losses.perceptual: '{path}' (12 bytes) is cut short, damaged or another file: its SHA-256 begins with {found}, "
+        "not dcbb9e9d; delete it and fetch it again"
     )
+
+
+def test_a_damaged_file_that_is_not_asked_for_is_named(cache, capsys):
+    (cache / "alexnet-owt-7be5be79.pth").write_bytes(b"half a download")
+    assert "lpips" not in perceptual_metrics(torch.device("cpu"))
+    assert "alexnet-owt-7be5be79.pth' (15 bytes) is cut short" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5, 0.99])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_is_cut_is_named_with_what_is_there_and_what_should_be(tmp_path, kept, zipped):
+    torch.save(
+        {"features.0.weight": torch.zeros(99)}, path := tmp_path / "net.pth", _use_new_zipfile_serialization=zipped
+    )
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept if kept > 1 else kept * len(data))])
+    with pytest.raises(UserError) as caught:
+        load_features(BACKBONES["vgg19"], str(path), "losses.perceptual")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    assert str(path) in str(caught.value)
+    if kept == 0:
+        assert "is empty" in str(caught.value)
+    else:
+        assert f"it has {path.stat().st_size} bytes and a SHA-256 that begins with {found}" in str(caught.value)
+        assert "that of vgg19-dcbb9e9d.pth begins with dcbb9e9d; fetch it again" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         (None, "there is no file"),
-        (b"nonsense", "is not a readable weights file"),
+        (b"nonsense", "is cut short, damaged or no weights file"),
         ({"a": 1}, "does not hold a net's weights by name"),
         (
             {"features.0.weight": torch.zeros(1)},
@@ -293,8 +319,8 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path):
             return (open, (str(tmp_path / "made"), "w"))
 
     torch.save({"features.0.weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="is not a readable weights file"):
-        read_weights(tmp_path / "evil.pth", "losses.perceptual")
+    with pytest.raises(UserError, match="damaged or no weights file"):
+        read_weights(tmp_path / "evil.pth", "losses.perceptual", "vgg19-dcbb9e9d.pth")
     assert not (tmp_path / "made").exists()
 
 

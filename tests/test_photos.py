@@ -327,7 +327,7 @@ def test_not_a_number_is_no_picture(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_are_walked_and_keep_their_shape(tmp_path):
+def test_folders_are_walked_and_keep_their_shape(tmp_path, capsys):
     folder = tmp_path / "in"
     (folder / "deep" / "er").mkdir(parents=True)
     for name in ("a.png", "deep/a.png", "deep/er/b.v2.png"):
@@ -338,6 +338,7 @@ def test_folders_are_walked_and_keep_their_shape(tmp_path):
     assert made == [tmp_path / "out" / name for name in ("a_x2.png", "deep/a_x2.png", "deep/er/b.v2_x2.png")]
     assert all(path.is_file() for path in made)
     assert told == [(1, 1)] * 3
+    assert f"'{folder}': 1 .txt left out" in capsys.readouterr().err
 
 
 def test_nothing_is_replaced_unasked_and_results_are_not_upscaled_again(tmp_path):

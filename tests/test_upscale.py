@@ -442,6 +442,34 @@ def test_large_validation_images_are_measured_in_tiles(monkeypatch: pytest.Monke
     assert max(size[3] for size in sizes) < 450
 
 
+def test_a_flat_photograph_ends_neither_a_run_nor_an_evaluation(workplace: Path) -> None:
+    """Its PSNR is infinite, which JSON cannot say."""
+    save(workplace / "held" / "flat.png", np.full((48, 48, 3), 128, np.uint8))
+    save(workplace / "held" / "other.png", picture(48, 48))
+    own = ("--name", "run", *s("data.valid_fraction=0", "data.valid_path=held", "checkpoint.best=eval/psnr_y_bicubic"))
+    done = train("--steps", "3", *own)
+    assert "of bicubic infinite" in done.err
+    (warning,) = (line for line in done.warnings if "PSNR" in line)
+    assert "flat in 'held'" in warning
+    assert rows(RUNS / "run")[-1]["eval/psnr_y_bicubic"] is None
+    done = good("eval", "run", "--json")
+    assert len([line for line in done.warnings if "PSNR" in line]) == 1
+    (record,) = json.loads(done.out)
+    assert record["bicubic"]["psnr_y"] is None
+    assert math.isfinite(record["metrics"]["psnr_y"])
+    assert "Infinity" not in (RUNS / "run" / "evaluations.json").read_text()
+    assert " inf " in good("eval", "run").out
+
+
+def test_photographs_smaller_than_a_patch_are_measured(workplace: Path) -> None:
+    train("--steps", "1", "--name", "run")
+    save(workplace / "small" / "a.png", picture(20, 24))
+    (record,) = json.loads(good("eval", "run", "--data", "small", "--json").out)
+    assert math.isfinite(record["metrics"]["ssim_y"])
+    save(workplace / "small" / "b.png", picture(14, 40))
+    assert "at least 15 px a side to be measured, and 1 of 2 in 'small'" in refused("eval", "run", "--data", "small")
+
+
 # ---- the best checkpoint
 
 
@@ -610,7 +638,7 @@ def test_a_community_model_of_another_scale_is_one_sentence() -> None:
     flags = ("--preset", "munet-x2-cpu", *TINY, *s("generator.init=x4.safetensors"))
     error = refused("train", *flags)
     assert "Compact x4" in error
-    assert "scale 2" in error
+    assert "scale 2: add -s data.scale=4" in error
 
 
 def test_a_run_begins_from_a_run() -> None:

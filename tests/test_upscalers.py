@@ -216,15 +216,21 @@ def test_the_newer_names_of_esrgan_are_understood(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"scale": 4}, r"'.*' is Compact x2, 3 channels, features 4, blocks 2, and the config asks for scale 4"),
-        ({"channels": 1}, r"'.*' is Compact x2, 3 channels, .*, and the config asks for channels 1"),
-        ({"arch": "span"}, r"'.*' is Compact x2, .*, and the config asks for upscaler SPAN"),
-        ({"params": {"features": 64, "blocks": 2}}, r"'.*' is Compact x2, .*, and the config asks for features 64"),
+        ({"scale": 4}, r"asks for scale 4: add -s data\.scale=2$"),
+        ({"channels": 1}, r"asks for channels 1: add -s data\.channels=3$"),
+        ({"arch": "span"}, r"asks for type span: add -s generator\.type=compact$"),
+        (
+            {"scale": 4, "params": {"features": 64, "blocks": 2, "kernel": 3}},
+            r"asks for scale 4, features 64, kernel 3: add -s data\.scale=2 -s generator\.features=4 "
+            r"-s generator\.kernel=none$",
+        ),
     ],
 )
 def test_a_file_of_another_net_is_described(tmp_path, asked, words):
     save_file(export_weights(tiny("compact")), tmp_path / "net.safetensors")
-    with pytest.raises(UserError, match=r"generator\.init: " + words):
+    with pytest.raises(
+        UserError, match=r"generator\.init: '.*' is Compact x2, 3 channels, features 4, blocks 2, .*" + words
+    ):
         load_pretrained(tmp_path / "net.safetensors", **asked)
 
 
@@ -249,9 +255,13 @@ def test_nothing_in_a_file_is_executed(tmp_path, capfd, kind):
 def test_files_that_are_no_upscalers_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"generator\.init: there is no file '.*nowhere\.pth'"):
         read_pretrained(tmp_path / "nowhere.pth")
-    (tmp_path / "net.onnx").write_bytes(b"")
+    (tmp_path / "net.onnx").write_bytes(b"x")
     with pytest.raises(UserError, match=r"is neither \.safetensors nor \.pth"):
         read_pretrained(tmp_path / "net.onnx")
+    for name in ("net.safetensors", "net.pth"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match="is empty; copy or download it again"):
+            read_pretrained(tmp_path / name)
     (tmp_path / "net.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"is not a readable \.safetensors file"):
         read_pretrained(tmp_path / "net.safetensors")

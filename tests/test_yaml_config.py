@@ -56,6 +56,43 @@ def test_yaml_numbers_and_words(tmp_path):
     assert (got.optim.generator.lr, got.seed, got.data.path, got.compile) == (1e-4, 10, "2024-01-01", True)
 
 
+MERGED = """\
+optim:
+  generator: &adam {lr: 1e-4, eps: 0.1}
+  discriminator:
+    lr: 2e-4
+    <<: [*adam, {eps: 0.3, betas: [0.2, 0.7]}]
+"""
+
+
+@pytest.mark.parametrize("text", [MERGED, f"\ufeff{MERGED}", MERGED.replace("\n", "\r\n")])
+def test_yaml_merges_tables_and_comes_from_any_editor(tmp_path, text):
+    optim = config(tmp_path, text).optim
+    assert (optim.generator.lr, optim.generator.eps) == (1e-4, 0.1)
+    assert (optim.discriminator.lr, optim.discriminator.eps, optim.discriminator.betas) == (2e-4, 0.1, (0.2, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\ntrain:\n\tsteps: 3\n", "exp.yml, line 3: it is not valid YAML (a tab where only spaces may be)"),
+        ("seed: 1\ntrain:\n  <<: 3\n", "exp.yml, line 3: '<<' is given once, with a table or a list of tables"),
+        ("train:\n  <<: {steps: 1}\n  <<: {steps: 2}\n", "exp.yml, line 3: '<<' is given once"),
+        ("seed: 1\r\nseed: 2\r\n", "exp.yml, line 2: 'seed' is given twice"),
+        ("train: {}\nseed: !!bool maybe\n", "exp.yml, line 2: it is not valid YAML ('maybe')"),
+        ("train: {}\nseed: !!set {a}\n", "exp.yml, line 2: it is not valid YAML (could not determine a constructor"),
+        ('train: {}\npreset: "\x01"\n', "exp.yml, line 2: it is not valid YAML (a control character, 0x01)"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_named_with_its_line(tmp_path, text, said):
+    assert message(tmp_path, text).startswith(said)
+
+
+def test_merges_of_merges_take_no_memory(tmp_path):
+    names = "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 30)}]}}\n" for i in range(1, 30))
+    assert "there is no field" in message(tmp_path, f"a0: &a0 {{x: 1}}\n{names}")
+
+
 def test_none_clears_in_files(tmp_path):
     assert config(tmp_path, 'feature_matching.criterion = "none"', "exp.toml").feature_matching.criterion is None
     assert config(tmp_path, "optim: {clip_grad_norm: null}").optim.clip_grad_norm is None

@@ -40,6 +40,18 @@ def bicubic_down(image: np.ndarray, scale: int) -> np.ndarray:
     return out
 
 
+def bicubic_up(images: torch.Tensor, scale: int) -> torch.Tensor:
+    """`(B, C, h, w)` floats to `(B, C, scale h, scale w)`, as MATLAB's `imresize` does and the literature reports: cubic
+    convolution with a = −1/2 (Keys 1981), the image mirrored at its borders (edge pixels repeated)."""
+    border = 3
+    for dim in (-2, -1):
+        mirrored = np.pad(np.arange(images.shape[dim]), border, mode="symmetric")
+        images = images.index_select(dim, torch.from_numpy(mirrored).to(images.device))
+    made = F.interpolate(images, scale_factor=scale, mode="bicubic", antialias=True)  # without, PyTorch's a is −3/4
+    inside = slice(border * scale, -border * scale)
+    return made[..., inside, inside]
+
+
 def resized(image: np.ndarray, size: tuple[int, int], kernel: str, antialias: bool = False) -> np.ndarray:
     """`(H, W, C)` floats to `(*size, C)`; corners stay where they are, so nothing is shifted.
 

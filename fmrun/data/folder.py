@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ import torch
 
 from ..config.data import DataConfig
 from ..errors import UserError, nearest
+from ..report import counted, note_once
 from .memory import available_ram, gigabytes
-from .pixels import BAD, SUFFIXES, UNREADABLE, BadImage, Header, check_size, decode, quiet, read_header
+from .pixels import BAD, SUFFIXES, UNREADABLE, BadImage, Header, check_size, content, decode, quiet, read_header
 from .places import few
 from .source import Images, files_identity
 
@@ -34,16 +35,23 @@ class Choice(Enum):
     SETTLED = "named: which are left out was decided when the run started"
 
 
+THUMBNAILS = ("@eaDir", "__MACOSX")
+"""Folders that file servers and archivers leave beside images, besides hidden ones."""
+
 LEGAL_SIZES: tuple[int, ...] = DataConfig.model_fields["image_size"].annotation.__args__  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file: its name relative to the folder, its size in bytes and its time of change."""
+    """A file: its name relative to the folder, its size in bytes and the SHA-256 of its content."""
 
     name: str
     size: int
-    changed: int
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> "Entry":
+        return cls(name, len(data), hashlib.sha256(data).hexdigest())
 
 
 class FolderImages(Images):
@@ -96,10 +104,10 @@ class FolderImages(Images):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of names, sizes in bytes and times of change: cheap, the same whether decoded or not."""
+        """Of names and contents: the same whether decoded or not."""
         digest = hashlib.sha256()
         for entry in self.entries:
-            digest.update(f"{entry.name}\0{entry.size}\0{entry.changed}\0".encode(errors="surrogateescape"))
+            digest.update(f"{entry.name}\0{entry.sha256}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     @property
@@ -147,24 +155,25 @@ def open_folder(
     if not problems and _keep(field, len(names) * channels * size * size, config.cache):
         pixels = torch.empty((len(names), channels, size, size), dtype=torch.uint8)
 
-    def check(i: int) -> BadImage | None:
+    def check(i: int) -> BadImage | Entry:
         try:
-            image = decode(root / good[i], channels, size, fit)
+            data = content(root / good[i])
+            image = decode(root / good[i], channels, size, fit, data)
         except BadImage as problem:
             return problem
         if pixels is not None:
             pixels.numpy()[i] = image
-        return None
+        return Entry.of(good[i], data)
 
     checked = _each(check, len(good), _threads(), progress)
-    problems |= {name: problem for name, problem in zip(good, checked, strict=True) if problem}
+    problems |= {name: found for name, found in zip(good, checked, strict=True) if isinstance(found, BadImage)}
     if choice is Choice.SKIP and (lost := unreadable(problems)):
         leave_out = tuple(sorted({*leave_out, *lost}))
         return open_folder(field, path, config, asked, progress, leave_out=leave_out)
     if problems:
         report = _report(field, root, len(names), problems, list(headers.values()), size, fit)
         raise UserError(report + skip_hint(problems, choice))
-    entries = [_entry(field, root, name) for name in names]
+    entries = [found for found in checked if isinstance(found, Entry)]
     return FolderImages(root, entries, channels, size, fit, pixels, leave_out)
 
 
@@ -232,9 +241,10 @@ def _each(work: Callable[[int], T], count: int, threads: int, progress: Progress
 
 
 def _names(field: str, root: Path) -> list[str]:
-    """Relative names of all images under `root`, sorted; hidden files are left out, linked folders
-    entered once."""
+    """Relative names of all images under `root`, sorted; what is left out is said: other files, hidden ones, and
+    folders of thumbnails. Linked folders are entered once."""
     names: list[str] = []
+    passed: Counter[str] = Counter()
     others: list[str] = []
     seen: set[tuple[int, int]] = set()
     failures: list[str] = []
@@ -248,14 +258,21 @@ def _names(field: str, root: Path) -> list[str]:
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        passed.update(f"{name} folder" for name in folders if _aside(name))
+        folders[:] = sorted(name for name in folders if not _aside(name))
+        passed["hidden file"] += sum(map(_aside, files))
         for file in files:
-            if not file.startswith("."):
+            if not _aside(file):
                 image = file.lower().endswith(SUFFIXES)
                 (names if image else others).append((Path(folder) / file).relative_to(root).as_posix())
     if failures:
         raise UserError(f"{field}: cannot list {few(failures)}: give yourself permission (chmod u+rx)")
     if names:
+        endings = Counter(Path(name).suffix.lower() or "extensionless" for name in others)
+        parts = [f"{count} {ending}" for ending, count in endings.most_common()]
+        parts += [counted(count, what) for what, count in passed.most_common() if count]
+        if parts:
+            note_once(f"'{root}': {few(parts)} left out")
         return sorted(names)
     arrays = sorted(name for name in others if "ubyte" in name or name.endswith(".npz"))
     if arrays:
@@ -265,19 +282,16 @@ def _names(field: str, root: Path) -> list[str]:
     raise UserError(f"{field}: '{root}' holds {what}: give a folder with {', '.join(SUFFIXES)} files")
 
 
+def _aside(name: str) -> bool:
+    """Whether a file or folder of this name holds no images of the user's."""
+    return name.startswith(".") or name in THUMBNAILS
+
+
 def _header(path: Path) -> Header | BadImage:
     try:
         return read_header(path)
     except BadImage as problem:
         return problem
-
-
-def _entry(field: str, root: Path, name: str) -> Entry:
-    try:
-        stat = (root / name).stat()
-    except OSError as error:
-        raise UserError(f"{field}: '{root / name}' vanished while it was read: leave the folder alone") from error
-    return Entry(name, stat.st_size, stat.st_mtime_ns)
 
 
 def _keep(field: str, needed: int, cache: str) -> bool:

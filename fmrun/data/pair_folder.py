@@ -1,6 +1,5 @@
 """Folders of image pairs: matched, checked whole before the first step, kept in RAM where they fit."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
@@ -14,9 +13,9 @@ from ..errors import UserError
 from .filters import bicubic_down
 from .folder import (
     Choice,
+    Entry,
     Progress,
     _each,
-    _entry,
     _header,
     _keep,
     _names,
@@ -26,7 +25,7 @@ from .folder import (
     skip_hint,
 )
 from .pair_set import Pairs
-from .pixels import GREY_16, SMALLEST_SIDE, UNREADABLE, BadImage, Header
+from .pixels import GREY_16, SMALLEST_SIDE, UNREADABLE, BadImage, Header, content
 from .places import few
 from .shelf import Files, Packed, Shelf, decode_upright, middle, to_array
 
@@ -49,7 +48,6 @@ def open_pair_folder(
     channels: int | None,
     cache: str,
     degradation: DegradationConfig,
-    by_content: bool = False,
     progress: Progress | None = None,
     leave_out: tuple[str, ...] = (),
     choice: Choice = Choice.REFUSE,
@@ -65,7 +63,6 @@ def open_pair_folder(
         channels: 1, 3, 4, or `None`: 1 where all images are grey, else 3.
         cache: `data.cache`.
         degradation: used without `low`.
-        by_content: fingerprint files by their bytes instead of their times of change.
         progress: told (images decoded, images in all).
         leave_out: names of high-resolution files that are not looked at, nor their partners, to which `choice` may add
             those of pairs that cannot be read.
@@ -109,7 +106,6 @@ def open_pair_folder(
             channels=channels,
             cache=cache,
             degradation=degradation,
-            by_content=by_content,
             progress=progress,
             leave_out=tuple(sorted({*leave_out, *lost})),
         )
@@ -119,8 +115,11 @@ def open_pair_folder(
         problems += _too_small(sides[0], patch, scale)
     if problems:
         raise UserError("; ".join(problems))
-    marks = [" ".join(side.mark(i, by_content) for side in sides) for i in range(len(sides[0].names))]
-    files = [tuple(side.file(i) for side in sides) for i in range(len(sides[0].names))]
+    marks = [
+        " ".join(f"{side.entries[i].name} {side.entries[i].sha256}" for side in sides)
+        for i in range(len(sides[0].names))
+    ]
+    files = [tuple((side.entries[i].name, side.entries[i].size) for side in sides) for i in range(len(sides[0].names))]
     lows = sides[1].shelf(chosen) if low else small
     made_by = None if low else degradation
     return Pairs(str(high.root), sides[0].shelf(chosen), lows, scale, made_by, marks, files, leave_out)
@@ -138,6 +137,8 @@ class _Side:
         self.sizes = np.zeros((0, 2), dtype=np.int64)
         self.bad: dict[int, BadImage] = {}
         self.packed: Packed | None = None
+        self.entries: dict[int, Entry] = {}
+        """Of the files decoded."""
 
     def read_headers(self) -> None:
         found = _each(lambda i: _header(self.place.root / self.names[i]), len(self.names), _threads())
@@ -168,7 +169,10 @@ class _Side:
             if i in self.bad:
                 return None
             try:
-                image = decode_upright(self.place.root / self.names[i])
+                path = self.place.root / self.names[i]
+                data = content(path)
+                self.entries[i] = Entry.of(self.names[i], data)
+                image = decode_upright(path, data)
                 size = (image.height // multiple * multiple, image.width // multiple * multiple)
                 self.sizes[i] = size  # a header may not know that the image lies on its side
                 if self.packed is None and image.mode not in GREY_16:  # of those, values may be out of range
@@ -191,25 +195,13 @@ class _Side:
     def shelf(self, channels: int) -> Shelf:
         if self.packed is not None:
             return self.packed
-        entries = [_entry(self.place.field, self.place.root, name) for name in self.names]
+        entries = [self.entries[i] for i in range(len(self.names))]
         return Files(self.stems, self.sizes, channels, self.place.root, entries)
 
     def report(self, choice: Choice) -> str:
         bad = {self.names[i]: problem for i, problem in self.bad.items()}
         report = _report(self.place.field, self.place.root, self.in_folder, bad, [], 0, "exact")
         return report + skip_hint(bad, choice)
-
-    def mark(self, index: int, by_content: bool) -> str:
-        name = self.names[index]
-        if by_content:
-            return f"{name} {hashlib.sha256((self.place.root / name).read_bytes()).hexdigest()}"
-        entry = _entry(self.place.field, self.place.root, name)
-        return f"{entry.name} {entry.size} {entry.changed}"
-
-    def file(self, index: int) -> tuple[str, int]:
-        """Name and size in bytes."""
-        entry = _entry(self.place.field, self.place.root, self.names[index])
-        return entry.name, entry.size
 
 
 def _match(problems: list[str], high: Place, low: Place | None, scale: int, leave_out: tuple[str, ...]) -> list[_Side]:

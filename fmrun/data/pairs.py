@@ -26,7 +26,7 @@ def open_pairs(
     valid_lr_path: str | None = None,
     valid_fraction: float = 0.0,
     scale: int,
-    patch_size: int,
+    patch_size: int | None,
     channels: int | None = None,
     cache: str = "auto",
     degradation: DegradationConfig | None = None,
@@ -46,7 +46,7 @@ def open_pairs(
             where `path` is bundled, else `valid_fraction` of the pairs, which depends on `seed`.
         scale: factor between the sides of a pair, exact. Images without partners are cut to their middle, whose sides
             are multiples of it.
-        patch_size: side of the patches trained on, in high-resolution pixels.
+        patch_size: side of the patches trained on, in high-resolution pixels; `None`: whole images are measured on.
         channels: 1 (grey), 3 (RGB), 4 (RGBA) or `None`: 1 where all images are grey, else 3.
         cache: `data.cache`.
         degradation: bicubic unless given.
@@ -56,7 +56,7 @@ def open_pairs(
     """
     degradation = degradation or DegradationConfig()
     problems: list[str] = []
-    if patch_size % scale:
+    if patch_size is not None and patch_size % scale:
         problems.append(f"data.patch_size: {patch_size} is no multiple of data.scale {scale}: set it to one")
     if lr_path is not None and valid_path is not None and valid_lr_path is None:
         problems.append("data.valid_lr_path: the LR images of data.valid_path are missing: give their folder")
@@ -75,7 +75,6 @@ def open_pairs(
                 channels=channels,
                 cache=cache,
                 degradation=degradation,
-                by_content=_bundled(high),
                 progress=progress,
                 leave_out=leave_out if split == "train" else valid_leave_out,
                 choice=choice,

@@ -10,13 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from ..errors import reading
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+AVIF = "avif" in features.modules and features.check_module("avif")
+"""Whether the installed Pillow reads AVIF."""
+
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    *((".avif",) if AVIF else ()),
+)
 # Only these are tried, whatever a file calls itself: some of Pillow's other readers start programs (EPS).
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", *(("AVIF",) if AVIF else ()))
 SMALLEST_SIDE = 8
 """Images with a shorter side than this (such as tracking pixels) are refused, whatever `fit` says."""
 
@@ -152,9 +167,10 @@ def read_header(path: Path) -> Header:
         raise _unreadable(error) from error
 
 
-def decode(path: Path, channels: int, size: int, fit: str) -> np.ndarray:
-    """An image file as uint8 `(channels, size, size)`, upright, without alpha (over white)."""
-    with reading(path), _opened(BytesIO(content(path))) as image:
+def decode(path: Path, channels: int, size: int, fit: str, data: bytes | None = None) -> np.ndarray:
+    """An image file, or its content `data` where that is read already, as uint8 `(channels, size, size)`, upright, without
+    alpha (over white)."""
+    with reading(path), _opened(BytesIO(content(path) if data is None else data)) as image:
         try:
             image.load()
             upright = _upright(image)

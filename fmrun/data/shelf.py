@@ -143,9 +143,10 @@ def decode_middle(path: Path, channels: int, size: tuple[int, int], windows: Seq
     return out
 
 
-def decode_upright(path: Path) -> Image.Image:
-    """An image file as it is to be seen, in its own mode. Raises `BadImage`."""
-    with reading(path), _opened(BytesIO(content(path))) as image:
+def decode_upright(path: Path, data: bytes | None = None) -> Image.Image:
+    """An image file, or its content `data` where that is read already, as it is to be seen, in its own mode. Raises
+    `BadImage`."""
+    with reading(path), _opened(BytesIO(content(path) if data is None else data)) as image:
         try:
             image.load()
             return _upright(image)

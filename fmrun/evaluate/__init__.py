@@ -169,11 +169,11 @@ def _config(target: Run | Path, overrides: Sequence[Override]) -> Config:
     return config.model_copy(update={"data": without_strange(config.data, {o.key for o in overrides})})
 
 
-def opened(config: Config, asked: Asked, report: Reporter) -> tuple[Config, Any, Any]:
+def opened(config: Config, asked: Asked, report: Reporter, **options: bool) -> tuple[Config, Any, Any]:
     """The config with what its data settle, training images, and those held out of them or None. A run's own are those
-    it has had, or an error: leaving one out would hold others out of training."""
+    it has had, or an error: leaving one out would hold others out of training. `options` are the task's own."""
     final, train, valid = TASKS[config.task].open(
-        config, report.counting("checking images"), settled=not asked.elsewhere
+        config, report.counting("checking images"), settled=not asked.elsewhere, **options
     )
     if sentence := skipped_sentence(config.data, final.data):
         report.warn(sentence)

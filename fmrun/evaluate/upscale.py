@@ -79,7 +79,7 @@ class UpscaleMeasure:
         # which photographs are held out of a set depends on the run's seed
         key = config.data.model_dump_json(), config.seed if config.data.valid_fraction else 0
         if key not in self._opened:
-            self._opened[key] = opened(config, self.asked, self.report)
+            self._opened[key] = opened(config, self.asked, self.report, trained=False)
         return self._opened[key]
 
     def trained_on(self, config: Config) -> str:

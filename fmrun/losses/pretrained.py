@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest, reading
+from ..models.weights import require_content
+from ..report import warn_once
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's images in [0, 1], which these nets were trained with."""
@@ -86,6 +86,36 @@ def cache_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
+class DamagedWeights(UserError):
+    """The file is there, and not as it was published."""
+
+
+@contextmanager
+def usable() -> Iterator[None]:
+    """Around weights that are used only where they are there; of a damaged file there is a warning."""
+    try:
+        yield
+    except DamagedWeights as error:
+        warn_once(f"{error}; it is not used")
+    except UserError:
+        pass
+
+
+def check_published(path: Path, published: str, field: str) -> None:
+    """DamagedWeights unless the SHA-256 of a file is the one that the name `published` ends in."""
+    size, found = _size_and_hash(path)
+    if not found.startswith(wanted := Path(published).stem.rpartition("-")[2]):
+        raise DamagedWeights(
+            f"{field}: '{path}' ({size} bytes) is cut short, damaged or another file: its SHA-256 begins with {found[:8]}, "
+            f"not {wanted}; delete it and fetch it again"
+        )
+
+
+def _size_and_hash(path: Path) -> tuple[int, str]:
+    with reading(path), path.open("rb") as stream:
+        return path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def find_weights(backbone: Backbone, field: str) -> Path:
     """The backbone's file in its package or torchvision's cache, its hash checked; UserError says how to get it.
 
@@ -106,29 +136,28 @@ def find_weights(backbone: Backbone, field: str) -> Path:
             f"(weights='IMAGENET1K_V1')\"` downloads it there), or name the file with -s {field}.weights=FILE"
             + (f", or leave the loss out with -s {field}=none" if field.startswith("losses.") else "")
         )
-    wanted = re.search(r"-([0-9a-f]{8})\.pth$", backbone.file)
-    assert wanted is not None
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found.startswith(wanted[1]):
-        raise UserError(
-            f"{field}: '{path}' is damaged or another file: its SHA-256 begins with {found[:8]}, not {wanted[1]}; "
-            "delete it and fetch it again"
-        )
+    check_published(path, backbone.file, field)
     return path
 
 
-def read_weights(path: Path, field: str) -> dict[str, Tensor]:
-    """The state dict in a `.pth` or `.safetensors` file, read without executing anything in it."""
-    if not path.is_file():
-        raise UserError(f"{field}.weights: there is no file '{path}'")
+def read_weights(path: Path, field: str, published: str) -> dict[str, Tensor]:
+    """The state dict in a `.pth` or `.safetensors` file, read without executing anything in it. `published` is what the
+    file is usually called, and ends in eight digits of its SHA-256."""
+    require_content(path, f"{field}.weights")
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever half a file does to its reader
+        size, found = _size_and_hash(path)
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{field}.weights: '{path}' is not a readable weights file ({reason})") from None
+        raise UserError(
+            f"{field}.weights: '{path}' is cut short, damaged or no weights file ({reason}): it has {size} bytes and a "
+            f"SHA-256 that begins with {found[:8]}, and that of {published} begins with "
+            f"{Path(published).stem.rpartition('-')[2]}; fetch it again"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{field}.weights: '{path}' does not hold a net's weights by name")
     return state
@@ -138,7 +167,7 @@ def load_features(backbone: Backbone, file: str | None, field: str) -> nn.Sequen
     """The pretrained convolutional part, frozen, in evaluation mode, on the CPU."""
     path = Path(file) if file is not None else find_weights(backbone, field)
     with reading(path):
-        state = read_weights(path, field)
+        state = read_weights(path, field, backbone.file)
     net = backbone.features()
     own = net.state_dict()
     given = {key.removeprefix("features."): v for key, v in state.items() if key.startswith("features.")}

@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest, reading
-from ..losses.pretrained import BACKBONES, MEAN, STD, as_rgb, cache_folder, find_weights, load_features, read_weights
+from ..losses.pretrained import (
+    BACKBONES,
+    MEAN,
+    STD,
+    as_rgb,
+    cache_folder,
+    check_published,
+    find_weights,
+    load_features,
+    read_weights,
+    usable,
+)
 from ..models.custom import load_target
 from ..rng import torch_generator
 
@@ -103,10 +114,9 @@ def _found(name: str) -> Path | None:
     if name == "inception":
         path = cache_folder() / INCEPTION_FILE
         return path if path.is_file() else None
-    try:
+    with usable():
         return find_weights(BACKBONES[name], "eval")
-    except UserError:
-        return None
+    return None
 
 
 def open_extractor(name: str | None, file: Path | None, device: torch.device, note: Callable[[str], None]) -> Extractor:
@@ -160,9 +170,11 @@ def _flags_named() -> Iterator[None]:
 
 def _inception(file: Path | None, device: torch.device, note: Callable[[str], None]) -> Extractor:
     path = file if file is not None else _found("inception") or _fetch_inception(note)
+    if file is None:
+        check_published(path, INCEPTION_FILE, "--extractor inception")
     net = _empty_inception()
     with _flags_named(), reading(path):
-        state = read_weights(path, "--extractor")
+        state = read_weights(path, "--extractor", INCEPTION_FILE)
     try:
         net.load_state_dict(state)
     except RuntimeError:

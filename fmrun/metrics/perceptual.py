@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 import torch
 from torch import nn
 
 from ..config import losses as sections
-from ..errors import UserError
 from ..losses.perceptual import DistsLoss, LpipsLoss, feature_loss
+from ..losses.pretrained import usable
 
 FIELD = "eval.perceptual"
 
@@ -29,10 +28,8 @@ def perceptual_metric(name: str, device: torch.device) -> tuple[str, nn.Module] 
     if name != "auto":
         return name, METRICS[name]().to(device)
     for each, make in METRICS.items():
-        try:
+        with usable():
             return each, make().to(device)
-        except UserError:
-            continue
     return None
 
 
@@ -40,6 +37,6 @@ def perceptual_metrics(device: torch.device) -> dict[str, nn.Module]:
     """All of METRICS whose weights are on this machine."""
     found = {}
     for name, make in METRICS.items():
-        with suppress(UserError):
+        with usable():
             found[name] = make().to(device)
     return found

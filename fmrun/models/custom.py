@@ -111,8 +111,8 @@ def custom_generator(
     """The user's own generator, once it is known to make of each of the `examples` (B, …), latents or images, images of
     the shape (B, C, H, W) beside it.
 
-    It takes latents as (B, n) or as (B, n, 1, 1), and images of any size, or of sides that are multiples of something,
-    which `multiple_of` tells. Raises UserError if it does not.
+    It takes latents as (B, n) or as (B, n, 1, 1), and images of any size, or of sides that are multiples of something and
+    not too small, which `sides_of` tells. Raises UserError if it does not.
     """
     net = load_target(target, params, field, generator)
     what = f"{field}.target: '{target}'"
@@ -132,6 +132,12 @@ def custom_generator(
                 made = attempt(copy.deepcopy(net), example, what)
             got = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
             raise UserError(f"{what} makes {got} of {tuple(example.shape)}, and must make {tuple(shape)}")
+    if first.ndim == 4:
+        scale, multiple = examples[0][1][2] // first.shape[2], sides_of(net)[1]
+        corners = ((side, first[..., :side, :side]) for side in MULTIPLES if side >= multiple)
+        net.smallest = next(  # type: ignore[assignment]
+            (m for m, x in corners if _makes(net, x, (*examples[0][1][:2], scale * m, scale * m))), first.shape[2]
+        )
     _check_trainable(net, what)
     return net
 
@@ -144,9 +150,9 @@ def _check_trainable(net: nn.Module, what: str) -> None:
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 
 
-def multiple_of(net: nn.Module) -> int:
-    """What the sides of the images that an upscaler of the user's own takes are multiples of."""
-    return getattr(net, "multiple", 1)
+def sides_of(net: nn.Module) -> tuple[int, int]:
+    """The smallest side of the images that an upscaler of the user's own takes, and what their sides are multiples of."""
+    return getattr(net, "smallest", 1), getattr(net, "multiple", 1)
 
 
 class _Sides:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError, reading
+from .weights import flags, require_content
 
 Params = Mapping[str, Any]
 
@@ -340,14 +341,16 @@ def load_pretrained(
     found = read_pretrained(path, field)
     u = found.upscaler
     asked = {
-        "upscaler": (arch and ARCHITECTURES[arch].title, ARCHITECTURES[u.arch].title),
-        "scale": (scale, u.scale),
-        "channels": (channels, u.channels),
-        **{key: (value, u.params.get(key)) for key, value in (params or {}).items()},
+        "generator.type": (arch, u.arch),
+        "data.scale": (scale, u.scale),
+        "data.channels": (channels, u.channels),
+        **{f"generator.{key}": (value, u.params.get(key)) for key, value in (params or {}).items()},
     }
-    for what, (want, have) in asked.items():
-        if want is not None and want != have:
-            raise UserError(f"{field}: '{path}' is {u}, and the config asks for {what} {want}")
+    wrong = {key: (want, have) for key, (want, have) in asked.items() if want is not None and want != have}
+    if wrong:
+        wants = ", ".join(f"{key.partition('.')[2]} {want}" for key, (want, _) in wrong.items())
+        mend = flags({key: have for key, (_, have) in wrong.items()})
+        raise UserError(f"{field}: '{path}' is {u}, and the config asks for {wants}: add {mend}")
     with torch.random.fork_rng(devices=[]):
         net = _make(u)
     net.load_state_dict(found.weights)
@@ -373,8 +376,7 @@ def export_weights(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _read_weights(file: Path, field: str) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(f"{field}: there is no file '{file}'")
+    require_content(file, field)
     kind = file.suffix.lower()
     if kind == ".safetensors":
         try:

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from ..checkpoint import CorruptCheckpoint, read_meta
+from ..config import Config
+from ..data.places import few
 from ..errors import UserError, reading
 
+NO_SHAPE = ("init", "train", "recompute")
+"""Settings of a net on which the shapes of its weights do not depend."""
 
-def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str) -> None:
-    """Load `net` from a `.safetensors` file of its state dict, or of a checkpoint that holds it under one of `prefixes`
-    (the first found). Raises UserError if the file does not fit."""
-    file = Path(path)
-    if not file.is_file():
+
+def require_content(path: Path, field: str) -> None:
+    """UserError unless there is a file, and something in it."""
+    if not path.is_file():
         raise UserError(f"{field}: there is no file '{path}'")
+    if path.stat().st_size == 0:
+        raise UserError(f"{field}: '{path}' is empty; copy or download it again")
+
+
+def flags(settings: Mapping[str, Any]) -> str:
+    """These settings on a command line."""
+    shown = {key: json.dumps(v) if not isinstance(v, str | None) else v or "none" for key, v in settings.items()}
+    return " ".join(f"-s {shlex.quote(f'{key}={value}')}" for key, value in shown.items())
+
+
+def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str, config: Config | None = None) -> None:
+    """Load `net` from a `.safetensors` file of its state dict, or of a checkpoint that holds it under one of `prefixes`
+    (the first found). Raises UserError if the file does not fit, with the settings that would make it fit where `config`
+    is given and the file is a checkpoint."""
+    file = Path(path)
+    require_content(file, field)
     try:
         with reading(file):
             tensors = load_file(file)
@@ -37,11 +60,25 @@ def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str)
         if k in tensors and tensors[k].shape != own[k].shape
     ]
     if missing or extra or shapes:
-        reasons = [f"{len(missing)} missing ({missing[0]}, …)"] if missing else []
-        reasons += [f"{len(extra)} unknown ({extra[0]}, …)"] if extra else []
-        reasons += shapes[:1]
-        raise UserError(
-            f"{field}: '{path}' holds another net than this config describes: {'; '.join(reasons)}; "
-            "check type, width, norm and image size"
-        )
+        reasons = [
+            f"{len(names)} {what} ({few(names)})" for what, names in (("missing", missing), ("unknown", extra)) if names
+        ]
+        reasons += [few(shapes)] if shapes else []
+        other = _other_settings(file, field, config) if config is not None else {}
+        fix = f"add {flags(other)}" if other else "check type, width, norm and image size"
+        raise UserError(f"{field}: '{path}' holds another net than this config describes: {'; '.join(reasons)}; {fix}")
     net.load_state_dict(tensors)
+
+
+def _other_settings(file: Path, field: str, config: Config) -> dict[str, Any]:
+    """Settings of the run that wrote a checkpoint, of the net in the section of `field` and the size of its images, where
+    `config` has others."""
+    try:
+        then = read_meta(file)["config"]
+    except (CorruptCheckpoint, KeyError):
+        return {}
+    now, section = config.model_dump(mode="json"), field.partition(".")[0]
+    keys = [(section, key) for key in now[section] if key not in NO_SHAPE]
+    keys += [("data", key) for key in ("image_size", "channels", "scale")]
+    known = [(part, key) for part, key in keys if key in then.get(part, {})]
+    return {f"{part}.{key}": then[part][key] for part, key in known if then[part][key] != now[part][key]}

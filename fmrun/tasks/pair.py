@@ -73,7 +73,7 @@ def build_discriminator(config: Config, image: Shape) -> nn.Module:
         else:
             net = DISCRIMINATORS[d.type](config, image, rng)
     if d.init is not None:
-        load_weights(net, d.init, ("discriminator",), "discriminator.init")
+        load_weights(net, d.init, ("discriminator",), "discriminator.init", config)
     return net
 
 

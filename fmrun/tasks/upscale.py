@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..augment import NUMBERS
 from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
+from ..data.filters import bicubic_up
 from ..data.folder import Choice, Progress
 from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs, pairs_claimed
-from ..data.places import refuse_idle, with_left_out
+from ..data.places import few, refuse_idle, with_left_out
 from ..data.preview import write_preview
 from ..dist import World
 from ..errors import UserError
@@ -24,7 +25,7 @@ from ..losses.image import NAMES, ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
 from ..metrics.perceptual import perceptual_metric
 from ..metrics.reals import shuffled
-from ..models.custom import custom_generator, multiple_of
+from ..models.custom import custom_generator, sides_of
 from ..models.upscalers import (
     ARCHITECTURES,
     Tiling,
@@ -37,6 +38,7 @@ from ..models.upscalers import (
     tiling,
 )
 from ..models.weights import load_weights
+from ..report import warn_once
 from ..rng import torch_generator
 from ..tiling import upscale as upscale_in_tiles
 from . import Batch
@@ -67,7 +69,7 @@ def described(config: Config, channels: int) -> Upscaler | None:
 def tile_field(config: Config, channels: int, net: nn.Module) -> Tiling:
     """How far the generator sees; how far a net of the user's own does, nobody knows."""
     upscaler = described(config, channels)
-    return tiling(upscaler) if upscaler is not None else Tiling(None, multiple_of(net))
+    return tiling(upscaler) if upscaler is not None else Tiling(None, *sides_of(net))
 
 
 def _own(config: Config, channels: int, rng: torch.Generator) -> nn.Module:
@@ -90,7 +92,7 @@ def build_generator(config: Config, channels: int) -> nn.Module:
         else:
             net = build_upscaler(c.type, config.data.scale, channels, rng, **params)
         if c.init is not None:
-            load_weights(net, c.init, ("ema", "generator"), "generator.init")
+            load_weights(net, c.init, ("ema", "generator"), "generator.init", config)
         return net
     net, _ = load_pretrained(c.init, scale=config.data.scale, channels=channels, arch=c.type, params=params)
     return net
@@ -105,14 +107,14 @@ def _is_checkpoint(path: str) -> bool:
         return False
 
 
-def _refuse_tiny(valid: Pairs) -> None:
+def _refuse_tiny(pairs: Pairs) -> None:
     """UserError if an image is too small to be measured."""
-    least = WINDOW + 2 * valid.scale
-    tiny = [name for name, size in zip(valid.names, valid.high.sizes, strict=True) if min(size) < least]
+    least = WINDOW + 2 * pairs.scale
+    tiny = [name for name, size in zip(pairs.names, pairs.high.sizes, strict=True) if min(size) < least]
     if tiny:
         raise UserError(
-            f"validation images need at least {least} px a side to be measured, and {len(tiny)} of {len(valid)} have "
-            f"less, among them {tiny[0]}: remove them"
+            f"photographs need at least {least} px a side to be measured, and {len(tiny)} of {len(pairs)} in "
+            f"'{pairs.name}' have less ({few(tiny)}): remove them"
         )
 
 
@@ -135,7 +137,7 @@ def upscaled(net: nn.Module, low: Tensor, field: Tiling, scale: int) -> Tensor:
 
 def bicubic(low: Tensor, scale: int) -> Tensor:
     """An image (C, h, w) in [0, 255], enlarged by cubic interpolation: (1, C, scale h, scale w) in [0, 1]."""
-    return F.interpolate(low[None] / 255, scale_factor=scale, mode="bicubic").clamp(0, 1)
+    return bicubic_up(low[None] / 255, scale).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -150,15 +152,24 @@ def restored(
     resolution (C, h, w), uint8: means over the images. `tell` hears how many of how many are done."""
     count = min(count, len(valid))
     sums = dict.fromkeys(("psnr_y", "ssim_y", *distances), 0.0)
+    exact = []
     for done, index in enumerate(sorted(shuffled(len(valid))[:count].tolist()), 1):
         low, high = valid.whole(index)
         image = (way(low) * 255).round() / 255
         original = high[None].to(image.device, image.dtype) / 255
-        sums["psnr_y"] += float(psnr_y(image, original, valid.scale)) / count
+        ratio = float(psnr_y(image, original, valid.scale))
+        if math.isinf(ratio):
+            exact.append(valid.names[index])
+        sums["psnr_y"] += ratio / count
         sums["ssim_y"] += float(ssim_y(image, original, valid.scale)) / count
         for name, distance in distances.items():
             sums[name] += float(distance(image.float(), original.float())) / count
         tell(done, count)
+    if exact:
+        warn_once(
+            f"the PSNR of {few(exact)} in '{valid.name}' is infinite, for it comes out exactly as it is; the mean is null "
+            "in JSON: to measure it, remove flat photographs"
+        )
     return sums
 
 
@@ -186,9 +197,10 @@ class Upscale(PairTask):
 
     @staticmethod
     def open(
-        config: Config, progress: Progress | None = None, settled: bool = False
+        config: Config, progress: Progress | None = None, settled: bool = False, trained: bool = True
     ) -> tuple[Config, Pairs, Pairs | None]:
-        """Training and validation pairs, checked whole, and the config with what they settle. `settled`: it is a run's."""
+        """Training and validation pairs, checked whole, and the config with what they settle. `settled`: it is a run's.
+        Without `trained` they are only measured on, and may be smaller than a patch."""
         d = config.data
         if not settled:
             refuse_idle(d, config.task)
@@ -200,7 +212,7 @@ class Upscale(PairTask):
             valid_lr_path=d.valid_lr_path,
             valid_fraction=d.valid_fraction,
             scale=d.scale,
-            patch_size=d.patch_size,
+            patch_size=d.patch_size if trained else None,
             channels=d.channels,
             cache=d.cache,
             degradation=d.degradation,
@@ -210,8 +222,8 @@ class Upscale(PairTask):
             valid_leave_out=d.valid_leave_out,
             choice=Choice.SKIP if d.skip_unreadable else Choice.SETTLED if settled else Choice.REFUSE,
         )
-        if valid is not None:
-            _refuse_tiny(valid)
+        if valid is not None or not trained:
+            _refuse_tiny(valid if valid is not None else train)
         data = with_left_out(d, train.left_out, valid.left_out if valid is not None else ())
         data = data.model_copy(update={"channels": train.channels})
         generator = config.generator

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fmrun.config.data import DataConfig
 from fmrun.data.images import open_data
+from fmrun.data.pixels import BAD
 from fmrun.errors import UserError
 
 GOOD = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -84,7 +85,7 @@ def bomb(path: Path) -> None:
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text": (
         lambda p: p.write_text("<html>"),
-        "not PNG, JPEG, WEBP, BMP, TIFF or GIF inside (bad.png), so convert",
+        f"{BAD['foreign'][0]} (bad.png), so convert",
     ),
     "eps": (lambda p: p.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "(bad.png), so convert or remove them"),
     "empty": (lambda p: p.touch(), "empty files (bad.png), so copy them again"),

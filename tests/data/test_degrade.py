@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from fmrun.config.degradation import DegradationConfig
 from fmrun.data.degrade import Bicubic, Blur, Jpeg, Noise, Resize, Sinc, Step, degrade, recipe
-from fmrun.data.filters import bicubic_down, filtered, gaussian, resized, sinc
+from fmrun.data.filters import bicubic_down, bicubic_up, filtered, gaussian, resized, sinc
 from fmrun.data.pairs import BUNDLED
 
 OFF: dict[str, Any] = {
@@ -46,14 +47,15 @@ def steps(config: DegradationConfig, seed: int) -> tuple[Step, ...]:
 # bicubic
 
 
+def cubic(x: float) -> float:
+    x = abs(x)
+    if x <= 1:
+        return 1.5 * x**3 - 2.5 * x**2 + 1
+    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x <= 2 else 0.0
+
+
 def imresize(image: np.ndarray, scale: int) -> np.ndarray:
     """MATLAB's `imresize(image, 1 / scale)`, pixel by pixel as its documentation has it."""
-
-    def cubic(x: float) -> float:
-        x = abs(x)
-        if x <= 1:
-            return 1.5 * x**3 - 2.5 * x**2 + 1
-        return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x <= 2 else 0.0
 
     def along(rows: np.ndarray) -> np.ndarray:
         count = len(rows)
@@ -78,6 +80,26 @@ def imresize(image: np.ndarray, scale: int) -> np.ndarray:
 def test_bicubic_is_imresize(scale: int, size: tuple[int, int]) -> None:
     image = noise(size[0] * scale, size[1] * scale)
     np.testing.assert_array_equal(bicubic_down(image, scale), imresize(image, scale))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 9)])
+def test_bicubic_upscaling_is_imresize(scale: int, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).random((*size, 2))
+
+    def along(rows: np.ndarray) -> np.ndarray:
+        count = len(rows)
+        mirrored = [*range(count), *reversed(range(count))]
+        out = np.zeros((count * scale, *rows.shape[1:]))
+        for i in range(len(out)):
+            centre = (i + 0.5) / scale - 0.5
+            for tap in range(math.floor(centre) - 2, math.floor(centre) + 4):
+                out[i] += cubic(centre - tap) * rows[mirrored[tap % (2 * count)]]
+        return out
+
+    expected = along(along(image).swapaxes(0, 1)).swapaxes(0, 1)
+    made = bicubic_up(torch.from_numpy(image).movedim(-1, 0)[None], scale)[0].movedim(0, -1)
+    np.testing.assert_allclose(made.numpy(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

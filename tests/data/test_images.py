@@ -14,7 +14,7 @@ from torchvision import datasets
 
 from fmrun.config.data import DataConfig
 from fmrun.data.images import Images, open_data
-from fmrun.data.pixels import decode, pad, read_header
+from fmrun.data.pixels import AVIF, decode, pad, read_header
 
 BUNDLED = Path(__file__).parents[2] / "fmrun" / "data" / "bundled"
 GREY = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
@@ -176,8 +176,20 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     assert images.labels is None
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp"])
+def test_what_is_no_image_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "album/b.png", "album/@eaDir/b.png", ".thumbnails/c.png", "._a.png"):
+        save(tmp_path / name, COLOUR[0])
+    for name in ("a.txt", "album/b.TXT", "readme", ".DS_Store"):
+        (tmp_path / name).write_text("no image")
+    assert [entry.name for entry in train(tmp_path).entries] == ["a.png", "album/b.png"]  # type: ignore[attr-defined]
+    said = "2 .txt, 1 extensionless, 2 hidden files, 1 .thumbnails folder, 1 @eaDir folder left out"
+    assert capsys.readouterr().err == f"'{tmp_path}': {said}\n"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "jpe", "jfif", "webp", "avif"])
 def test_lossy_kinds_are_read(tmp_path: Path, suffix: str) -> None:
+    if suffix == "avif" and not AVIF:
+        pytest.skip("this Pillow does not read AVIF")
     smooth = np.broadcast_to(np.arange(32, dtype=np.uint8) * 7, (3, 32, 32))
     for i in range(2):
         save(tmp_path / f"{i}.{suffix}", smooth, quality=95)

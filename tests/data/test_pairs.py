@@ -1,6 +1,7 @@
 """Pairs of images: what is found, and what is refused."""
 
 import hashlib
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from fmrun.config.degradation import DegradationConfig
 from fmrun.data import pair_set
 from fmrun.data.filters import bicubic_down
 from fmrun.data.pairs import BUNDLED, open_pairs
+from fmrun.data.pixels import BAD
 from fmrun.errors import UserError
 
 
@@ -160,6 +162,9 @@ def test_fingerprints_change_with_the_data_only(tmp_path: Path) -> None:
         save(tmp_path / "lr" / f"{i}.png", picture(32, 32, seed=i))
     high, low = tmp_path / "hr", tmp_path / "lr"
     first = opened(high, low).fingerprint
+    for path in high.glob("*.png"):
+        os.utime(path, (0, 0))
+    assert opened(high, low).fingerprint == first
     assert opened(high, low, cache="none").fingerprint == first
     assert opened(high).fingerprint != first
     save(low / "2.png", picture(32, 32, seed=9))
@@ -200,7 +205,7 @@ def cut(path: Path) -> None:
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "text": (lambda p: p.write_text("<html>"), "not PNG, JPEG, WEBP, BMP, TIFF or GIF inside (bad.png)"),
+    "text": (lambda p: p.write_text("<html>"), f"{BAD['foreign'][0]} (bad.png)"),
     "empty": (lambda p: p.touch(), "empty files (bad.png), so copy them again"),
     "truncated": (cut, "cut short or damaged (bad.png), so copy them again"),
     "bomb": (bomb, "larger than 178 million pixels (bad.png), so make them smaller"),
