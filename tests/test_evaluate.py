@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import TINY, fmrun, good, noise_images, steps, train, write_folder
+from PIL import Image
 from torch import Tensor, nn
 
 from fmrun.config.data import DataConfig
@@ -532,6 +533,7 @@ def test_pairs_that_came_as_files_have_no_degradation_and_are_told_apart(
     write_folder(workplace / "high", count=2, size=160, channels=3)
     for name in ("one", "other"):
         write_folder(workplace / name, count=2, size=80, channels=3)
+    Image.new("RGB", (80, 80)).save(workplace / "other" / "000.png")
     measured = upscaled_by_nearest(monkeypatch)
     one, other = (measured("data.path=high", f"data.lr_path={name}") for name in ("one", "other"))
     assert one["settings"]["degradation"] is None
