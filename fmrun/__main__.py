@@ -17,6 +17,7 @@ processes on the same cores slow each other down tenfold and more."""
 
 
 def main() -> None:
+    _replace_closed_streams()
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", *SPIN)):
         os.environ.update(SPIN)  # read when torch is imported
     with suppress(OSError):  # an empty entry of PYTHONPATH: nothing in the current folder is imported by its mere name
@@ -59,6 +60,13 @@ def main() -> None:
             )
             code = INTERNAL
     _leave(code)
+
+
+def _replace_closed_streams() -> None:
+    """What is said goes nowhere where the shell has closed a standard stream; the next file opened would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _usage(error: Exception) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +22,15 @@ LARGEST = 256
 """Pixels beyond which no input is enlarged to four times the image, to find where a receptive field ends."""
 
 
-def receptive_fields(net: nn.Module, image: tuple[int, int, int], seed: int) -> dict[str, int | str | None]:
+def receptive_fields(
+    net: nn.Module, image: tuple[int, int, int], seed: int, tell: Callable[[], None] = lambda: None
+) -> dict[str, int | str | None]:
     """Pixels (the longer side) that the central unit of each layer depends on, by the support of its gradient.
 
     `"global"` where it reaches the border of every size offered: the image's, twice and (up to 256 px) four times that.
     In a net that takes no other size, global is what sees the whole image, and a field cut off by the border counts as
-    what is left of it; `"unknown"` where it does not run in double precision. None where no gradient arrives. Batch norm is in eval mode; group norm is global, as it is.
+    what is left of it; `"unknown"` where it does not run in double precision. None where no gradient arrives. Batch norm is
+    in eval mode; group norm is global, as it is. `tell` is called for each layer whose field has been found.
     """
     rng = torch_generator(seed, "probe", 1)
     twin: Any = copy.deepcopy(net).to("cpu", torch.float64).eval()
@@ -37,26 +41,35 @@ def receptive_fields(net: nn.Module, image: tuple[int, int, int], seed: int) -> 
     twin.requires_grad_(False)
     channels, size = image[0], image[1]
     sizes = [size, 2 * size] + [4 * size] * (4 * size <= LARGEST)
-    found: dict[str, int | str | None] = {}
-    for name in twin.feature_names:
-        found[name] = GLOBAL
-        for pixels in sizes:
-            leaf = torch.randn(3, channels, pixels, pixels, generator=rng, dtype=torch.float64).requires_grad_()
-            try:
-                feature = twin(leaf, (name,), False).features[name]
-            except Exception:  # a net of the user's own may refuse a size or double precision in any way
-                if pixels == size:
-                    found[name] = UNKNOWN
-                break
-            rows, columns = _support(feature, leaf, rng)
-            extent = max(high - low + 1 for low, high in (rows, columns))
-            inside = all(low > 0 and high < pixels - 1 for low, high in (rows, columns))
-            found[name] = (extent if extent < pixels else GLOBAL) if extent else None
-            if inside or not extent:
-                break
-        else:
-            found[name] = GLOBAL
+    found: dict[str, int | str | None] = dict.fromkeys(twin.feature_names, UNKNOWN)
+    left = list(found)
+    for pixels in sizes:
+        leaf = torch.randn(3, channels, pixels, pixels, generator=rng, dtype=torch.float64).requires_grad_()
+        further = []
+        for features in _features(twin, leaf, left):
+            for name, feature in features.items():
+                rows, columns = _support(feature, leaf, rng)
+                extent = max(high - low + 1 for low, high in (rows, columns))
+                inside = all(low > 0 and high < pixels - 1 for low, high in (rows, columns))
+                found[name] = (extent if extent < pixels else GLOBAL) if extent else None
+                if inside or not extent:
+                    tell()
+                elif pixels < sizes[-1]:
+                    further.append(name)
+                else:
+                    found[name] = GLOBAL
+        left = further
     return found
+
+
+def _features(net: Any, image: Tensor, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Features of these names by one forward, or by one each where not all of them can be had of such an image."""
+    taken = [tuple(names)] if names else []
+    for layers in taken:
+        try:
+            yield net(image, layers, False).features
+        except Exception:  # a net of the user's own may refuse a size or double precision in any way
+            taken += [(name,) for name in layers] if len(layers) > 1 else []
 
 
 def _support(feature: Tensor, leaf: Tensor, rng: torch.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -66,7 +79,7 @@ def _support(feature: Tensor, leaf: Tensor, rng: torch.Generator) -> tuple[tuple
     if not centre.requires_grad:
         return nothing
     direction = torch.randn(centre.shape, generator=rng, dtype=torch.float64).to(centre)
-    (gradient,) = torch.autograd.grad((centre * direction).sum(), leaf, allow_unused=True)
+    (gradient,) = torch.autograd.grad((centre * direction).sum(), leaf, retain_graph=True, allow_unused=True)
     if gradient is None:
         return nothing
     strength = gradient.abs().sum((0, 1))

@@ -7,8 +7,9 @@ configured precision. Nothing is changed: neither weights nor buffers nor random
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,9 @@ from .state import TASKS, State
 from .step import frozen, generator_image_gradients
 from .tasks import Batch, Plan
 from .tasks.pair import feature_shapes
+
+PATIENCE = 2.0
+"""Seconds between two words on how far it is."""
 
 
 def probe(
@@ -95,7 +99,7 @@ def probe(
             batches = state.prepare(feed, state.step)[0]
         finally:
             feed.close()
-    result = examine(state, batches)
+    result = examine(state, batches, report.counting("layers measured", PATIENCE))
     result["step"] = state.step if run_checkpoint is not None else None
     result["notes"] = notes + result["notes"]
     for note in result["notes"]:
@@ -105,7 +109,9 @@ def probe(
     return result
 
 
-def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
+def examine(
+    state: State, batches: Sequence[Batch] | None, tell: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Look at the discriminator of `state` without changing anything; with `batches`, the micro-batches of one update,
     also at what it sees. JSON can hold the result, in which `layers` has for each layer, in the net's order
 
@@ -120,7 +126,7 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
 
     `share` and `balance_factor` are those of the configured layers together. `lambda` is the configured weight, at
     its full strength, or 1 where that is 0. Where no adversarial term ever acts, the shares are of the other generator
-    losses, or None if there are none.
+    losses, or None if there are none. `tell` hears how many of how many layers are done.
     """
     config, task, device = state.config, state.task, state.device
     critic = task.critics[0]
@@ -132,8 +138,13 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
     image_shape = task.image
     cuda = [device.index] if device.type == "cuda" else []
 
+    done, total = itertools.count(1), len(names) * (1 if batches is None else 2)
+
+    def tick() -> None:
+        tell(next(done), total)
+
     with torch.random.fork_rng(devices=cuda), unchanged(net), unchanged(task.generator):
-        fields = receptive_fields(net, image_shape, config.seed)
+        fields = receptive_fields(net, image_shape, config.seed, tick)
         with frozen(task.critics):
             rng = torch_generator(config.seed, "probe", 0)
             noise = (torch.rand(LOOK, *image_shape, generator=rng) * 2 - 1).to(device, task.dtype)
@@ -169,6 +180,7 @@ def examine(state: State, batches: Sequence[Batch] | None) -> dict[str, Any]:
                     layer["gap"] = _finite(gap(real[name], fake[name], task.paired))
                     layer["blind"] = blind(state, name, real[name], fake[name])
                     layer["gradient_share"] = _share(state, alone, layer["gradient"], batches, images)
+                    tick()
                 shapes |= feature_shapes(net, image_shape, selected)
                 together = matching_on(state, fm, selected, shapes, weight)
                 if critic.matching is not None:

@@ -166,13 +166,13 @@ class Reporter:
     def error(self, text: str) -> None:
         self._say("error: ", "bold red", text)
 
-    def counting(self, what: str) -> Callable[[int, int], None]:
-        """A callback for (done, in all) that says how far it is, every few seconds of a long wait."""
+    def counting(self, what: str, interval: float | None = None) -> Callable[[int, int], None]:
+        """A callback for (done, in all) that says how far it is, every few seconds (or `interval`) of a long wait."""
         said = self._clock()
 
         def tell(done: int, total: int) -> None:
             nonlocal said
-            if self._clock() - said >= PLAIN_INTERVAL and done < total:
+            if self._clock() - said >= (PLAIN_INTERVAL if interval is None else interval) and done < total:
                 said = self._clock()
                 self.note(f"{what}: {done} of {total}")
 

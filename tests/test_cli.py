@@ -348,6 +348,13 @@ def test_a_pipe_gets_whole_lines_without_colours() -> None:
     ]
 
 
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_failure(streams: str) -> None:
+    flags = " ".join(map(str, TINY))
+    assert shell(f"fmrun train {flags} --steps 1 --name run {streams}").returncode == 0
+    assert status(Path("runs/run"))["exit_code"] == 0
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     """Output that nobody reads any more does not stop a training, and is no traceback."""
     flags = " ".join(TINY)

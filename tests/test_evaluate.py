@@ -18,10 +18,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import TINY, fmrun, good, noise_images, steps, train, write_folder
+from PIL import Image
 from torch import Tensor, nn
 
 from fmrun.config.data import DataConfig
-from fmrun.data.images import open_data
+from fmrun.data.images import ArrayImages, open_data
 from fmrun.errors import UserError
 from fmrun.evaluate import Asked, table, upscale
 from fmrun.measures import lone_precision, measure
@@ -402,6 +403,22 @@ def test_mobilenet_is_the_default_and_counts_kinds_of_clothing() -> None:
 # ---- features are kept
 
 
+def test_without_a_home_nothing_is_kept_which_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    said: list[str] = []
+    mean = Extractor("mean", lambda images: images.float().mean((2, 3)), weights="0" * 64, resize="none")
+    library = reals.Library(mean, CPU, said.append)
+    images = ArrayImages("noise", torch.from_numpy(noise_images(20))[:, None])
+    for count in (16, 20):
+        library.cloud(reals.share(images, count))
+    assert said == ["there is no home folder and XDG_CACHE_HOME is not set; features will be computed again next time"]
+
+
 @needs_mobilenet
 def test_features_of_real_images_are_looked_up_by_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -516,6 +533,7 @@ def test_pairs_that_came_as_files_have_no_degradation_and_are_told_apart(
     write_folder(workplace / "high", count=2, size=160, channels=3)
     for name in ("one", "other"):
         write_folder(workplace / name, count=2, size=80, channels=3)
+    Image.new("RGB", (80, 80)).save(workplace / "other" / "000.png")
     measured = upscaled_by_nearest(monkeypatch)
     one, other = (measured("data.path=high", f"data.lr_path={name}") for name in ("one", "other"))
     assert one["settings"]["degradation"] is None

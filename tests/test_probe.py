@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import json
 from dataclasses import replace
 
@@ -120,6 +121,24 @@ def test_receptive_fields_of_a_dcgan(size, fields, norm):
     net = DcganDiscriminator(size, 1, 2, norm, torch.Generator().manual_seed(0))
     found = layers.receptive_fields(net, (1, size, size), 0)
     assert list(found.values()) == [r for r in fields for _ in range(2)]
+
+
+def test_receptive_fields_take_one_forward_for_all_layers_of_a_size():
+    net = DcganDiscriminator(32, 1, 4, "batch", torch.Generator().manual_seed(0))
+    sides = []
+    net.blocks[0].conv.register_forward_hook(lambda module, inputs, output: sides.append(inputs[0].shape[-1]))
+    settled = []
+    layers.receptive_fields(net, (1, 32, 32), 0, lambda: settled.append(len(sides)))
+    assert sides == sorted(set(sides))
+    assert len(settled) == len(net.feature_names)
+
+
+def test_a_long_wait_says_how_far_it_is():
+    said, seconds = io.StringIO(), itertools.count(step=1.5)
+    report = Reporter(stream=said, clock=lambda: next(seconds))
+    config = make_state().config
+    probe.probe(config, run_checkpoint=None, data=False, report=report)
+    assert said.getvalue().startswith("layers measured: 2 of 6\nlayers measured: 4 of 6\n")
 
 
 def test_group_norm_sees_the_whole_image():

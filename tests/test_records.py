@@ -171,7 +171,7 @@ def test_files_that_do_not_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         refused(fmrun("train", *NETS, "--data", "images.npz"), ("cannot read images.npz: it does not fit in memory",))
         patch.setattr(checkpoint, "_digest", full)
         refused(fmrun("sample", "run"), (f"cannot read {file}: it does not fit in memory",))
-    Path("weights.pth").write_bytes(b"")
+    Path("weights.pth").write_bytes(b"weights")
     monkeypatch.setattr(torch, "load", full)
     refused(
         fmrun("eval", "run", "--extractor", "mobilenet_v2", "--extractor-weights", "weights.pth"),

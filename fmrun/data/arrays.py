@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import math
+import os
 import struct
 import zipfile
 import zlib
@@ -175,7 +176,7 @@ def read_torchvision(name: str, root: str) -> Raw:
     from torchvision import datasets  # takes a second to import
 
     options = TORCHVISION[name]
-    place = str(Path(root).expanduser())
+    place = os.path.expanduser(root)
     try:
         data = getattr(datasets, name)(place, download=False, **options)
     except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -113,9 +114,13 @@ def shuffled(count: int) -> np.ndarray:
     return numpy_generator(0, "eval", count).permutation(count)
 
 
-def cache_folder() -> Path:
-    """Where features are kept: `fmrun/features` under XDG_CACHE_HOME, or under ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def cache_folder() -> Path | None:
+    """Where features are kept: `fmrun/features` under XDG_CACHE_HOME, or under ~/.cache; None where there is no such
+    place."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # neither HOME nor an entry in the password file
+        return None
     return Path(base) / "fmrun" / "features"
 
 
@@ -133,7 +138,8 @@ class Library:
         warn: Callable[[str], None],
         tell: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self.extractor, self.device, self.warn, self.tell = extractor, device, warn, tell
+        self.extractor, self.device, self.tell = extractor, device, tell
+        self.warn = cache(warn)
         self._clouds: dict[str, Cloud] = {}
         self._fingerprints: dict[tuple[int, bytes], tuple[Images, str]] = {}
 
@@ -165,19 +171,23 @@ class Library:
             "device": self.device.type,
         }
         key = json.dumps(facts, sort_keys=True)
-        path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        folder = cache_folder()
+        if folder is None:
+            self.warn(
+                "there is no home folder and XDG_CACHE_HOME is not set; features will be computed again next time"
+            )
+            return self.extractor.all(self._told(share), self.device)
+        path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
         found = _read(path, key)
         if found is not None and len(found) == len(share):
             return found
         features = self.extractor.all(self._told(share), self.device)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             header = json.dumps({"key": key, "sha256": _digest(features)})
             write_atomic(path, save({"features": features.contiguous()}, {"fmrun": header}))
         except OSError as error:
-            self.warn(
-                f"cannot keep features in {path.parent} ({error.strerror}); they will be computed again next time"
-            )
+            self.warn(f"cannot keep features in {folder} ({error.strerror}); they will be computed again next time")
         return features
 
     def _told(self, share: Share) -> Iterator[Tensor]:
