@@ -246,9 +246,14 @@ def test_the_start_is_the_same_every_time() -> None:
     """Dropout, noise and power iterations of the user's own included."""
     bring(OLD_SPECTRAL.replace("nn.LeakyReLU(0.1, True))", "nn.Dropout2d(0.5))", 1))
     flags = ("train", *BARE, *OWN, "--lambda-feature", "0.5", "--dry-run")
-    said = [good(*flags).err for _ in range(3)]
-    torch.manual_seed(5)
-    assert {*said, good(*flags).err} == {said[0]}
+
+    def said() -> list[str]:
+        return [line for line in good(*flags).err.splitlines() if not line.startswith("memory: ")]  # what is free
+
+    first = said()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        assert said() == first
 
 
 def test_in_which_memory_format_a_network_runs_is_said() -> None:
