@@ -16,6 +16,7 @@ from .errors import UserError
 from .feature_matching import FeatureMatching
 from .models.base import scales
 from .models.norm import held_averages, perturbed, unchanged
+from .models.walked import said
 from .rng import torch_generator
 from .simultaneous import one_augmentation
 from .state import State
@@ -102,6 +103,8 @@ def _check_start(state: State, batches: list[Batch]) -> Strength | None:
     for critic in task.critics:
         plan = full_plan(critic, others=bool(task.plan(state.step).image_losses))
         state.live.set(state.step, [critic.gan.weight], [_weight(critic.matching)], task.image_weights(state.step))
+        if task.own_nets and critic.trained:
+            _try_update(critic, batches[0], images[0])
         with unchanged(critic.matching), frozen([critic]):
             for layer in plan.taps:
                 if not passes_gradient(critic, layer, images[0][:LOOK]):
@@ -114,6 +117,11 @@ def _check_start(state: State, batches: list[Batch]) -> Strength | None:
                 real = features_of(critic, batches, [batch.real for batch in batches], plan.taps)
                 fake = features_of(critic, batches, images, plan.taps)
                 hidden = tuple(name for name in plan.taps if blind(state, name, real[name], fake[name]))
+                if hidden:  # a layer that begins at zero is not blind
+                    with perturbed(critic.net):
+                        real = features_of(critic, batches, [batch.real for batch in batches], hidden)
+                        fake = features_of(critic, batches, images, hidden)
+                    hidden = tuple(name for name in hidden if blind(state, name, real[name], fake[name]))
                 if state.step == 0 and hidden == plan.taps:
                     critic.matching.review(blind=True)
                 if plan.measure:
@@ -173,6 +181,25 @@ def _refuse_noise(state: State, batches: list[Batch]) -> None:
             "train.accumulate runs nets twice on each micro-batch, and a target here draws random numbers (dropout or noise), "
             "so that the second time is not the first; leave train.accumulate out, or the random layers"
         )
+
+
+def _try_update(critic: Critic, batch: Batch, image: Tensor) -> None:
+    """UserError where a discriminator of the user's own fails in an update, penalties included."""
+    penalty = critic.gan.r1 > 0 or critic.gan.r2 > 0
+    plan = CriticPlan(train=True, adversarial=True, taps=(), penalty=penalty, measure=False)
+    try:
+        discriminator_loss(critic, plan, batch, image).total.backward()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        fix = (
+            "; losses.gan.r1 and r2 want its second derivative: leave them out, or give it what has one"
+            if penalty
+            else ""
+        )
+        raise UserError(f"{critic.name}.target fails when it is trained: {said(error)}{fix}") from error
+    finally:
+        critic.net.zero_grad(set_to_none=True)
 
 
 def _weight(matching: FeatureMatching | None) -> float:
@@ -299,14 +326,14 @@ def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
     return distance(real, fake) <= BLIND * min(noise)
 
 
-def blind_sentence(match: str, hidden: Sequence[str], known: Sequence[str]) -> str:
-    """What to do about layers on which a statistic is blind, among the `known` ones."""
+def blind_sentence(match: str, hidden: Sequence[str], known: Sequence[str], own: bool) -> str:
+    """What to do about layers on which a statistic is blind, among the `known` ones of fmrun's net or the user's `own`."""
     before = [f"{name}.conv" for name in hidden if f"{name}.conv" in known and f"{name}.conv" not in hidden]
     tap = f"match before the norm (--layers {','.join(before)})" if before else "match a layer before the norm"
     return (
         f"match '{match}' is blind on {enumerate_names(hidden)}: real and generated images come out equal there "
         f"whatever they are, as behind a batch norm that sees them apart; {tap}, use another statistic "
-        "(-s feature_matching.match=mmd), or a discriminator without batch norm (-s discriminator.norm=spectral)"
+        f"(-s feature_matching.match=mmd), or a discriminator without batch norm{' (-s discriminator.norm=spectral)' * (not own)}"
     )
 
 

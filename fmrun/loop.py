@@ -92,7 +92,8 @@ def explain(strength: Strength | None, state: State, report: Reporter) -> None:
         )
     report.note(f"feature matching: {strength}{words}")
     if strength.blind:
-        report.warn(blind_sentence(matching.match, strength.blind, state.task.critics[0].net.feature_names))
+        known = state.task.critics[0].net.feature_names
+        report.warn(blind_sentence(matching.match, strength.blind, known, config.discriminator.target is not None))
     if strength.held:
         report.warn(HELD.format(strength.balance))
     elif sentence := share_sentence(strength.share, strength.weight, strength.compared, matching.balance == "gradient"):

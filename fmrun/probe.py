@@ -277,7 +277,11 @@ def _warnings(result: Mapping[str, Any], fm: FeatureMatchingConfig) -> list[str]
             "leave that out of feature_matching.layers, or let gradients through"
         )
     if hidden:
-        sentences.append(blind_sentence(fm.match, hidden, [layer["name"] for layer in layers]))
+        sentences.append(
+            blind_sentence(
+                fm.match, hidden, [layer["name"] for layer in layers], result["discriminator"]["target"] is not None
+            )
+        )
     if result["share"] is not None and fm.weight:
         sentence = share_sentence(result["share"], fm.weight, result["share_of"], fm.balance == "gradient")
         if sentence:

@@ -25,7 +25,7 @@ from .loop import Session, Stop, explain
 from .memory import check_fit, is_out_of_memory, memory_line, within_memory
 from .metrics.extractors import HOW, available
 from .models.base import parameter_count
-from .models.norm import has_batch_norm
+from .models.norm import has_batch_norm, has_spectral_norm
 from .models.walked import layout_of
 from .optim import lr_factor
 from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism, set_threads
@@ -97,17 +97,17 @@ def warnings(config: Config, state: State) -> list[str]:
     if fm.weight and fm.estimator == "unbiased" and has_batch_norm(task.critics[0].net):
         found.append(
             "estimator 'unbiased' takes the features of a batch for independent, which batch norm makes them not: behind it "
-            "more is subtracted than their noise; match before the norm, or use -s discriminator.norm=spectral"
+            "more is subtracted than their noise; match before the norm, or use a discriminator without batch norm"
         )
     if getattr(task.critics[0].net, "ends_in_sigmoid", False) and config.losses.gan.type != "lsgan":
         found.append(
             f"the discriminator ends in a sigmoid, and losses.gan.type '{config.losses.gan.type}' takes logits, of any size: "
             "return them without the sigmoid, or add -s losses.gan.type=lsgan, which is for values from 0 to 1"
         )
-    if config.losses.gan.type == "wgan" and config.discriminator.norm != "spectral" and not config.losses.gan.r1:
-        found.append(
-            "a Wasserstein critic has to be kept Lipschitz: add -s discriminator.norm=spectral or -s losses.gan.r1=10"
-        )
+    if config.losses.gan.type == "wgan" and not config.losses.gan.r1 and not has_spectral_norm(task.critics[0].net):
+        own = config.discriminator.target is not None
+        ways = "-s losses.gan.r1=10" if own else "-s discriminator.norm=spectral or -s losses.gan.r1=10"
+        found.append(f"a Wasserstein critic has to be kept Lipschitz: add {ways}")
     if config.losses.gan.type == "r3gan" and not (config.losses.gan.r1 and config.losses.gan.r2):
         found.append("r3gan is published with both penalties: add -s losses.gan.r1=1 -s losses.gan.r2=1")
     return found
@@ -128,6 +128,11 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
                 ("discriminator", c.discriminator, task.critics[0].net),
             )
             if layout_of(made) == torch.contiguous_format
+        ),
+        *(
+            [f"logits: the mean over those at {len(paths)} places of what the discriminator returns"]
+            if len(paths := getattr(task.critics[0].net, "paths", ())) > 1
+            else []
         ),
         f"training: steps {state.step} to {c.train.steps}, batch {c.train.batch_size}"
         + (f" over {state.world.size} processes" if state.world.size > 1 else ""),

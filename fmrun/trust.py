@@ -342,6 +342,8 @@ def locate(target: Target, folder: Path | None = None) -> Code:
         for place in dict.fromkeys((folder or here, here / target.file.parent)):
             if module in (files := _collect(module, place)):
                 return Code(target, place, files)
+        if module in (*OURS, *sys.stdlib_module_names):
+            raise UserError(f"{what}: rename '{target.file}': its name is that of a module of Python's or of fmrun's")
         before = f", nor in {folder}, where it was when the run was started" if folder is not None else ""
         raise UserError(f"{what}: there is no file '{target.file}' in {here}{before}")
     top = module.partition(".")[0]

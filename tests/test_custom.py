@@ -178,7 +178,9 @@ def test_where_logits_are_not_clear_what_came_back_is_said(wrap, shown):
     with pytest.raises(UserError) as caught:
         walked(Returns(wrap))
     assert shown in str(caught.value)
-    assert str(caught.value).endswith("it is not clear which are the logits: return them alone, or as {'logits': …}")
+    assert str(caught.value).endswith(
+        "it is not clear which are the logits: return them alone, or as {'logits': …}, with a row for every image"
+    )
 
 
 def test_a_net_without_layers_is_refused():

@@ -326,7 +326,7 @@ def test_scales_count_alike_in_every_loss() -> None:
 REFUSED: dict[str, tuple[str, str]] = {
     "an auxiliary classifier": (
         RETURNS.format("logits, a.mean((2, 3)).repeat(1, 3)"),
-        "returns [0] (2, 1, 1, 1), [1] (2, 12), and it is not clear which are the logits: return them alone, or as {'logits': …}",
+        "returns [0] (2, 1, 1, 1), [1] (2, 12) for 2 images, and it is not clear which are the logits: return them alone, or as ",
     ),
     "no weights": (
         "class Net(nn.Module):\n    def forward(self, x):\n        return F.relu(x).mean((1, 2, 3))\n",
@@ -436,3 +436,87 @@ def test_the_logits_are_what_the_others_feed_into(wrap: Any) -> None:
     net = WalkedDiscriminator(_Both(wrap), (1, 8, 8))
     image = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(net(image).logits, net.net.b(net.net.a(image)))
+
+
+# ---- found by others
+
+
+WEIGHT_NORM = VIEW.replace("convs(1, 4, 8), nn.Linear(8 * 7 * 7, 1)", "nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 4, 4, 4)), "
+                           "nn.LeakyReLU()), nn.Linear(4 * 49, 1)")  # fmt: skip
+
+STD = VIEW.replace(
+    "x = self.main(x)",
+    "x = self.main(x)\n        std = x.view(min(4, len(x)), -1, *x.shape[1:]).std(0).mean()\n        x = x + std",
+)
+
+ONCE = """
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient
+""" + RETURNS.format("logits").replace("b = self.b(a)", "b = self.b(Once.apply(a))")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("code", [WEIGHT_NORM, STD], ids=["the older weight norm", "a batch that divides by four"])
+def test_a_network_meets_batches_as_it_is_trained_with_and_copies(code: str) -> None:
+    bring(code)
+    held = ("-s", "data.valid_fraction=0.4", "-s", "eval.every=2")
+    good("train", *BARE, *OWN, "--lambda-feature", "0.5", "--steps", "2", "--name", "run", *held)
+    assert "eval/d_valid" in rows(RUNS / "run")[-1]
+    good("resume", "run", "--steps", "3")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:Lazy modules")
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_generator_may_be_lazy_or_have_the_older_weight_norm(lazy: bool) -> None:
+    first = "nn.LazyConvTranspose2d(8, 7)" if lazy else "nn.utils.weight_norm(nn.ConvTranspose2d(latent_dim, 8, 7))"
+    bring(MAPS.replace("nn.ConvTranspose2d(latent_dim, 8, 7)", first))
+    own = ("-s", "generator.target=brought.py:Net", "-s", "discriminator.width=4")
+    good("train", *BARE, *own, "--steps", "2", "--name", "run")
+    good("resume", "run", "--steps", "3")
+    assert Path(good("sample", "run", "--num", "2").out.strip()).is_file()
+
+
+def test_a_penalty_that_a_network_has_no_second_derivative_for_is_refused_at_the_start() -> None:
+    bring(ONCE)
+    good("train", *BARE, *OWN, "--dry-run")
+    (error,) = fmrun("train", *BARE, *OWN, "-s", "losses.gan.r1=1").errors
+    assert "discriminator.target fails when it is trained: " in error
+    assert "losses.gan.r1 and r2 want its second derivative" in error
+
+
+@pytest.mark.parametrize("end", ["logits = self.head(b).mean(0).view(1)", "logits = self.a(x).flatten()"])
+def test_logits_have_a_row_for_every_image(end: str) -> None:
+    bring(RETURNS.format("logits").replace("logits = self.head(b)", end))
+    (error,) = fmrun("train", *BARE, *OWN).errors
+    assert "return them alone, or as {'logits': …}, with a row for every image" in error
+
+
+def test_a_layer_that_begins_at_zero_is_not_blind() -> None:
+    bring(
+        BLOCKS.replace(
+            "nn.init.zeros_(self.head.weight)",
+            "nn.init.zeros_(self.blocks[0].two.weight); nn.init.zeros_(self.blocks[0].two.bias)",
+        )
+    )
+    flags = ("--lambda-feature", "0.5", "--layers", "blocks.0.two", "--balance", "gradient", "-s", "log.every=1")
+    done = good("train", *BARE, *OWN, *flags, "--steps", "6", "--name", "run")
+    assert "blind" not in done.err
+    assert rows(RUNS / "run")[-1]["fm/share"] == pytest.approx(0.5, rel=0.3)
+
+
+def test_two_heads_of_one_channel_are_said_to_count_alike() -> None:
+    bring(SCALES.format("self.head(b)"))
+    assert "logits: the mean over those at 2 places" in good("train", *BARE, *OWN, "--dry-run").err
+
+
+def test_a_file_that_bears_a_name_of_pythons_is_to_be_renamed() -> None:
+    bring(VIEW)
+    Path("brought.py").rename("queue.py")
+    (error,) = fmrun("train", *BARE, "-s", "discriminator.target=queue.py:Net").errors
+    assert "rename 'queue.py': its name is that of a module of Python's" in error

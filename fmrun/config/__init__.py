@@ -140,7 +140,9 @@ class Config(Section):
         if schedule.decay != "none" and schedule.final_factor == 0 and steps > schedule.decay_end:
             raise ValueError(
                 f"train.steps is {steps}, and the learning rate is 0 from step {schedule.decay_end} on: nothing would be "
-                f"learned there; set optim.schedule.decay_end to {steps}, or optim.schedule.final_factor above 0"
+                f"learned there; train at most {schedule.decay_end} steps, or set optim.schedule.decay_end to {steps} or "
+                "optim.schedule.final_factor above 0 (of a run whose decay has begun neither can change: start a new one "
+                "from its weights, with generator.init and discriminator.init)"
             )
         return self
 

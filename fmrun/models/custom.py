@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import sys
@@ -19,7 +18,7 @@ from ..errors import UserError, nearest
 from ..report import divert_prints
 from ..trust import Target, admitted
 from .base import Discriminator
-from .walked import WalkedDiscriminator, attempt, materialise, said, settle_layout
+from .walked import WalkedDiscriminator, attempt, materialise, said, settle_layout, twin_of
 
 
 def load_target(target: str, params: Mapping[str, Any], field: str, generator: torch.Generator) -> nn.Module:
@@ -117,10 +116,10 @@ def custom_generator(
     net = load_target(target, params, field, generator)
     what = f"{field}.target: '{target}'"
     first = examples[0][0]
-    if first.ndim == 2 and not _makes(net, *examples[0]):
-        net.register_forward_pre_hook(_as_maps)
-        if not _makes(net, *examples[0]):
-            net._forward_pre_hooks.popitem()
+    if first.ndim == 2 and not _takes(net, *examples[0], what):
+        maps = net.register_forward_pre_hook(_as_maps)
+        if not _takes(net, *examples[0], what):
+            maps.remove()
     materialise(net, first, what)
     settle_layout(net, first)
     for example, shape in examples:
@@ -129,7 +128,7 @@ def custom_generator(
             _Sides(multiple, shape[2] // example.shape[2]).guard(net)
         elif not _makes(net, example, shape):
             with torch.no_grad():
-                made = attempt(copy.deepcopy(net), example, what)
+                made = attempt(twin_of(net), example, what)
             got = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
             raise UserError(f"{what} makes {got} of {tuple(example.shape)}, and must make {tuple(shape)}")
     if first.ndim == 4:
@@ -183,10 +182,18 @@ def _as_maps(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a[:, :, None, None] if isinstance(a, Tensor) and a.ndim == 2 else a for a in arguments)
 
 
+def _takes(net: nn.Module, latents: Tensor, shape: Sequence[int], what: str) -> bool:
+    try:
+        materialise(net, latents, what)
+    except UserError:
+        return False
+    return _makes(net, latents, shape)
+
+
 @torch.no_grad()
 def _makes(net: nn.Module, example: Tensor, shape: Sequence[int]) -> bool:
     try:
-        made = attempt(copy.deepcopy(net), example, "")
+        made = attempt(twin_of(net), example, "")
     except UserError:
         return False
     return isinstance(made, Tensor) and tuple(made.shape) == tuple(shape)

@@ -97,6 +97,12 @@ def perturbed(net: nn.Module) -> Iterator[None]:
                 p.copy_(kept)
 
 
+def has_spectral_norm(net: nn.Module) -> bool:
+    chains: list[Any] = [m.parametrizations for m in net.modules() if parametrize.is_parametrized(m, "weight")]
+    own = any(isinstance(norm, SpectralNorm) for chain in chains for norm in chain["weight"])
+    return own or any(True for _ in _torch_spectral_norms(net))
+
+
 def has_batch_norm(net: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) for m in net.modules())
 

@@ -47,6 +47,8 @@ SHAPING = (
 LOGITS = (
     "logits",
     "logit",
+    "validity",
+    "adv",
     "prediction",
     "predictions",
     "pred",
@@ -72,6 +74,20 @@ def placed(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Modul
     return net.to(device=device, dtype=dtype).to(memory_format=layout_of(net))
 
 
+def detach_weights(net: nn.Module) -> None:
+    """Weights that a hook computes before each forward, as torch's older norms do, cannot be copied with a graph."""
+    for module in net.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(module, key, value.detach())
+
+
+def twin_of(net: nn.Module) -> nn.Module:
+    """A copy."""
+    detach_weights(net)
+    return copy.deepcopy(net)
+
+
 def attempt(net: nn.Module, example: Tensor, what: str) -> Any:
     """What `net` gives for `example`, global random state left alone; UserError, which begins with `what`, if it fails."""
     with torch.random.fork_rng(devices=[]):
@@ -89,7 +105,7 @@ def said(error: BaseException) -> str:
 
 def settle_layout(net: nn.Module, example: Tensor) -> None:
     """Note at the net if it runs in the ordinary memory format alone, as one that calls `view` after a convolution does."""
-    twin = copy.deepcopy(net).to(memory_format=LAST)
+    twin = twin_of(net).to(memory_format=LAST)
     leaf = example.clone()
     leaf = (leaf.contiguous(memory_format=LAST) if leaf.ndim == 4 else leaf).requires_grad_()
     try:
@@ -160,10 +176,13 @@ def ancestors(nodes: Sequence[Any], stop: Callable[[Any], bool] = lambda node: F
     return seen
 
 
-def logit_paths(output: Any, what: str) -> tuple[Path, ...]:
-    """Where the logits are in what a discriminator returned: the entry that the others feed into, or several of one
-    channel, predictions at several scales. UserError, which says what came back, where that is not clear."""
-    found = [(path, tensor) for path, tensor in entries(output)]
+def logit_paths(output: Any, what: str, batch: int) -> tuple[Path, ...]:
+    """Where the logits of a batch are in what a discriminator returned: the entry that the others feed into, or several of
+    one channel, predictions at several scales; each with a row for every image. UserError, which says what came back,
+    where that is not clear."""
+    found = [(path, tensor) for path, tensor in entries(output) if tensor.shape[0] == batch]
+    if any(tensor.requires_grad for _, tensor in found):  # what was detached are features
+        found = [(path, tensor) for path, tensor in found if tensor.requires_grad]
     if isinstance(output, Mapping) or dataclasses.is_dataclass(output):
         named = [name for name in LOGITS if any(path[0] == name for path, _ in found)]
         if named:
@@ -184,8 +203,8 @@ def logit_paths(output: Any, what: str) -> tuple[Path, ...]:
         return tuple(path for path, _ in sinks)
     shown = ", ".join(f"{_written(path)} {tuple(tensor.shape)}" for path, tensor in entries(output))
     raise UserError(
-        f"{what} returns {shown or f'a {type(output).__name__} without logits'}, and it is not clear which are the logits: "
-        "return them alone, or as {'logits': …}"
+        f"{what} returns {shown or f'a {type(output).__name__} without logits'} for {batch} images, and it is not clear which "
+        "are the logits: return them alone, or as {'logits': …}, with a row for every image"
     )
 
 
@@ -222,6 +241,8 @@ class _Recorder:
     def catch(self, name: str, module: nn.Module, output: Any) -> None:
         count = self.calls[name] = self.calls.get(name, 0) + 1
         call = name if count == 1 else f"{name}#{count}"
+        if isinstance(output, tuple | list) and output:  # attention gives its weights too
+            output = output[0]
         if not isinstance(output, Tensor):
             return
         if self.wanted is None:
@@ -293,7 +314,7 @@ class WalkedDiscriminator(nn.Module):
         recorder.active = True
         with torch.enable_grad():
             output = attempt(twin.net, leaf, what)
-        self.paths = logit_paths(output, what)
+        self.paths = logit_paths(output, what, len(example))
         logits = [at(output, path).grad_fn for path in self.paths]
         sigmoid = [self._before_shaping(node) for node in logits]
         self.ends_in_sigmoid = all(_chain(node, ("Sigmoid",)) for node in sigmoid)
@@ -306,7 +327,7 @@ class WalkedDiscriminator(nn.Module):
             head = ancestors(logits, stop=lambda node: _chain(node, PRODUCTS))
             followers = _descendants(leaf, leading)
             self.calls = tuple(c for c in calls if recorder.nodes[c] in followers and recorder.nodes[c] not in head)
-        self._name(recorder)
+        self._name(recorder, [ancestors([node]) for node in logits])
         if not self.feature_names:
             raise UserError(
                 f"{what} has no module before its head whose output could be matched; make modules of its parts, for a "
@@ -320,8 +341,8 @@ class WalkedDiscriminator(nn.Module):
             node = node.next_functions[0][0]
         return node
 
-    def _name(self, recorder: _Recorder) -> None:
-        """Which calls are listed, and the groups they form."""
+    def _name(self, recorder: _Recorder, ways: Sequence[set[Any]]) -> None:
+        """Which calls are listed, and the groups they form; `ways`: the nodes that each of the logits follows from."""
         listed: list[str] = []
         blocks: list[str] = []
         self.aliases: dict[str, str] = {}
@@ -338,16 +359,23 @@ class WalkedDiscriminator(nn.Module):
                 listed.append(call)
                 if block:
                     blocks.append(call)
+        whole = [b for b in blocks if all(c == b or _base(c).startswith(f"{_base(b)}.") for c in listed)]
+        blocks = [
+            b for b in blocks if b not in whole or len(listed) == 1
+        ]  # one that holds all others is the net itself
         outer = [c for c in listed if not any(_base(c).startswith(f"{_base(block)}.") for block in blocks)]
-        sides = {c: recorder.caught[c].shape[2:] for c in outer if recorder.caught[c].ndim == 4}
+        sides = {
+            c: (recorder.caught[c].shape[2:], *(recorder.nodes[c] in way for way in ways))  # of each scale its own
+            for c in outer
+            if recorder.caught[c].ndim == 4
+        }
         ends = tuple({side: c for c, side in sides.items()}.values())  # the last of each resolution
-        third = -(-len(listed) // 3)
-        parts = [part for part in (listed[:third], listed[third : 2 * third], listed[2 * third :]) if part]
+        parts = _thirds(listed)
         self.feature_names = names = tuple(listed)
         self.groups = {
             "early": tuple(parts[0]) if parts else (),
             "mid": tuple(parts[len(parts) // 2]) if parts else (),
-            "key": ends if len(ends) > 1 else tuple(part[-1] for part in parts),
+            "key": ends if len(ends) > 1 else tuple(part[-1] for part in _thirds(outer)),
             "all": names,
         }
         choice = [c for c in outer if c in blocks or isinstance(recorder.modules[c], nn.modules.conv._ConvNd)]
@@ -358,11 +386,7 @@ class WalkedDiscriminator(nn.Module):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WalkedDiscriminator:
-        """Weights that a hook computes before each forward, as torch's old norms do, cannot be copied with a graph."""
-        for module in self.modules():
-            for key, value in vars(module).items():
-                if isinstance(value, Tensor) and value.grad_fn is not None:
-                    setattr(module, key, value.detach())
+        detach_weights(self)
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -394,6 +418,11 @@ class WalkedDiscriminator(nn.Module):
     def _logits(self, output: Any) -> Logits:
         found = tuple(at(output, path) for path in self.paths)
         return found[0] if len(found) == 1 else found
+
+
+def _thirds(names: Sequence[str]) -> list[Sequence[str]]:
+    third = -(-len(names) // 3)
+    return [part for part in (names[:third], names[third : 2 * third], names[2 * third :]) if part]
 
 
 def _base(call: str) -> str:

@@ -186,8 +186,10 @@ class Generate(PairTask):
         heart (Karras et al. 2020, StyleGAN2-ADA, eq. 1)."""
         critic = self.critics[0]
         count = min(count, len(train), len(valid))
-        rounds = -(-count // self.config.train.batch_size)
-        size = count // rounds
+        size = min(
+            count, self.config.train.batch_size
+        )  # a net may take no other, as one that compares a batch's images
+        rounds = count // size
         sums = torch.zeros(3, device=self.device, dtype=self.dtype)
         noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
         shares = [share(images, size * rounds) for images in (train, valid)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -21,7 +20,7 @@ from ..models.munet import MUNet
 from ..models.norm import globalise, held_averages
 from ..models.patchgan import PatchGan
 from ..models.unet import UNet
-from ..models.walked import WalkedDiscriminator, placed
+from ..models.walked import WalkedDiscriminator, placed, twin_of
 from ..models.weights import load_weights
 from ..precision import choose_precision, storage_dtype
 from ..rng import torch_generator
@@ -125,7 +124,7 @@ class PairTask:
         self.dtype = storage_dtype(self.precision)
 
         self.generator = placed(generator, device, self.dtype)
-        self.average = copy.deepcopy(self.generator)
+        self.average = twin_of(self.generator)
         net = placed(build_discriminator(config, image), device, self.dtype)
         matching = None
         if config.feature_matching.weight > 0:
