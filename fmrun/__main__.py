@@ -12,8 +12,8 @@ import signal
 from contextlib import suppress
 
 SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
-"""How long the threads of an OpenMP runtime (GNU's, LLVM's and Intel's) spin while they wait: by default so long that two busy
-processes on the same cores slow each other down tenfold and more."""
+"""How long the threads of an OpenMP runtime (GNU's, LLVM's and Intel's) spin while they wait: by default so long that busy
+neighbours on the same cores hold them up (docs/performance.md)."""
 
 
 def main() -> None:

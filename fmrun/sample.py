@@ -80,10 +80,13 @@ def named_code(target: Run | Path) -> list[trust.Named]:
         if isinstance(target, Path)
         else [checkpoint.path_of(target.checkpoints, s) for s in checkpoint.steps(target.checkpoints)]
     )
+    seen = None
     for file in reversed(files):
         with suppress(UserError, KeyError):  # what cannot be read is left out, or refused, when it is opened
-            config = from_json(checkpoint.read_meta(file)["config"])
-            found += trust.named_by(config, file, run)
+            content = checkpoint.read_meta(file)["config"]
+            if content != seen:  # all but always the same
+                found += trust.named_by(from_json(content), file, run)
+                seen = content
     return found
 
 

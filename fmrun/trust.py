@@ -109,10 +109,8 @@ class File:
     is_package: bool
 
     def spec(self, name: str) -> ModuleSpec:
-        if self.sha256 is None:
-            spec = ModuleSpec(name, None, is_package=True)
-            spec.submodule_search_locations = [str(self.path)]
-            return spec
+        if self.sha256 is None:  # without search locations: nothing in the folder but what was hashed is found
+            return ModuleSpec(name, None, is_package=True)
         loader = ExtensionFileLoader(name, str(self.path)) if self.data is None else _Loader(self.path, self.data)
         found = importlib.util.spec_from_file_location(name, self.path, loader=loader)
         assert found is not None

@@ -389,6 +389,16 @@ def test_of_a_package_every_file_is_hashed_however_it_is_imported(how: str) -> N
     assert not Path("PWNED").exists()
 
 
+def test_of_a_folder_without_init_nothing_is_found_but_what_was_hashed() -> None:
+    Path("own_parts").mkdir()
+    Path("own_parts/late.py").write_text(SIDE_EFFECT)
+    more = "import importlib\nimportlib.import_module('own_parts.la' + 'te')\n"
+    Path("own_parts/judges.py").write_text(NETS.format(more=more))
+    error = refused(fmrun("train", *TINY, "-s", "discriminator.target=own_parts.judges:Judge"))
+    assert "No module named 'own_parts.late'" in error
+    assert not Path("PWNED").exists()
+
+
 def test_what_a_function_imports_later_is_the_file_that_was_hashed() -> None:
     """Also where an installed package has its name."""
     Path("own_nets.py").write_text(

@@ -318,16 +318,15 @@ class WalkedDiscriminator(nn.Module):
         logits = [at(output, path).grad_fn for path in self.paths]
         sigmoid = [self._before_shaping(node) for node in logits]
         self.ends_in_sigmoid = all(_chain(node, ("Sigmoid",)) for node in sigmoid)
-        calls = list(recorder.caught)
+        calls, ways = list(recorder.caught), [ancestors([node]) for node in logits]
         if all(node is None for node in logits):  # no graph to follow: the last layer is the head
             last = max((i for i, c in enumerate(calls) if isinstance(recorder.modules[c], WEIGHTED)), default=0)
             self.calls = tuple(calls[:last])
         else:
-            leading = ancestors(logits)
             head = ancestors(logits, stop=lambda node: _chain(node, PRODUCTS))
-            followers = _descendants(leaf, leading)
+            followers = _descendants(leaf, set().union(*ways))
             self.calls = tuple(c for c in calls if recorder.nodes[c] in followers and recorder.nodes[c] not in head)
-        self._name(recorder, [ancestors([node]) for node in logits])
+        self._name(recorder, ways)
         if not self.feature_names:
             raise UserError(
                 f"{what} has no module before its head whose output could be matched; make modules of its parts, for a "
