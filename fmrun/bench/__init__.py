@@ -1,61 +1,64 @@
-"""`bench`: what a step of training costs, measured in turns in one process.
-
-Times on a shared machine move by tens of per cent from second to second. So every round makes one step of every kind,
-one after the other, and a ratio is the median over rounds of the quotient within a round.
-"""
+"""`bench`: what a training step costs, beside the published one and the how-to's, measured in turns in one process."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..allocator import keep_freed_memory
+from ..config import Config
+from ..environment import environment
 from ..errors import UserError
-from ..models.dcgan import KERNELS
-from ..models.munet import SMALLEST
 from ..precision import choose_device, choose_precision, set_determinism
 from ..presets import Override, resolve
 from ..report import Reporter
-from .machine import describe, load_average, rates
-from .measure import Measuring
-from .variants import BF16, FP32, PAIRS, build
-from .words import hints
+from ..state import TASKS
+from .baselines import Baseline
+from .count import StepCounter, passes, units
+from .steps import OwnStep, training_cost
+from .timing import in_turns, matrix_product, quartiles, quotients
 
-BUDGET = 130.0
-"""Seconds for all pairs together where the number of rounds is not given."""
-
-SET_HERE = {
-    "device": "give --device",
-    "precision": "give --precision",
-    "train.batch_size": "give --batch-size",
-    "data.image_size": "give --size",
-    "data.patch_size": "give --size",
-    **dict.fromkeys(
-        (
-            "task",
-            "compile",
-            "compile_mode",
-            "cuda_graphs",
-            "deterministic",
-            "data.path",
-            "data.channels",
-            "data.valid_fraction",
-            "train.update",
-        ),
-        "leave it out",
-    ),
-    **dict.fromkeys(
-        ("train.accumulate", "train.d_updates", "train.g_updates"), "the textbook knows one update of each"
-    ),
-    **dict.fromkeys(("discriminator.type", "discriminator.target"), "the textbook's steps are of the preset's nets"),
-    "feature_matching.weight": "it measures with feature matching and without",
-    "feature_matching.layers": "it measures the groups 'all' and 'key'",
+PAIRS = {
+    "dcgan": ("dcgan-64", "dcgan-64", "all"),
+    "munet": ("munet-x2-cpu", "munet-x2", "key"),
 }
-"""Fields that tell the steps apart, or the machine, and what to do instead of setting them."""
+"""Preset on a CPU and on a GPU, and the layers matched."""
+
+SET_HERE = (
+    *("device", "precision", "train.batch_size", "data.image_size", "data.patch_size"),
+    *("task", "compile", "compile_mode", "cuda_graphs", "deterministic", "feature_matching.weight", "train.update"),
+    *("data.path", "data.channels", "data.valid_fraction"),
+    *("train.accumulate", "train.d_updates", "train.g_updates", "discriminator.type", "discriminator.target"),
+)
+"""Fields that tell the steps apart, or that the baselines do not know."""
+
+RATIOS = (
+    ("matching", "plain"),
+    ("measuring", "matching"),
+    ("simultaneous", "simultaneous_plain"),
+    ("simultaneous", "matching"),
+    ("matching", "howto_plain"),
+    *((other, own) for other in ("published", "published_nhwc") for own in ("matching", "simultaneous")),
+    *((other, "matching") for other in ("howto", "howto_nhwc")),
+    ("matching_bf16", "plain_bf16"),
+    *((other, "matching_bf16") for other in ("matching", "published", "howto")),
+    *((other, own) for own in ("compiled", "reduce_overhead", "cuda_graphs") for other in ("matching_bf16", "howto")),
+)
+"""Seconds of one step over those of another."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+TRAINED = 9
+"""Steps of the training loop that are timed."""
+
+IMAGES = 1200
+"""Made-up images that the DCGAN is trained on there, half of them held out: the bundled ones are smaller."""
 
 
 def bench(
@@ -64,81 +67,168 @@ def bench(
     device: str = "auto",
     size: int | None = None,
     batch_size: int | None = None,
-    rounds: int | None = None,
+    rounds: int = 7,
     precision: str = "all",
-    profile: bool = False,
-    report: Reporter,
     overrides: Sequence[Override] = (),
+    report: Reporter,
 ) -> dict[str, Any]:
-    """Measure the named pairs (`dcgan`, `munet`); what `--json` prints:
+    """Measure the named pairs, with further fields of their configs in `overrides`; what `--json` prints:
 
-    - `machine`: hardware, versions, threads, measured rates of matrix products and memory, load average before and after
-    - `pairs`: by name, what `Measuring.result` says
-    - `ratios`: of seconds, and of bytes where the name ends in `_memory`, see `measure.RATIOS`; MUNet's begin with
-      `munet_`; `quartiles` over rounds; `device_ratios`, the same of what the device itself spent (`machine.timed`);
-      `allowed`, what they would be if passes through the nets were all that costs time
-    - `hints`: sentences
+    - `machine`: hardware, versions, threads
+    - `pairs`: by name, what `measure` gives
 
-    `overrides` are further fields of fmrun's configs. Raises UserError for a device, size or precision there is not,
-    and for a field that tells the steps apart.
+    Raises UserError for a device, size or precision there is not, and for a field in `SET_HERE`.
     """
-    _check_free(overrides)
-    place = choose_device(device)
-    _check_sizes(pairs, size)
-    precisions = _precisions(precision, place)
-    for name in pairs:
-        resolve(PAIRS[name].preset(place), None, overrides, need_data=False)  # said before anything is measured
-    set_determinism(False, place)
-    keep_freed_memory()
-    before = load_average()
-    machine_rates = rates(place)
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="fmrun-bench-") as folder:
-        for name in pairs:
-            report.note(f"measuring {name}" + ("" if rounds else f": about {BUDGET / len(pairs):.0f} s"))
-            built = build(PAIRS[name], Path(folder), place, size, batch_size, precisions, overrides)
-            measuring = Measuring(built, place, machine_rates)
-            found[name] = measuring.result(rounds, BUDGET / len(pairs), Path(folder))
-            machine_rates = machine_rates.best(measuring.rates)
-            if profile:
-                found[name]["profile"] = measuring.profile()
-    result: dict[str, Any] = {
-        "machine": {**describe(place, machine_rates), "load_average": [before, load_average()]},
-        "pairs": found,
-    }
-    for key in ("ratios", "quartiles", "device_ratios", "allowed"):
-        result[key] = {
-            ("" if name == "dcgan" else f"{name}_") + ratio: value
-            for name in pairs
-            for ratio, value in found[name].pop(key).items()
-        }
-    result["hints"] = hints(result)
-    return result
-
-
-def _check_free(overrides: Sequence[Override]) -> None:
     for override in overrides:
         if override.key in SET_HERE:
-            raise UserError(f"{override.flag}: bench sets {override.key} by itself; {SET_HERE[override.key]}")
-
-
-def _check_sizes(pairs: Sequence[str], size: int | None) -> None:
-    if size is None:
-        return
-    if "dcgan" in pairs and size not in KERNELS:
-        raise UserError(
-            f"--size {size}: dcgan makes images of {', '.join(map(str, KERNELS))} px; give one of these, or --pair munet"
-        )
-    if "munet" in pairs and (size < SMALLEST or size % 2):
-        raise UserError(
-            f"--size {size}: munet is measured on patches of an even number of pixels, at least {SMALLEST}"
-            + ("; give 32, 64 or 128, or --pair dcgan" if "dcgan" in pairs else "")
-        )
-
-
-def _precisions(precision: str, device: torch.device) -> tuple[str, ...]:
-    """Those to measure; the first is the one that is compared with all the others."""
+            raise UserError(
+                f"{override.flag}: bench sets {override.key} by itself; leave it out, or choose by --pair, --size, "
+                "--batch-size, --device and --precision"
+            )
+    place = choose_device(device)
+    precisions = [precision]
     if precision == "all":
-        return (FP32,) if device.type == "mps" else (FP32, BF16)
-    choose_precision(precision, device)
-    return (precision,)
+        precisions = ["fp32"] if place.type == "mps" else ["fp32", "bf16"]
+    choose_precision(precisions[-1], place)
+    set_determinism(False, place)
+    keep_freed_memory()
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="fmrun-bench-") as folder:
+        configs = {}
+        for name in pairs:
+            flags = [("--size", "data.image_size" if name == "dcgan" else "data.patch_size", size)]
+            flags += [("--batch-size", "train.batch_size", batch_size)]
+            asked = [Override(*flag) for flag in flags if flag[2] is not None]
+            configs[name] = _config(name, place, Path(folder), *asked, *overrides)
+        for name, config in configs.items():
+            report.note(f"measuring {name} in {rounds} rounds")
+            found[name] = measure(config, place, precisions, rounds, Path(folder))
+    known = {key: value for key, value in environment().items() if key != "host"}
+    return {"machine": {"device": str(place), **known}, "pairs": found}
+
+
+def _config(name: str, device: torch.device, folder: Path, *asked: Override) -> Config:
+    """The preset of a pair as it would be trained."""
+    cpu, gpu, layers = PAIRS[name]
+    given: dict[str, Any] = {
+        "device": str(device),
+        "deterministic": False,
+        "data.channels": 3,
+        "feature_matching.layers": [layers],
+    }
+    if name == "dcgan":
+        images = np.random.default_rng(0).integers(0, 256, (IMAGES, 128, 128, 3), dtype=np.uint8)
+        np.savez(path := folder / "images.npz", images=images)
+        given |= {"data.path": str(path), "data.valid_fraction": 0.5}
+    common = [Override("bench", key, value) for key, value in given.items()]
+    return resolve(gpu if device.type == "cuda" else cpu, None, [*common, *asked])
+
+
+def steps_of(
+    config: Config, device: torch.device, precisions: Sequence[str]
+) -> Iterator[tuple[str, OwnStep | Baseline]]:
+    """Every step that is timed, each with weights of its own; names in any precision but the first end in it."""
+    off: dict[str, Any] = {"feature_matching": config.feature_matching.model_copy(update={"weight": 0.0})}
+    at_once: dict[str, Any] = {"train": config.train.model_copy(update={"update": "simultaneous"})}
+
+    def own(precision: str, measuring: bool = False, **fields: Any) -> OwnStep:
+        return OwnStep(config.model_copy(update={"precision": precision, **fields}), device, measuring)
+
+    first, last = precisions[0], precisions[-1]
+    yield "plain", own(first, **off)
+    yield "matching", own(first)
+    yield "measuring", own(first, measuring=True)
+    yield "simultaneous_plain", own(first, **off, **at_once)
+    yield "simultaneous", own(first, **at_once)
+    for precision in precisions[1:]:
+        yield f"plain_{precision}", own(precision, **off)
+        yield f"matching_{precision}", own(precision)
+    if device.type == "cuda":
+        yield "compiled", own(last, compile=True)
+        yield "reduce_overhead", own(last, compile=True, compile_mode="reduce-overhead")
+        yield "cuda_graphs", own(last, cuda_graphs=True)
+    for ending, memory_format in (("", torch.contiguous_format), ("_nhwc", torch.channels_last)):
+        for method in (Baseline.published, Baseline.howto_plain, Baseline.howto):
+            yield method.__name__ + ending, Baseline(own("fp32"), method, memory_format)
+
+
+def measure(
+    config: Config, device: torch.device, precisions: Sequence[str], rounds: int, folder: Path
+) -> dict[str, Any]:
+    """Count every step once and time it in `rounds` rounds; then time a run in `folder`. Gives
+
+    - `size`, `batch_size`, `rounds`, `layers` (those matched)
+    - `g`: time of a forward of the generator over that of one of the discriminator
+    - `matmul_flops`: FLOP/s of matrix products, by precision
+    - `steps`: by name, `precision`, `passes` (by net and direction), `cost` (all of them, in discriminator forwards),
+      `flops`, `memory_bytes` (of tensors that the step makes, at the fullest moment), `seconds` (quartiles),
+      `images_per_second`, `matmul_share` (its FLOP/s over those of matrix products in its precision)
+    - `ratios`: by name, `quartiles` over rounds of the quotient within a round, and `passes`, what it would be if passes
+      through the nets were all that takes time (None between precisions)
+    - `training`: see `training_cost`
+    """
+    config, train, valid = TASKS[config.task].open(config)
+    steps = dict(steps_of(config, device, precisions))
+    own = steps["matching"]
+    assert isinstance(own, OwnStep)
+    forwards = own.forwards()
+    unit = units(forwards)
+    counters = {name: count(step, device) for name, step in steps.items()}
+    products = {p: matrix_product(device, DTYPES[p]) for p in {"fp32", *precisions}}
+    without_graph = {net: torch.no_grad()(forward) for net, forward in forwards.items()}
+    times = in_turns({**steps, **without_graph, **{p: product for p, (product, _) in products.items()}}, device, rounds)
+    g = median(quotients(times["generator"], times["discriminator"]))
+    rates = {p: [flops / t for t in times[p]] for p, (_, flops) in products.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name, step in steps.items():
+        flops, through = counters[name].flops, {net: passes(counters[name], unit[net]) for net in unit}
+        found[name] = {
+            "precision": step.precision,
+            "passes": through,
+            "cost": sum(through["discriminator"].values()) + g * sum(through["generator"].values()),
+            "flops": flops,
+            "memory_bytes": counters[name].peak,
+            "seconds": quartiles(times[name]),
+            "images_per_second": config.train.batch_size / median(times[name]),
+            "matmul_share": median(quotients([flops / t for t in times[name]], rates[step.precision])),
+        }
+    ratios = {}
+    for over, under in RATIOS:
+        if over in steps and under in steps:
+            alike = steps[over].precision == steps[under].precision
+            ratios[f"{over}_over_{under}"] = {
+                "quartiles": quartiles(quotients(times[over], times[under])),
+                "passes": found[over]["cost"] / found[under]["cost"] if alike else None,
+            }
+    return {
+        "size": own.batch.real.shape[-1],
+        "batch_size": config.train.batch_size,
+        "rounds": rounds,
+        "layers": list(own.layers),
+        "g": g,
+        "matmul_flops": {p: median(rate) for p, rate in rates.items()},
+        "steps": found,
+        "ratios": ratios,
+        "training": training_cost(
+            config.model_copy(update={"precision": precisions[0 if device.type == "cpu" else -1]}),
+            train,
+            valid,
+            device,
+            folder,
+            TRAINED,
+        ),
+    }
+
+
+def count(step: OwnStep | Baseline, device: torch.device) -> StepCounter:
+    """What a warm step does; on a GPU `peak` is what the allocator gives out, scratch memory of kernels included."""
+    step()
+    with step.eager(), StepCounter() as counter:
+        step()
+    if device.type == "cuda":
+        step()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        counter.peak = torch.cuda.max_memory_allocated(device) - before
+    return counter
