@@ -11,7 +11,6 @@ import platform
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,11 +22,6 @@ from . import config_files
 from .environment import environment
 from .errors import SaveError, UserError, nearest, reading
 from .report import counted, to_json_text, warn_once
-
-try:
-    import fcntl
-except ImportError:  # Windows: runs are not locked there
-    fcntl = None  # type: ignore[assignment]
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -212,15 +206,15 @@ class Run:
             yield
 
     def _is_locked(self) -> bool:
-        if fcntl is None:
-            return True
-        try:
-            with open(self.lock_file, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return False
-        except FileNotFoundError:
+        """Whether a process holds the run; also where that cannot be tried, as in a folder that may only be read."""
+        from filelock import FileLock
+
+        if not self.lock_file.exists():
             return False
-        except OSError:
+        try:
+            with FileLock(self.lock_file, timeout=0):
+                return False
+        except OSError:  # filelock's Timeout is one
             return True
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
@@ -306,22 +300,23 @@ class Run:
 @contextmanager
 def exclusive(lock: Path, refusal: str, patience: float = 0.3) -> Iterator[None]:
     """Hold the file `lock`. Where another process does for `patience` seconds, a UserError: `refusal`, its `{}` being that
-    process's id."""
+    process's id. The lock goes with the process, however that ends, also where its own children outlive it."""
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
     try:
-        file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115
+        held.acquire(timeout=patience)  # for a moment it may be `Run.state` that looks
+    except Timeout:
+        holder = lock.read_text(encoding="utf-8").strip()
+        raise UserError(refusal.format(holder or "unknown")) from None
     except OSError as error:
         raise UserError(f"cannot write to {lock.parent}: {error.strerror}; make it writable") from error
-    with file:
-        if not _try_lock(file, patience):
-            file.seek(0)
-            raise UserError(refusal.format(file.read().strip() or "unknown"))
-        if fcntl is not None:  # a data worker must not keep the lock alive after its parent was killed
-            os.register_at_fork(after_in_child=file.close)
+    try:
         with suppress(OSError):
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            lock.write_text(str(os.getpid()), encoding="utf-8")
         yield
+    finally:
+        held.release()
 
 
 def create(
@@ -468,22 +463,6 @@ def saving(what: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(f"cannot write {what}: {error.strerror or error}; free space or check the disk") from error
-
-
-def _try_lock(file: IO[str], patience: float) -> bool:
-    if fcntl is None:
-        return True
-    end = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(0.03)  # it may be `Run.state` looking
-        except OSError:
-            return True  # a file system without locks
 
 
 def _ends_line(file: IO[bytes]) -> bool:

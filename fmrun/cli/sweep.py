@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json as json_
+import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import UserError
+from ..errors import INTERNAL, OK, UserError, nearest
 from .options import (
     RUNS,
     Balance,
@@ -28,13 +32,20 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..report import Reporter
-    from ..sweep.launch import Launcher
-    from ..sweep.plan import Planned, Sweep
+    from ..sweep.item import Children, Item
+    from ..sweep.launch import Ended
 
-LAUNCHERS = ("local", "slurm", "submitit")
+INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "AWS_BATCH_JOB_ARRAY_INDEX")
+"""Where job arrays of Slurm, Kubernetes and AWS Batch say which of them a job is."""
 
 
 def sweep(
+    number: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="[N]", help="With --item: which run, from 0 (default: what the job array says).", show_default=False
+        ),
+    ] = None,
     over: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,24 +88,40 @@ def sweep(
         str | None,
         typer.Option("--control", metavar="COMBINATION", help="Compare with this one (default: weight 0)."),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print one line of JSON per run (name, argv), train nothing.")
+    ] = False,
+    item: Annotated[
+        bool, typer.Option("--item", help="Train, resume or skip one run, the N-th of --plan, and evaluate it.")
+    ] = False,
     launcher: Annotated[
-        str, typer.Option("--launcher", help="local, slurm, or submitit (its local executor).")
+        Literal["local", "slurm", "ray"], typer.Option("--launcher", help="Where the runs are trained.")
     ] = "local",
     slurm: Annotated[
         list[str] | None,
         typer.Option("--slurm", metavar="KEY=VALUE", help="For the scheduler, e.g. partition=gpu.", show_default=False),
     ] = None,
+    cpus_per_run: Annotated[
+        float, typer.Option("--cpus-per-run", min=0, help="Processor cores that Ray gives a run.")
+    ] = 1,
+    gpus_per_run: Annotated[
+        float | None,
+        typer.Option(
+            "--gpus-per-run",
+            min=0,
+            help="GPUs that Ray gives a run, also a part of one (default: 1 where there are any).",
+            show_default=False,
+        ),
+    ] = None,
     trust_code: TrustCode = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, train nothing.")] = False,
     json: Json = False,
 ) -> int:
     """Train a grid of settings over several seeds, and compare. The same command again goes on where it stopped."""
     from ..presets import DEFAULT
-    from ..report import Reporter
-    from ..sweep import grid, plan
+    from ..report import Reporter, counted, emit
+    from ..sweep import grid, launch, preflight
+    from ..sweep.item import Children, Item
 
-    if launcher not in LAUNCHERS:
-        raise UserError(f"--launcher is '{launcher}'; allowed: {', '.join(LAUNCHERS)}")
     options = _slurm_options(slurm, launcher)
     overrides = as_overrides(
         set_,
@@ -107,114 +134,142 @@ def sweep(
         device=device,
     )
     overs = [grid.parse_over(text) for text in over or []]
-    wanted = grid.parse_seeds(seeds)
-    keys = [one.key for one in overs]
-    found = grid.combinations(preset, config, overrides, overs, trust_code)
+    chosen = grid.parse_seeds(seeds)
+    combinations = grid.combinations(preset, config, overrides, overs, trust_code)
     label = preset or (config.stem if config is not None else DEFAULT)
-    report = Reporter()
-    target = plan.open_sweep(runs_dir, name or grid.default_name(label, found, keys))
-    if dry_run:
-        planned = target.add(found, keys, wanted)
-        plan.control_of(target, control)
-        _check(target, planned, launcher, trust_code)
-        return _list(target, planned, json, report)
-    with target.lock():
-        target = plan.open_sweep(runs_dir, target.name)  # another command may have written it meanwhile
-        planned = target.add(found, keys, wanted)
-        plan.control_of(target, control)
-        gpus = _check(target, planned, launcher, trust_code)
-        at = _launcher(launcher, target, gpus, jobs, options)
-        target.write(sys.argv)
-        return _run(target, planned, at, report, preset, evaluate, metric, control, trust_code, json)
-
-
-def _check(target: Sweep, planned: list[Planned], launcher: str, trust_code: bool) -> int:
-    """Look at every combination that is still to be trained; how many GPUs the runs have here."""
-    from ..sweep import preflight
-    from ..sweep.plan import standing
-
-    open_ = [
-        p for p in planned if standing(p, target.combinations[p.combination].config) not in ("finished", "diverged")
-    ]
-    configs = {p.combination: target.settings(p.combination) for p in open_}
-    return preflight.check(configs, launcher == "slurm", trust_code).gpus if configs else 0
-
-
-def _list(target: Sweep, planned: list[Planned], json: bool, report: Reporter) -> int:
-    from ..report import counted, emit, emit_json, format_table
-    from ..sweep.plan import standing
-
-    rows = []
-    for one in planned:
-        combination = target.combinations[one.combination]
-        rows.append((one.name, target.label(one.combination), one.seed, standing(one, combination.config)))
-    if json:
-        columns = ("run", "combination", "label", "seed", "state")
-        emit_json(
-            {
-                "sweep": target.name,
-                "path": str(target.folder),
-                "runs": [
-                    dict(zip(columns, (run, one.combination, text, seed, state), strict=True))
-                    for one, (run, text, seed, state) in zip(planned, rows, strict=True)
-                ],
-            }
+    folder = _folder(runs_dir, name or grid.default_name(label, combinations, [one.key for one in overs]))
+    if control is not None and control not in (known := [one.name for one in combinations]):
+        raise UserError(
+            f"--control: there is no combination '{control}'{nearest(control, known)}; there are {', '.join(known)}"
         )
+    # seed by seed: a sweep that is stopped has compared what it could
+    items = [Item(folder, one, seed, evaluate, trust_code) for seed in chosen for one in combinations]
+    report = Reporter()
+    if plan:
+        typed = ["fmrun", *(word for word in sys.argv[1:] if word != "--plan"), "--item"]
+        for place, one in enumerate(items):
+            emit(json_.dumps({"name": one.name, "argv": [*typed, str(place)]}))
+        return OK
+    source = str(Path(__file__).parents[2])  # so that the processes of the runs import this fmrun
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), source)))
+    if item:
+        return _one(items[_place(number, len(items))], report)
+    if number is not None:
+        raise UserError(f"there is no place for '{number}': which run to train is given with --item {number}")
+    for one in items:
+        one.refuse_another()
+    gpus, unscored = 0, ""
+    open_ = {one.combination.name for one in items if one.state not in ("finished", "diverged")}
+    if checked := [one for one in combinations if one.name in open_]:
+        gpus, unscored = preflight.check(preset, config, checked, trust_code, launcher != "local")
+    if unscored and evaluate is None:
+        report.warn(f"the runs will not be evaluated: {unscored}")
+        items = [replace(one, evaluate=False) for one in items]
+    where = runs_dir / folder.name
+    report.note(f"sweep {folder.name} in {where}: {counted(len(items), 'run')}; what they say is in {where / 'logs'}")
+    pending, children = [one for one in items if not one.done], Children()
+    if launcher == "local":
+        ended = launch.local(pending, children, jobs or max(1, gpus), gpus)
+    elif launcher == "slurm":
+        ended = launch.slurm(pending, children, folder / "submitit", jobs, options)
     else:
-        emit(format_table(("run", "combination", "seed", "state"), rows))
-    count = len({one.combination for one in planned})
-    report.note(
-        f"sweep {target.name}: {counted(len(planned), 'run')}, {counted(count, 'combination')} × "
-        f"{counted(len(planned) // count, 'seed')}; to train: leave out --dry-run"
-    )
-    return 0
-
-
-def _run(
-    target: Sweep,
-    planned: list[Planned],
-    at: Launcher,
-    report: Reporter,
-    preset: str | None,
-    evaluate: bool | None,
-    metric: str | None,
-    control: str | None,
-    trust_code: bool,
-    json: bool,
-) -> int:
-    from ..report import counted, emit, emit_json
-    from ..sweep import launch, table
-    from ..sweep.work import Stop, Worker
-
-    report.note(f"sweep {target.name} in {target.folder}: {counted(len(planned), 'run')}")
-    share = isinstance(at, launch.Local) and at.slots > 1
-    with Stop().watching() as stop:
-        worker = Worker(target, at, report, preset=preset, evaluate=evaluate, share_cores=share, trust_code=trust_code)
-        outcome = worker.work(planned, stop)
-    for run, why in outcome.failures.items():
-        report.warn(f"run {run} failed: {why}")
-    if outcome.signal:
+        ended = launch.on_ray(pending, children, cpus_per_run, gpus_per_run)
+    failed = _follow(ended, len(items), len(items) - len(pending), children, report)
+    if children.signal:
         report.note("stopped; to go on, give the same command again")
-        return outcome.exit_code
-    comparison = table.compare(target, metric, control)
+        return 128 + children.signal
+    _compare(items, metric, control, json, report)
+    report.note(f"next: fmrun compare {where}/*_seed-* --html {folder.name}.html")
+    return INTERNAL if failed else OK
+
+
+def _folder(runs_dir: Path, name: str) -> Path:
+    """Where the runs lie."""
+    from ..runs import NAME
+
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"--name '{name}' is not a name for a sweep: at most 100 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit"
+        )
+    if (runs_dir / name / "config.json").exists():
+        raise UserError(f"--name {name}: there is a run of this name in {runs_dir}; give the sweep another")
+    return (runs_dir / name).absolute()
+
+
+def _place(number: int | None, count: int) -> int:
+    """Which run `--item` means."""
+    if number is None:
+        said = [os.environ[name] for name in INDICES if os.environ.get(name, "").isdecimal()]
+        if not said:
+            raise UserError(
+                f"--item: give the number of the run, 0 to {count - 1}, or start it in a job array that sets one of "
+                f"{', '.join(INDICES)}"
+            )
+        number = int(said[0])
+    if not 0 <= number < count:
+        raise UserError(f"--item {number}: the runs of this sweep are 0 to {count - 1}; --plan lists them")
+    return number
+
+
+def _one(item: Item, report: Reporter) -> int:
+    """Work on one run; its exit code."""
+    from ..sweep.item import Children, work
+
+    item.refuse_another()
+    children = Children()
+    with children.watching():
+        code = work(item, children, None, {})
+    report.note(f"run {item.name} is {item.state}")
+    return code
+
+
+def _follow(ended: Ended, total: int, done: int, children: Children, report: Reporter) -> int:
+    """Say of each run how it ended, and how far the sweep is; the number of those that failed."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from ..report import counted
+
+    failed = 0
+    if done:
+        report.note(f"{done} of {counted(total, 'run')} done already")
+    columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        children.watching(),
+        Progress(*columns, console=report.console, disable=report.console is None, expand=True, transient=True) as bar,
+    ):
+        task = bar.add_task("", total=total, completed=done)
+        for item, said in ended:
+            state, so_far = item.state, f"{done + failed + 1} of {counted(total, 'run')}"
+            if state == "diverged" or (state == "finished" and (item.evaluated or not item.evaluate)):
+                done += 1
+                report.note(f"{item.name} {state} ({so_far})")
+                if not item.done:
+                    report.warn(f"{item.name} is not evaluated: {item.why()}")
+            elif not children.signal:
+                failed += 1
+                report.warn(f"{item.name} failed: {said or item.why()}; the same command tries it again ({so_far})")
+            bar.update(task, completed=done + failed)
+    return failed
+
+
+def _compare(items: list[Item], metric: str | None, control: str | None, json: bool, report: Reporter) -> None:
+    """The table of `fmrun compare`."""
+    from ..compare.comparison import compare, to_json
+    from ..compare.table import text
+    from ..report import emit, emit_json
+
+    there = [one for one in items if one.run.config_file.is_file()]
+    if len(there) < 2:
+        return
+    anchor = next((one.name for one in there if one.combination.name == control), None)
+    comparison = compare([one.run for one in there], metric=metric, control=anchor)
+    for sentence in comparison.warnings:
+        report.warn(sentence)
     if json:
-        emit_json(table.to_json(comparison, outcome.failures))
+        emit_json(to_json(comparison))
     else:
-        emit(table.text(comparison))
-    for sentence in table.sentences(comparison):
-        report.note(sentence)
-    if outcome.failures:
-        report.note("the same command tries again what failed")
-    report.note(f"next: fmrun compare {target.folder}/*_seed-* --html {target.name}.html")
-    return outcome.exit_code
-
-
-def _launcher(name: str, target: Sweep, gpus: int, jobs: int | None, options: dict[str, Any]) -> Launcher:
-    from ..sweep import launch
-
-    if name == "local":
-        return launch.Local(jobs or max(1, gpus), gpus)
-    return launch.Submitit(name, target.folder / "submitit", jobs, options)
+        emit(text(comparison))
 
 
 def _slurm_options(given: list[str] | None, launcher: str) -> dict[str, Any]:

@@ -1,10 +1,8 @@
-"""`fmrun sweep`: a grid over any fields × seeds, as runs that stop, resume and fail one by one, and what they show.
+"""`fmrun sweep`: a grid over any fields × seeds. The runs' folders are its only state, so that the same command goes on.
 
 grid.py       what is asked for: values, combinations, names
-plan.py       the sweep's folder, and which runs it still needs
+item.py       one run, from where it stands to its end: what every launcher does, and `--item`
 preflight.py  every combination checked before the first run starts
-launch.py     where a run's process lives: on this machine, or on a cluster
-work.py       from the first run to the last, whatever becomes of each
-display.py    what a human sees meanwhile
-table.py      the comparison in the end
+launch.py     where the runs' processes live: on this machine, on Slurm, on Ray
+child.py      a process that does not outlive the one that started it
 """

@@ -1,4 +1,4 @@
-"""What a sweep is asked for: `--over`, `--seeds`, and the combinations and names that come of them."""
+"""What a sweep is asked for: `--over` and `--seeds`, and the combinations and names that they make."""
 
 import hashlib
 import json
@@ -36,14 +36,14 @@ class Over:
 class Combination:
     """One point of the grid; with a seed it is a run."""
 
-    settings: dict[str, Any]
-    """Varied fields and their values as in JSON. Of combinations that are the same run only the fields that matter."""
+    name: str
+    """What its runs' names begin with."""
     config: Config
     """Resolved; its seed has no meaning here."""
-
-    @property
-    def is_control(self) -> bool:
-        return self.config.feature_matching.weight == 0
+    overrides: tuple[Override, ...]
+    """All that the command line sets for it."""
+    train: tuple[str, ...]
+    """The same as arguments of `fmrun train`."""
 
 
 def split_top(text: str) -> list[str]:
@@ -129,37 +129,28 @@ def combinations(
     twice = [key for key in keys if keys.count(key) > 1]
     if twice:
         raise UserError(f"--over {twice[0]} is given twice; put all its values into one")
+    files = [*(("--preset", preset) if preset else ()), *(("--config", str(config_file)) if config_file else ())]
     found: dict[str, Combination] = {}
-    problems: list[str] = []
+    acting: set[str] = set()
     for values in product(*(over.values for over in overs)):
         chosen = [over.override(value) for over, value in zip(overs, values, strict=True)]
-        try:
-            config = resolve(preset, config_file, [*overrides, *chosen], trust_code=trust_code)
-        except UserError as error:
-            if str(error) not in problems:
-                problems.append(str(error))
-            continue
-        combination = settle(config, dict(zip(keys, values, strict=True)))
-        found.setdefault(identity(combination.config, keys), combination)
-    if problems:
-        more = f" (and {len(problems) - 1} more combinations are refused)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}")
+        config = resolve(preset, config_file, [*overrides, *chosen], trust_code=trust_code)
+        if config.feature_matching.weight == 0:
+            chosen = [one for one in chosen if not one.key.startswith(MATCHING) or one.key == WEIGHT]
+        acting |= {one.key for one in chosen}
+        if (same := identity(config, keys)) not in found:
+            flat, given = flatten(config), (*overrides, *chosen)
+            settings = {one.key: flat.get(one.key, one.value) for one in chosen}
+            name = folder_name(settings, short_names(keys), [other.name for other in found.values()])
+            train = (*files, *(part for one in given for part in ("-s", f"{one.key}={one.value}")))
+            found[same] = Combination(name, config, given, train)
     for over in overs:
-        if len(over.values) > 1 and not any(over.key in combination.settings for combination in found.values()):
+        if len(over.values) > 1 and over.key not in acting:
             raise UserError(
                 f"--over {over.key}: {WEIGHT} is 0 in every combination, so this changes nothing; "
                 "add --lambda-feature 0.1, or vary the weight too"
             )
     return list(found.values())
-
-
-def settle(config: Config, typed: Mapping[str, str]) -> Combination:
-    """The combination that this config is: what feature matching of weight 0 would do is not part of it."""
-    keys = list(typed)
-    if config.feature_matching.weight == 0:
-        keys = [key for key in keys if not key.startswith(MATCHING) or key == WEIGHT]
-    plain, flat = without_matching(config), flatten(config)
-    return Combination({key: flat.get(key, typed[key]) for key in keys}, plain)
 
 
 def without_matching(config: Config) -> Config:
@@ -170,10 +161,10 @@ def without_matching(config: Config) -> Config:
 
 
 def identity(config: Config, varied: Iterable[str]) -> str:
-    """Equal for equal experiments: of the settings that make no other one, only those `varied` count."""
-    kept = tuple(varied)
-    flat = {k: v for k, v in flatten(config).items() if k != "seed" and (k in kept or not k.startswith(FREE_ON_RESUME))}
-    return json.dumps(flat, sort_keys=True)
+    """Equal for equal experiments: of the settings that do not change the experiment, only those `varied` count."""
+    kept, flat = tuple(varied), flatten(without_matching(config))
+    acting = {k: v for k, v in flat.items() if k != "seed" and (k in kept or not k.startswith(FREE_ON_RESUME))}
+    return json.dumps(acting, sort_keys=True)
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -199,11 +190,6 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
-def label(settings: Mapping[str, Any], shorts: Mapping[str, str]) -> str:
-    """For people: `weight=0.1 match=mean`."""
-    return " ".join(f"{shorts[key]}={value_text(value)}" for key, value in settings.items()) or "base"
-
-
 def folder_name(settings: Mapping[str, Any], shorts: Mapping[str, str], taken: Iterable[str]) -> str:
     """For file systems: `weight-0.1_match-mean`, and other than those `taken` even where case does not count."""
     parts = (f"{shorts[key]}-{value_text(value)}" for key, value in settings.items())
@@ -219,23 +205,10 @@ def folder_name(settings: Mapping[str, Any], shorts: Mapping[str, str], taken: I
 
 def default_name(preset: str, found: Sequence[Combination], keys: Sequence[str]) -> str:
     """The same for every command that varies the same fields of the same experiment, whatever the values and seeds."""
-    first = representative(found)
-    settings = first.config.model_dump(mode="json", exclude_defaults=True)
-    fixed = {k: v for k, v in _leaves(settings) if k not in (*keys, "seed") and not k.startswith(FREE_ON_RESUME)}
+    # one with feature matching, where there is one: it has more settings
+    first = next((c for c in found if c.config.feature_matching.weight), found[0])
+    fixed = {k: v for k, v in json.loads(identity(first.config, ())).items() if k not in keys}
     digest = hashlib.sha256(json.dumps([fixed, sorted(keys)], sort_keys=True).encode()).hexdigest()[:6]
     shorts = short_names(keys)
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([preset, *(shorts[key] for key in keys)])).strip(".-")
     return f"{stem[:60] or 'sweep'}-{digest}"
-
-
-def representative(found: Sequence[Combination]) -> Combination:
-    """A combination in which as much as possible is said: one with feature matching, where there is one."""
-    return next((c for c in found if not c.is_control), found[0])
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -1,260 +1,165 @@
-"""Where the process of a run lives: on this machine, or on a cluster through submitit."""
+"""Where the processes of a sweep's runs live: on this machine, on Slurm, on Ray. Each launcher takes items and gives each
+back when it has ended, with what went wrong with its process; how the run stands is read from its folder."""
 
-import ctypes
+import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Protocol
+from queue import SimpleQueue
+from typing import Any
 
-from ..errors import UserError
+from ..errors import FmrunError, UserError
+from .item import POLL, THREADS, Children, Item, work
 
-CLUSTERS = {"slurm": "slurm", "submitit": "local"}
-"""Launchers other than `local`, and what submitit calls them. Its own local executor is there to try a submission."""
+GPUS = "CUDA_VISIBLE_DEVICES"
 
-
-@dataclass(frozen=True)
-class Task:
-    """One run's command. Also what is pickled for a cluster, so it holds text only."""
-
-    name: str
-    train: tuple[str, ...]
-    resume: tuple[str, ...]
-    """Instead of `train`, once there is a run."""
-    run: str
-    """The run's folder."""
-    log: str
-
-    @property
-    def exit_file(self) -> Path:
-        """Where a job on a cluster leaves its exit code. (submitit's own result is a pickle, which is never read: whoever
-        sends a sweep's folder could have made it.)"""
-        return Path(self.log).with_suffix(".exit")
-
-    def command(self) -> list[str]:
-        """As things stand now: a job that waited for hours, or was put back into the queue, finds out itself."""
-        exists = (Path(self.run) / "config.json").is_file()
-        return [sys.executable, "-P", "-m", "fmrun", *(self.resume if exists else self.train)]
+Ended = Iterator[tuple[Item, str]]
 
 
-class Handle(Protocol):
-    """A process somewhere."""
-
-    def poll(self) -> int | None:
-        """Its exit code (a signal's number below zero), None while it lives."""
-
-    def stop(self) -> None:
-        """Ask it to save and stop; a second time, to go at once."""
-
-
-class Launcher(Protocol):
-    """Starts tasks, at most `slots` at a time."""
-
-    slots: int
-    stays: bool
-    """Whether what was started outlives the sweep's command."""
-
-    def start(self, tasks: Sequence[tuple[Task, Mapping[str, str]]]) -> Sequence[Handle]:
-        """Each with what its environment has besides this process's own; no more than there are free slots."""
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    with suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def attempt(item: Item, children: Children, env: Mapping[str, str]) -> str:
+    """Work on the item, its log beside the run; what kept it from that."""
+    try:
+        work(item, children, item.log, env)
+    except (FmrunError, OSError) as error:
+        return str(error)
+    return ""
 
 
 # ---- this machine
 
 
-class Local:
-    """Processes on this machine; with several GPUs each has one to itself, in turn."""
+def local(items: Sequence[Item], children: Children, jobs: int, gpus: int) -> Ended:
+    """`jobs` processes at a time, which share the cores; with several GPUs each has one to itself, in turn."""
+    named = [gpu.strip() for gpu in os.environ.get(GPUS, "").split(",") if gpu.strip()]
+    named = named[:gpus] or [str(gpu) for gpu in range(gpus)]
+    threads = {THREADS: str(max(1, cores() // jobs))} if jobs > 1 and THREADS not in os.environ else {}
+    slots: SimpleQueue[dict[str, str]] = SimpleQueue()
+    for slot in range(jobs):
+        slots.put({**threads, **({GPUS: named[slot % gpus]} if gpus > 1 else {})})
 
-    stays = False
+    def in_slot(item: Item) -> str:
+        env = slots.get()
+        try:
+            return attempt(item, children, env)
+        finally:
+            slots.put(env)
 
-    def __init__(self, jobs: int, gpus: int) -> None:
-        self.slots = jobs
-        named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        self._gpus = [g.strip() for g in named.split(",") if g.strip()][:gpus] or [str(i) for i in range(gpus)]
-        self._busy: dict[int, _Process] = {}
-
-    def start(self, tasks: Sequence[tuple[Task, Mapping[str, str]]]) -> "list[_Process]":
-        return [self._start(task, env) for task, env in tasks]
-
-    def _start(self, task: Task, env: Mapping[str, str]) -> "_Process":
-        slot = next(i for i in range(self.slots) if i not in self._busy or self._busy[i].poll() is not None)
-        env = {**os.environ, **env}
-        if len(self._gpus) > 1:
-            env["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
-        self._busy[slot] = spawn(task, env)
-        return self._busy[slot]
-
-
-class _Process:
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self.process = process
-
-    def poll(self) -> int | None:
-        return self.process.poll()
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-
-    def wait(self) -> int:
-        return self.process.wait()
+    with ThreadPoolExecutor(jobs) as pool:
+        ends = {pool.submit(in_slot, item): item for item in items}
+        for end in as_completed(ends):
+            yield ends[end], end.result()
 
 
-def with_fmrun(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that imports this fmrun, also where it is not installed."""
-    here = str(Path(__file__).parents[2])
-    return {**env, "PYTHONPATH": os.pathsep.join(filter(None, (env.get("PYTHONPATH"), here)))}
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def spawn(task: Task, env: Mapping[str, str]) -> _Process:
-    """Start the task's command, all it says going to its log.
-
-    In a session of its own: a Ctrl-C reaches it once, through the sweep, for a second signal would abort it.
-    """
-    command = task.command()
-    with open(task.log, "ab") as log:
-        log.write(f"$ {' '.join(command)}\n".encode())
-        log.flush()
-        prepared: dict[str, Any] = {} if os.name == "nt" else {"preexec_fn": _Prepare(os.getpid())}
-        return _Process(
-            subprocess.Popen(
-                command,
-                env=with_fmrun(env),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=os.name != "nt",
-                **prepared,
-            )
-        )
-
-
-class _Prepare:
-    """Runs in the child, before its command does."""
-
-    DEATH_SIGNAL = 1
-    """PR_SET_PDEATHSIG of <linux/prctl.h>."""
-
-    def __init__(self, parent: int) -> None:
-        self.parent = parent
-        self.prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-
-    def __call__(self) -> None:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to the whole job, and submitit answers it
-        if self.prctl is not None:  # save and stop when the sweep is gone, even if that was killed
-            self.prctl(self.DEATH_SIGNAL, signal.SIGTERM)
-            if os.getppid() != self.parent:  # it went before the kernel was told
-                os._exit(128 + signal.SIGTERM)
-
-
-# ---- a cluster
+# ---- Slurm
 
 
 class Job:
-    """A task as submitit calls it on the machine where it runs: pickled, hence no more than text."""
+    """An item as submitit calls it in a job."""
 
-    def __init__(self, task: Task, env: Mapping[str, str]) -> None:
-        self.task, self.env = task, dict(env)
-        self._process: _Process | None = None
+    def __init__(self, item: Item) -> None:
+        self.item, self.children = item, Children()
 
-    def __call__(self) -> int:
-        self._process = spawn(self.task, {**os.environ, **self.env})
-        try:
-            code = self._process.wait()
-            self.task.exit_file.write_text(str(code))
-            return code
-        except BaseException:
-            self._process.stop()
-            self._process.wait()
-            raise
+    def __call__(self) -> str:
+        return attempt(self.item, self.children, {})
 
     def checkpoint(self) -> Any:
         """Called by submitit on a timeout or preemption: save, and go back into the queue."""
         from submitit.helpers import DelayedSubmission
 
-        if self._process is not None:
-            self._process.stop()
-            self._process.wait()
-        return DelayedSubmission(Job(self.task, self.env))
+        self.children.stop(signal.SIGTERM)
+        while self.children.alive and self.item.run.state == "running":
+            time.sleep(POLL)
+        return DelayedSubmission(Job(self.item))
 
 
-class Submitit:
-    """Jobs that submitit submits, all at once; `jobs` limits how many run at a time."""
-
-    def __init__(self, cluster: str, folder: Path, jobs: int | None, options: Mapping[str, Any]) -> None:
-        try:
-            import submitit
-        except ImportError:
-            raise UserError('--launcher needs an extra package: pip install "fmrun[slurm]"') from None
-        name = CLUSTERS[cluster]
-        if name == "slurm" and shutil.which("sbatch") is None:
-            raise UserError(
-                "--launcher slurm: there is no sbatch here; start the sweep on a machine that submits to the cluster"
-            )
-        self.slots = sys.maxsize if name == "slurm" else jobs or 1
-        self.stays = name == "slurm"
-        self.executor = submitit.AutoExecutor(folder=folder, cluster=name)
-        settings = {**self._named(options), "name": "fmrun"}
-        settings.setdefault("timeout_min", 24 * 60)
-        if jobs is not None and self.stays:
-            settings.setdefault("slurm_array_parallelism", jobs)
-        try:
-            self.executor.update_parameters(**settings)
-        except (NameError, AssertionError, TypeError, ValueError) as error:
-            raise UserError(f"--slurm: {' '.join(str(error).split())}") from None
-
-    def _named(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options by the names that submitit has for them: what is not common to its executors is Slurm's."""
-        shared = self.executor._typed_parameters()
-        return {key if key in shared or key.startswith("slurm_") else f"slurm_{key}": v for key, v in options.items()}
-
-    def start(self, tasks: Sequence[tuple[Task, Mapping[str, str]]]) -> "list[_Submitted]":
-        """As one array, which a scheduler takes better than single jobs."""
+def slurm(
+    items: Sequence[Item],
+    children: Children,
+    folder: Path,
+    jobs: int | None,
+    options: Mapping[str, Any],
+    cluster: str = "slurm",
+) -> Ended:
+    """One job array of submitit's, of which `jobs` run at a time. What jobs return is a pickle, and never read."""
+    try:
+        import submitit
         from submitit.core.utils import FailedJobError
+    except ImportError:
+        raise UserError('--launcher slurm needs an extra package: pip install "fmrun[slurm]"') from None
+    if cluster == "slurm" and shutil.which("sbatch") is None:
+        raise UserError(
+            "--launcher slurm: there is no sbatch here; start the sweep on a machine that submits to the cluster"
+        )
+    executor = submitit.AutoExecutor(folder, cluster, slurm_max_num_timeout=1000)
+    known = executor._typed_parameters()
+    settings = {key if key in known or key.startswith("slurm_") else f"slurm_{key}": v for key, v in options.items()}
+    parallel = {} if jobs is None else {"slurm_array_parallelism": jobs}
+    try:
+        executor.update_parameters(**{"timeout_min": 24 * 60, **parallel, **settings, "name": "fmrun"})
+    except (NameError, AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"--slurm: {' '.join(str(error).split())}") from None
+    try:
+        with executor.batch():
+            submitted = [executor.submit(Job(item)) for item in items]
+    except FailedJobError as error:
+        raise UserError(
+            f"the scheduler takes no job: {' '.join(str(error).split())}; change what it is asked for with --slurm, "
+            "e.g. --slurm partition=NAME --slurm timeout_min=60"
+        ) from None
+    waiting = dict(zip(submitted, items, strict=True))
+    while waiting and not children.signal:
+        for job in [job for job in waiting if job.done()]:
+            yield waiting.pop(job), ""
+        time.sleep(POLL)
+    for job in waiting:
+        job.cancel(check=False)
+    while any(item.run.state == "running" for item in waiting.values()):
+        time.sleep(POLL)
 
-        try:
-            with self.executor.batch():
-                for task, _ in tasks:
-                    task.exit_file.unlink(missing_ok=True)
-                jobs = [self.executor.submit(Job(task, env)) for task, env in tasks]
-        except FailedJobError as error:
-            raise UserError(
-                f"the scheduler takes no job: {' '.join(str(error).split())}; change what it is asked for with --slurm, "
-                "e.g. --slurm partition=NAME --slurm timeout_min=60"
-            ) from None
-        return [_Submitted(job, task) for job, (task, _) in zip(jobs, tasks, strict=True)]
 
-    def again(self, job_id: str, task: Task) -> "_Submitted":
-        """A job that an earlier command submitted."""
-        return _Submitted(self.executor._executor.job_class(self.executor.folder, job_id), task)
+# ---- Ray
 
 
-class _Submitted:
-    def __init__(self, job: Any, task: Task) -> None:
-        self.job, self.task = job, task
+def on_ray(items: Sequence[Item], children: Children, cpus: float, gpus: float | None) -> Ended:
+    """Each item a task on the cluster at RAY_ADDRESS, or else on one that is started here. A task whose machine is lost is
+    done again on another, where it goes on from the run's last checkpoint."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError('--launcher ray needs an extra package: pip install "fmrun[ray]"') from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    imports = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+    ray.init(runtime_env=imports, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        if gpus is None:
+            gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=10)(_task)
+        env = {name: value for name, value in os.environ.items() if name != GPUS and not name.startswith("RAY_")}
+        waiting = {task.remote(item, env): item for item in items}
+        cancelled = False
+        while waiting:
+            if children.signal and not cancelled:
+                cancelled = True
+                for ref in waiting:
+                    ray.cancel(ref)
+            for ref in ray.wait(list(waiting), timeout=POLL)[0]:
+                try:
+                    said = ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    said = str(error).splitlines()[0]
+                yield waiting.pop(ref), said
+    finally:
+        ray.shutdown()
 
-    @property
-    def job_id(self) -> str:
-        return str(self.job.job_id)
 
-    def poll(self) -> int | None:
-        if not self.job.done():
-            return None
-        try:
-            return int(self.task.exit_file.read_text())
-        except (OSError, ValueError):  # cancelled, out of time, out of memory: what the run left says how far it came
-            return 1
-
-    def stop(self) -> None:
-        self.job.cancel()
+def _task(item: Item, env: Mapping[str, str]) -> str:
+    return attempt(item, Children(), env)
