@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from .base import Section
-from .data import ONLY_GENERATE, ONLY_UPSCALE, DataConfig
+from .data import DataConfig
 from .degradation import DegradationConfig
 from .feature_matching import FeatureMatchingConfig
 from .losses import GanLossConfig, ImageLossConfig, LossesConfig
@@ -103,30 +103,10 @@ class Config(Section):
             raise ValueError(f"discriminator.type '{d.type}' is for task 'upscale'; choose dcgan, or a target")
         if self.task == "generate" and self.data.channels == 4:
             raise ValueError("data.channels 4 is for task 'upscale'; choose 1 or 3")
-        foreign = ONLY_UPSCALE if self.task == "generate" else ONLY_GENERATE
-        for name in foreign:
-            if getattr(self.data, name) != DataConfig.model_fields[name].default:
-                raise ValueError(f"data.{name} has no meaning for task '{self.task}'; leave it out")
-        if self.task == "generate" and self.eval.perceptual not in ("auto", "none"):
-            raise ValueError("eval.perceptual compares with originals, which task 'generate' has none of; leave it out")
-        for name in ("kid_every", "kid_num", "kid_share", "kid_extractor"):
-            if self.task == "upscale" and getattr(self.eval, name) != EvalConfig.model_fields[name].default:
-                raise ValueError(f"eval.{name} has no meaning for task 'upscale', which has originals; leave it out")
         if d.norm == "instance" and d.type != "patchgan":
             raise ValueError(f"discriminator.norm 'instance' is for patchgan, not {d.type}")
         if d.type in ("munet", "unet") and d.norm not in ("batch", "spectral"):
             raise ValueError(f"discriminator.norm '{d.norm}' is not for {d.type}, which has spectral norm")
-        for kind, names in {
-            "munet": ("ch_mult", "window", "gradient_branch", "recompute"),
-            "patchgan": ("blocks",),
-        }.items():
-            given = [n for n in names if getattr(d, n) != DiscriminatorConfig.model_fields[n].default]
-            if given and (d.type != kind or d.target is not None):
-                raise ValueError(f"discriminator.{given[0]} is for {kind}, not {d.target or d.type}")
-        if self.compile_mode != "default" and not self.compile:
-            raise ValueError(
-                f"compile_mode '{self.compile_mode}' is for compile, which is false; set compile too, or leave it out"
-            )
         if d.recompute and self.compile:
             raise ValueError(
                 "discriminator.recompute and compile exclude each other: a compiled net decides by itself what it computes "
