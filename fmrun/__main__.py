@@ -76,7 +76,7 @@ def _usage(error: Exception) -> int:
         print(message)
         return 0
     said = " ".join(message.split()).rstrip(".").replace("Value error, ", "")
-    found = getattr(error.__cause__, "errors", list)()
+    found: list[dict[str, object]] = getattr(error.__cause__, "errors", list)()
     value = str(found[0]["input"]) if found else ""
     said += f", not '{value}'" if value and value not in said else ""
     context = getattr(error, "ctx", None)

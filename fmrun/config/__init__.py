@@ -1,5 +1,6 @@
 """The schema: every setting, its type, range, default and meaning. Imports pydantic only."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -137,37 +138,24 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _originals_exist(self) -> "Config":
-        names = [f"losses.{name}" for name in self.losses.image]
-        if names and self.task == "generate":
-            verb = "compares" if len(names) == 1 else "compare"
-            raise ValueError(
-                f"{', '.join(names)} {verb} each image with its original, which exists in super-resolution only; "
-                f"task 'generate' has none: remove with {names[0]}=none"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _generator_learns(self) -> "Config":
         terms: dict[str, GanLossConfig | FeatureMatchingConfig | ImageLossConfig] = {
             "losses.gan": self.losses.gan,
             "feature_matching": self.feature_matching,
+            **{f"losses.{name}": config for name, config in self.losses.image.items()},
         }
-        terms |= {f"losses.{name}": config for name, config in self.losses.image.items()}
-        starts = {name: config.start_step for name, config in terms.items() if config.weight > 0}
+        starts = [term.start_step for term in terms.values() if term.weight > 0]
         if not starts:
-            *others, last = (f"{name}.weight" for name in terms)
-            raise ValueError(
-                f"{', '.join(others)} and {last} are {'both' if len(terms) == 2 else 'all'} 0: "
-                "the generator has nothing to learn from"
-            )
-        first = min(starts.values())
-        if first > 0:
-            *others, last = (f"{name}.start_step" for name in terms)
-            raise ValueError(
-                f"the generator has nothing to learn from before step {first}: {', '.join(others)} or {last} must be 0"
-            )
+            raise ValueError(f"{_listed(terms, 'weight', 'and')} are 0: the generator has nothing to learn from")
+        if (first := min(starts)) > 0:
+            which = _listed(terms, "start_step", "or")
+            raise ValueError(f"the generator has nothing to learn from before step {first}: {which} must be 0")
         return self
+
+
+def _listed(sections: Iterable[str], field: str, word: str) -> str:
+    *others, last = (f"{section}.{field}" for section in sections)
+    return f"{', '.join(others)} {word} {last}"
 
 
 __all__ = [

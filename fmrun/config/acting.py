@@ -3,7 +3,7 @@
 from functools import reduce
 from typing import Any
 
-from . import Config
+from . import Config, LossesConfig
 from .data import ONLY_GENERATE, ONLY_UPSCALE
 
 CHAIN, DECAYS = ("chain",), ("linear", "cosine")
@@ -38,6 +38,7 @@ ACTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     **{f"optim.schedule.{n}": ("optim.schedule.decay", DECAYS) for n in ("decay_start", "decay_end", "final_factor")},
     **{f"eval.{name}": ("task", ("generate",)) for name in ("kid_every", "kid_num", "kid_share", "kid_extractor")},
     "eval.perceptual": ("task", ("upscale",)),
+    **{f"losses.{name}": ("task", ("upscale",)) for name in LossesConfig.model_fields if name != "gan"},
     "compile_mode": ("compile", (True,)),
 }
 """A setting or section, the setting that it depends on, and the values of that with which it acts. A net of the user's
@@ -75,4 +76,5 @@ def _stopped(config: Config, key: str) -> tuple[str, tuple[Any, ...], Any] | Non
 
 
 def _value(config: Config, key: str) -> Any:
-    return reduce(getattr, key.split("."), config)
+    """None in a section that is absent."""
+    return reduce(lambda section, name: getattr(section, name, None), key.split("."), config)
