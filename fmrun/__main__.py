@@ -70,12 +70,17 @@ def _replace_closed_streams() -> None:
 
 
 def _usage(error: Exception) -> int:
-    from .cli.usage import sentence
-
+    """Say in one line what Typer finds wrong with the command line, and which help to look at."""
+    message = error.format_message()  # type: ignore[attr-defined]
     if type(error).__name__ == "NoArgsIsHelpError":
-        print(error.format_message())  # type: ignore[attr-defined]
+        print(message)
         return 0
-    _tell(sentence(error, sys.argv[1:]), everywhere=None)
+    said = " ".join(message.split()).rstrip(".").replace("Value error, ", "")
+    found: list[dict[str, object]] = getattr(error.__cause__, "errors", list)()
+    value = str(found[0]["input"]) if found else ""
+    said += f", not '{value}'" if value and value not in said else ""
+    context = getattr(error, "ctx", None)
+    _tell(f"{said}; {context.command_path if context else 'fmrun'} --help shows what there is", everywhere=None)
     return 2
 
 

@@ -7,16 +7,15 @@ one wins field by field. At the bottom is the default preset, or what the file's
 
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmrun.errors import UserError, nearest
-from fmrun.overlay import Layers, Override, one_line
+from fmrun.overlay import BENEATH, FILE, TYPED, Layers, Override, one_line
 
 if TYPE_CHECKING:
     from fmrun.config import Config
-    from fmrun.overlay import Given
 
 DEFAULT = "dcgan-fm"
 
@@ -31,6 +30,9 @@ HORIZONS = ("optim.schedule.", "*.start_step", "*.ramp")
 
 PLACES = ("data.path", "data.valid_path", "data.lr_path", "data.valid_lr_path", "data.root")
 """Where the images of a run lie. They may be moved; others of another number, other names or sizes are refused there."""
+
+GONE = ("eval.kid_share",)
+"""Settings that older runs have in their configs, and that changed nothing in what they learnt."""
 
 META = ("description", "extends")
 """Top-level keys of a preset or config file that are no settings."""
@@ -102,18 +104,15 @@ def parse_set(text: str) -> Override:
 
 def render(key: str, value: Any) -> str:
     """The `KEY=VALUE` that sets `key` to `value` when given to `-s` (unquoted for the shell)."""
-    from fmrun.config.fields import FIELDS
-
     if value is None:
         return f"{key}=none"
-    kind = FIELDS[key].kind
-    if isinstance(value, str) and value and value.isprintable() and value == value.strip():
-        try:
-            if kind.parse(value) == value:
-                return f"{key}={value}"
-        except ValueError:
-            pass
-    return f"{key}={_toml(value)}"
+    plain = (
+        isinstance(value, str)
+        and value.isprintable()
+        and value == value.strip()
+        and value[:1] not in ("", "'", '"', "[", "{")
+    )
+    return f"{key}={value}" if plain else f"{key}={_toml(value)}"
 
 
 def _toml(value: Any) -> str:
@@ -142,10 +141,7 @@ def resolve(
 
     `need_data=False` skips the check that the bundled images are as large as the config wants them.
     """
-    from pydantic import ValidationError
-
     from fmrun import trust
-    from fmrun.config import Config
 
     file = _file(config_file)
     extends, label = (preset, "--preset") if preset is not None else (file.get("extends"), f"{config_file}: extends")
@@ -157,45 +153,51 @@ def resolve(
 
     layers = Layers()
     layers.table(raw, f"preset {base}")
-    if config_file is not None:
-        layers.file({k: v for k, v in file.items() if k not in META}, str(config_file))
+    beside = {k: v for k, v in file.items() if k not in META and not (k == "losses" and isinstance(v, list))}
+    if isinstance(losses := file.get("losses"), list):
+        from fmrun.yaml_config import lay_losses
+
+        lay_losses(layers, losses, beside, str(config_file))
+    else:
+        layers.table(beside, str(config_file), FILE)
     read = dict(layers.given)
     for override in overrides:
         layers.override(override)
-    nested = layers.nested()
-    layers.stop_if_wrong()
-    try:
-        config = Config.model_validate(nested)
-    except ValidationError as error:
-        layers.explain(error)
-        raise AssertionError("explain raises") from error
+    config = layers.config()
     named = []
     for target in trust.targets(config):
         name, params = f"{target.field}.target", f"{target.field}.params"
         whole = params not in read or any(override.key == params for override in overrides)
-        typed = layers.given[name] is not read.get(name) and whole  # the target, and all that it is called with
+        typed = layers.given[name].source == TYPED and whole  # the target, and all that it is called with
         named.append(trust.Named(target, "" if typed else str(config_file or layers.given[name].label), typed))
-        _refuse_unused(target.field, layers, read)
     trust.admit(named, trust_code)
-    if need_data:
-        _check_bundled(config, layers)
+    config = _without_idle(config, layers)
+    size = config.data.image_size
+    if need_data and config.data.path.startswith("bundled:") and size > 32 and config.data.fit != "pad":
+        label = layers.given["data.image_size"].label
+        raise UserError(
+            f"{label}: data.image_size is {size}, but the bundled images are 28 px; give larger ones with --data FOLDER"
+        )
     return config
 
 
-USED_BESIDE_TARGET = ("target", "params", "init", "latent_dim")
-"""Settings of a net that one of the user's own has too."""
+def _without_idle(config: "Config", layers: Layers) -> "Config":
+    """UserError for a setting that does not act in this config. One that lies beneath the choice of which that follows, as a
+    preset's generator.blocks beneath a typed generator.type, is gone with that choice."""
+    from fmrun.config.acting import idle
 
-
-def _refuse_unused(section: str, layers: "Layers", read: "dict[str, Given]") -> None:
-    """UserError for a setting that was typed beside a target, which does not read it; what was `read` of presets and files,
-    which may be whole configs, stays unused."""
-    for key, given in layers.given.items():
-        name = key.removeprefix(f"{section}.")
-        if name != key and name not in USED_BESIDE_TARGET and given is not read.get(key):
-            raise UserError(
-                f"{given.label}: {key} is for fmrun's own nets, and {section}.target has none of it; leave it out, or give the "
-                f"target what it takes with -s '{section}.params={{…}}'"
-            )
+    gone = False
+    for key, given in list(layers.given.items()):
+        if (found := idle(config, key)) is not None:
+            selector, sentence = found
+            chosen = layers.given[selector].source if selector in layers.given else 0
+            if given.source >= max(chosen, FILE):
+                layers.problems.append((given.label, sentence))
+            else:
+                gone = True
+                del layers.given[key]
+    layers.stop_if_wrong()
+    return layers.config() if gone else config
 
 
 def _file(config_file: Path | None) -> dict[str, Any]:
@@ -219,60 +221,48 @@ def changes(config: "Config", preset: str | None, config_file: Path | None) -> t
 
 def from_json(data: "dict[str, Any] | Path") -> "Config":
     """The resolved config of a run, from its `config.json`: what was written, with no preset beneath."""
-    from pydantic import ValidationError
-
     from fmrun import config_files
-    from fmrun.config import Config
 
     label = "the run's config"
     if isinstance(data, Path):
         label, data = str(data), config_files.read(data)
     config_files.check_size(data, label)
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        unknown = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "extra_forbidden"]
-        if unknown:
-            raise UserError(
-                f"{label}: this version of fmrun has no field {', '.join(repr(k) for k in unknown)}; "
-                "the run was made by a newer one, or its config was edited"
-            ) from None
-        layers = Layers()
-        layers.table(data, label)
-        layers.explain(error)
-        raise AssertionError("explain raises") from error
+    return _of_run(data, label).config()
+
+
+def _of_run(data: dict[str, Any], label: str) -> Layers:
+    from fmrun.config.fields import FIELDS, SECTIONS
+
+    layers = Layers()
+    known = {key: value for key, value in _leaves(data).items() if key in FIELDS or key in SECTIONS}
+    strange = {
+        key: value
+        for key, value in _leaves(data).items()
+        if key not in known and key not in GONE and value not in (None, [])
+    }
+    for key, value in known.items():
+        layers.put(key, value, label, BENEATH)
+    if strange:
+        raise UserError(
+            f"{label}: this version of fmrun has no field {', '.join(repr(k) for k in strange)}; "
+            "the run was made by another version, or its config was edited"
+        )
+    return layers
 
 
 def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[str]) -> "Config":
     """A run's config with `overrides`, which may touch only the settings that `free` covers."""
-    from pydantic import ValidationError
-
-    from fmrun.config import Config
-
-    from_json(data)
-    layers = Layers()
-    layers.table(data, "the run's config")
+    layers = _of_run(data, "the run's config")
+    layers.config()
     before = dict(layers.given)
     for override in overrides:
         layers.override(override)
-    changed = [key for key, given in layers.given.items() if given is not before.get(key)]
-    for key in changed:
-        if not covers(free, key):
-            shown = ", ".join(f"{f}*" if f.endswith(".") else f for f in free)
-            layers.problems.append(
-                (
-                    layers.given[key].label,
-                    f"{key} would make it another experiment; only {shown} may be changed here; for another experiment: fmrun train",
-                )
-            )
-    layers.stop_if_wrong()
-    nested = layers.nested()
-    layers.stop_if_wrong()
-    try:
-        return Config.model_validate(nested)
-    except ValidationError as error:
-        layers.explain(error)
-        raise AssertionError("explain raises") from error
+    shown = ", ".join(f"{f}*" if f.endswith(".") else f for f in free)
+    for key, given in layers.given.items():
+        if given is not before.get(key) and not covers(free, key):
+            sentence = f"{key} would make it another experiment; only {shown} may be changed here; for another experiment: fmrun train"
+            layers.problems.append((given.label, sentence))
+    return _without_idle(layers.config(), layers)
 
 
 def covers(patterns: Sequence[str], key: str) -> bool:
@@ -285,24 +275,14 @@ def covers(patterns: Sequence[str], key: str) -> bool:
 
 def flatten(config: "Config") -> dict[str, Any]:
     """`{"train.steps": 2500, …}`, values as in JSON, in the order of the schema; a section that is absent is None."""
-    return dict(_leaves(config.model_dump(mode="json")))
+    return _leaves(config.model_dump(mode="json"))
 
 
-def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     from fmrun.config.fields import FIELDS
 
-    for key, value in table.items():
-        if isinstance(value, dict) and prefix + key not in FIELDS:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _check_bundled(config: "Config", layers: Layers) -> None:
-    size = config.data.image_size
-    if config.data.path.startswith("bundled:") and size > 32 and config.data.fit != "pad":
-        given = layers.given.get("data.image_size")
-        raise UserError(
-            f"{given.label if given else 'data'}: data.image_size is {size}, but the bundled images are "
-            "28 px; give larger ones with --data FOLDER"
-        )
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        key = f"{prefix}{name}"
+        found |= _leaves(value, f"{key}.") if isinstance(value, dict) and key not in FIELDS else {key: value}
+    return found

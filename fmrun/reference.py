@@ -10,9 +10,9 @@ from typing import Any
 
 from fmrun import presets
 from fmrun.config import Config
-from fmrun.config.fields import FIELDS, SECTIONS, Kind, members
+from fmrun.config.fields import FIELDS, SECTIONS, members, takes
 from fmrun.overlay import SHORTHANDS
-from fmrun.yaml_config import TYPES
+from fmrun.yaml_config import TYPES, WEIGHT
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -72,46 +72,6 @@ there once one of its fields is set (`-s losses.l1.weight=1`) and gone with `-s 
 [0, 1]. Pretrained weights are read from torchvision's cache or the file named, never downloaded during a run."""
 
 
-def allowed(kind: Kind) -> str:
-    """What a field takes, as Markdown: "`batch` | `spectral`", "number ≥ 0"."""
-    options = [f"`{c}`" for c in kind.choices]
-    if kind.name == "bool":
-        options = ["`true`", "`false`"]
-    elif kind.name == "list":
-        assert kind.item is not None
-        amount = f"{kind.length} " if kind.length else "one or more " if kind.min_length else ""
-        names = ", ".join(f"`{c}`" for c in kind.item.choices)
-        inner = {
-            "str": "names",
-            "layer": "names or indices",
-            "float": "numbers",
-            "int": "whole numbers",
-            "choice": names,
-        }[kind.item.name]
-        options.append(f"list of {amount}{inner}{_bounds(kind.item)}")
-    elif not options:
-        options = [
-            {"int": "whole number", "float": "number", "str": "text", "table": "table"}[kind.name] + _bounds(kind)
-        ]
-    return " | ".join([*options, *(["`none`"] if kind.nullable and "none" not in kind.choices else [])])
-
-
-def _bounds(kind: Kind) -> str:
-    signs = (("≥", kind.ge), (">", kind.gt), ("≤", kind.le), ("<", kind.lt))
-    bounds = [f"{sign} {'2^63' if b == 2**63 else f'{b:g}'}" for sign, b in signs if b is not None]
-    return f" {', '.join(bounds)}" if bounds else ""
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "`none`"
-    if isinstance(value, str):
-        return f"`{value}`"
-    if isinstance(value, float):
-        return f"`{value:g}`"
-    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
-
-
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -119,19 +79,17 @@ def _cell(text: str) -> str:
 def _table(section: str) -> list[str]:
     prefix = f"{section}." if section else ""
     keys = [prefix + name for name in members(section) if prefix + name in FIELDS]
-    if not keys:
-        return []
     rows = ["| field | takes | default | |", "|---|---|---|---|"]
     for key in keys:
-        setting = FIELDS[key]
+        default = FIELDS[key].info.get_default(call_default_factory=True)
         cells = (
             f"`{key.removeprefix(prefix)}`",
-            allowed(setting.kind),
-            _value(setting.info.get_default(call_default_factory=True)),
-            setting.description,
+            " | ".join(takes(FIELDS[key].schema, "`{}`")),
+            f"`{'none' if default is None else default if isinstance(default, str) else json.dumps(default)}`",
+            FIELDS[key].description,
         )
         rows.append(f"| {' | '.join(_cell(c) for c in cells)} |")
-    return [*rows, ""]
+    return [*rows, ""] if keys else []
 
 
 def markdown() -> str:
@@ -151,7 +109,7 @@ def markdown() -> str:
             lines += [f"## `{section}`", "", " ".join((info.description or "").split()), "", *table]
     lines += [YAML, "", "| type | goes to | keys of other names |", "|---|---|---|"]
     for type_, target in TYPES.items():
-        renamed = ", ".join(f"`{theirs}`: `{own}`" for theirs, own in target.rename.items())
+        renamed = ", ".join(f"`{theirs}`: `{own}`" for theirs, own in {**WEIGHT, **target.rename}.items())
         lines.append(f"| `{type_}` | `{target.section}` | {renamed} |")
     return "\n".join([*lines, ""])
 

@@ -62,7 +62,6 @@ def pairs() -> tuple[State, State]:
                 "charbonnier": {"ramp": 5},
                 "hfen": {"start_step": 1, "ramp": 20, "weight": 0.2},
                 "frequency": {"weight": 0.1, "ramp": 3},
-                "ldl": {"weight": 0.1, "start_step": 1},
                 "gan": {"weight": 0.1, "ramp": 8},
             },
             feature_matching={"layers": ["all"], "balance": "gradient"},

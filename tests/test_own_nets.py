@@ -219,7 +219,7 @@ WRONG = {
     ),
     "a window without a munet": (
         (*MAKER, *JUDGE, "-s", "discriminator.window=4"),
-        "discriminator.window is for munet, not own_pair:Judge",
+        "discriminator.window is for type munet, not own_pair:Judge",
     ),
     "another size": ((*MAKER, "-s", "generator.params.size=32"), "and must make (2, 1, 28, 28)"),
 }

@@ -90,13 +90,7 @@ def test_passes_without_a_graph_are_run_once() -> None:
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize(
-    ("sections", "said"),
-    [
-        ({"discriminator": {"type": "patchgan", "norm": "spectral", "recompute": True}}, "is for munet, not patchgan"),
-        ({"discriminator": {"type": "munet", "norm": "spectral", "recompute": True}, "compile": True}, "leave one out"),
-    ],
-)
-def test_what_cannot_is_refused(sections: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_compile_excludes_it() -> None:
+    sections = {"discriminator": {"type": "munet", "norm": "spectral", "recompute": True}, "compile": True}
+    with pytest.raises(ValueError, match="leave one out"):
         Config.model_validate({"task": "upscale", "generator": {"type": "compact"}, **sections})

@@ -131,9 +131,7 @@ EXACT: dict[str, tuple[str, ...]] = {
     "chain": (*CHAIN, *s("data.workers=0")),
     "chain with two workers": (*CHAIN, *s("data.workers=2", "data.crops_per_image=2")),
     "simultaneous": s("train.update=simultaneous", "discriminator.recompute=true"),
-    "span and ldl": s(
-        "generator.type=span", "generator.blocks=none", "losses.ldl={}", "losses.gan.type=hinge", "losses.gan.r1=1"
-    ),
+    "span": s("generator.type=span", "losses.gan.type=hinge", "losses.gan.r1=1"),
 }
 
 
@@ -158,7 +156,7 @@ def test_workers_change_no_bit() -> None:
 
 def test_pictures_and_measurements_change_no_bit() -> None:
     """SPAN in eval mode writes into its weights."""
-    span = s("generator.type=span", "generator.blocks=none", "losses.ldl={}")
+    span = s("generator.type=span")
     train("--steps", "4", "--name", "watched", *span, *s("log.sample_every=1", "eval.every=1", "checkpoint.every=1"))
     train("--steps", "4", "--name", "alone", *span, *s("eval.every=0"))
     same_tensors(saved(RUNS / "watched", 4).tensors, saved(RUNS / "alone", 4).tensors)
@@ -540,9 +538,9 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "a window for patchgan": (
         s("discriminator.type=patchgan", "discriminator.norm=batch", "discriminator.window=4"),
-        "discriminator.window is for munet, not patchgan",
+        "discriminator.window is for type munet, not patchgan",
     ),
-    "blocks for munet": (s("discriminator.blocks=3"), "discriminator.blocks is for patchgan, not munet"),
+    "blocks for munet": (s("discriminator.blocks=3"), "discriminator.blocks is for type patchgan, not munet"),
     "a generator of images from noise": (s("generator.type=dcgan"), "'dcgan' is not for task 'upscale'"),
     "munet for images from noise": (
         s("task=generate", "generator.type=dcgan", "losses.charbonnier=none"),
@@ -553,7 +551,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         "data.patch_size: 32 is no multiple of data.scale 3",
     ),
     "images smaller than a patch": (s("data.patch_size=64"), "smaller than data.patch_size 64"),
-    "a setting of another net": (s("generator.kernel=7"), "Compact has no such setting"),
+    "a setting of another net": (s("generator.kernel=7"), "generator.kernel is for type realplksr, not compact"),
     "bundled images of the other task": (("--data", "bundled:fashion-mnist"), "bundled:photographs"),
     "no such metric": (
         s("checkpoint.best=eval/psnr", "data.valid_fraction=0.4"),
@@ -681,7 +679,10 @@ def test_a_net_of_ones_own_judges_photographs_in_place_of_munet() -> None:
     good("train", "--preset", "munet-x2-cpu", *tiny, *own, *FROM_START, "--steps", "2", "--name", "run")
     assert rows(RUNS / "run")[-1]["fm/share"] == pytest.approx(0.1, rel=0.2)
     error = refused("train", "--preset", "munet-x2-cpu", *TINY, *own)
-    assert "-s discriminator.width=4: discriminator.width is for fmrun's own nets" in error
+    assert (
+        "-s discriminator.width=4: discriminator.width is for type dcgan, munet, patchgan or unet, not judge:Judge"
+        in error
+    )
 
 
 # ---- in parts and by several
@@ -717,7 +718,7 @@ def test_a_loss_of_the_batch_says_so_when_it_is_cut() -> None:
 def test_two_processes_are_one_in_float64() -> None:
     flags = (
         *("train", "--preset", "munet-x2-cpu", *TINY, *FROM_START, "--steps", "4"),
-        *s("precision=fp64", "losses.frequency={}", "losses.ldl={weight = 0.1}", "train.augment=color"),
+        *s("precision=fp64", "losses.frequency={}", "train.augment=color"),
         *s("data.valid_fraction=0.4", "data.degradation.kind=chain", "data.workers=0"),
     )
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}

@@ -1,11 +1,12 @@
 """The schema: every setting, its type, range, default and meaning. Imports pydantic only."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from .base import Section
-from .data import ONLY_GENERATE, ONLY_UPSCALE, DataConfig
+from .data import DataConfig
 from .degradation import DegradationConfig
 from .feature_matching import FeatureMatchingConfig
 from .losses import GanLossConfig, ImageLossConfig, LossesConfig
@@ -103,30 +104,10 @@ class Config(Section):
             raise ValueError(f"discriminator.type '{d.type}' is for task 'upscale'; choose dcgan, or a target")
         if self.task == "generate" and self.data.channels == 4:
             raise ValueError("data.channels 4 is for task 'upscale'; choose 1 or 3")
-        foreign = ONLY_UPSCALE if self.task == "generate" else ONLY_GENERATE
-        for name in foreign:
-            if getattr(self.data, name) != DataConfig.model_fields[name].default:
-                raise ValueError(f"data.{name} has no meaning for task '{self.task}'; leave it out")
-        if self.task == "generate" and self.eval.perceptual not in ("auto", "none"):
-            raise ValueError("eval.perceptual compares with originals, which task 'generate' has none of; leave it out")
-        for name in ("kid_every", "kid_num", "kid_share", "kid_extractor"):
-            if self.task == "upscale" and getattr(self.eval, name) != EvalConfig.model_fields[name].default:
-                raise ValueError(f"eval.{name} has no meaning for task 'upscale', which has originals; leave it out")
         if d.norm == "instance" and d.type != "patchgan":
             raise ValueError(f"discriminator.norm 'instance' is for patchgan, not {d.type}")
         if d.type in ("munet", "unet") and d.norm not in ("batch", "spectral"):
             raise ValueError(f"discriminator.norm '{d.norm}' is not for {d.type}, which has spectral norm")
-        for kind, names in {
-            "munet": ("ch_mult", "window", "gradient_branch", "recompute"),
-            "patchgan": ("blocks",),
-        }.items():
-            given = [n for n in names if getattr(d, n) != DiscriminatorConfig.model_fields[n].default]
-            if given and (d.type != kind or d.target is not None):
-                raise ValueError(f"discriminator.{given[0]} is for {kind}, not {d.target or d.type}")
-        if self.compile_mode != "default" and not self.compile:
-            raise ValueError(
-                f"compile_mode '{self.compile_mode}' is for compile, which is false; set compile too, or leave it out"
-            )
         if d.recompute and self.compile:
             raise ValueError(
                 "discriminator.recompute and compile exclude each other: a compiled net decides by itself what it computes "
@@ -157,37 +138,24 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _originals_exist(self) -> "Config":
-        names = [f"losses.{name}" for name in self.losses.image]
-        if names and self.task == "generate":
-            verb = "compares" if len(names) == 1 else "compare"
-            raise ValueError(
-                f"{', '.join(names)} {verb} each image with its original, which exists in super-resolution only; "
-                f"task 'generate' has none: remove with {names[0]}=none"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _generator_learns(self) -> "Config":
         terms: dict[str, GanLossConfig | FeatureMatchingConfig | ImageLossConfig] = {
             "losses.gan": self.losses.gan,
             "feature_matching": self.feature_matching,
+            **{f"losses.{name}": config for name, config in self.losses.image.items()},
         }
-        terms |= {f"losses.{name}": config for name, config in self.losses.image.items()}
-        starts = {name: config.start_step for name, config in terms.items() if config.weight > 0}
+        starts = [term.start_step for term in terms.values() if term.weight > 0]
         if not starts:
-            *others, last = (f"{name}.weight" for name in terms)
-            raise ValueError(
-                f"{', '.join(others)} and {last} are {'both' if len(terms) == 2 else 'all'} 0: "
-                "the generator has nothing to learn from"
-            )
-        first = min(starts.values())
-        if first > 0:
-            *others, last = (f"{name}.start_step" for name in terms)
-            raise ValueError(
-                f"the generator has nothing to learn from before step {first}: {', '.join(others)} or {last} must be 0"
-            )
+            raise ValueError(f"{_listed(terms, 'weight', 'and')} are 0: the generator has nothing to learn from")
+        if (first := min(starts)) > 0:
+            which = _listed(terms, "start_step", "or")
+            raise ValueError(f"the generator has nothing to learn from before step {first}: {which} must be 0")
         return self
+
+
+def _listed(sections: Iterable[str], field: str, word: str) -> str:
+    *others, last = (f"{section}.{field}" for section in sections)
+    return f"{', '.join(others)} {word} {last}"
 
 
 __all__ = [

@@ -7,19 +7,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .base import Section
 
-Layer = str | int
+Layer = Annotated[str | int, BeforeValidator(lambda v: int(v) if re.fullmatch(r"-?\d+", str(v)) else v)]
+Layers = Annotated[tuple[Layer, ...], Field(min_length=1)]
 LayerWeight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-
-def _layers(value: object) -> object:
-    """`"block1,-1"` and `["block1", "-1"]` both become `("block1", -1)`."""
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    elif isinstance(value, int) and not isinstance(value, bool):
-        value = [value]
-    if isinstance(value, list | tuple):
-        return tuple(int(v) if isinstance(v, str) and re.fullmatch(r"-?\d+", v) else v for v in value)
-    return value
+LayerWeights = Annotated[tuple[LayerWeight, ...], Field(min_length=1)]
 
 
 class FeatureMatchingConfig(Section):
@@ -27,7 +18,7 @@ class FeatureMatchingConfig(Section):
     """Lambda. 0 turns feature matching off, at no cost. Under `balance = "gradient"` it is the share of the
     adversarial gradient; under `none` it multiplies the raw distance."""
 
-    layers: Annotated[tuple[Layer, ...], BeforeValidator(_layers), Field(min_length=1)] = ("key",)
+    layers: Layers = ("key",)
     """Discriminator layers: names, indices, negative indices, groups (`early`, `mid`, `key`, `all`), or `auto`
     (the last intermediate convolution). `fmrun probe-layers` lists them."""
 
@@ -58,7 +49,7 @@ class FeatureMatchingConfig(Section):
     ramp: int = Field(default=0, ge=0, le=10**9)
     """Steps over which the weight grows linearly from zero."""
 
-    layer_weights: Literal["uniform"] | Annotated[tuple[LayerWeight, ...], Field(min_length=1)] = "uniform"
+    layer_weights: Literal["uniform"] | LayerWeights = "uniform"
     """One non-negative weight per layer, in the order of the layers as `fmrun probe-layers` lists them, or
     `uniform` (all 1)."""
 
@@ -85,18 +76,8 @@ class FeatureMatchingConfig(Section):
 
     @model_validator(mode="after")
     def _options_apply(self) -> "FeatureMatchingConfig":
-        if self.criterion is not None and self.match in ("coral", "mmd", "sliced"):
-            raise ValueError(
-                f"criterion '{self.criterion}' does not apply to match '{self.match}', which defines its own distance; "
-                "set criterion to none, or match to sample, mean or moments"
-            )
-        if self.estimator != "batch" and self.match != "mean":
-            raise ValueError(f"estimator '{self.estimator}' exists for match 'mean' only, not '{self.match}'")
         if self.estimator == "unbiased" and self.criterion not in (None, "l2"):
             raise ValueError(f"estimator 'unbiased' exists for criterion 'l2' only, not '{self.criterion}'")
-        for option, needs in (("kernel", "mmd"), ("directions", "sliced")):
-            if getattr(self, option) != type(self).model_fields[option].default and self.match != needs:
-                raise ValueError(f"{option} applies to match '{needs}' only, not '{self.match}'")
         if isinstance(self.layer_weights, tuple) and not any(self.layer_weights):
             raise ValueError("layer_weights are all zero; set weight to 0 to turn feature matching off")
         return self

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import BeforeValidator, Field, model_validator
 
 from .base import Section
-from .feature_matching import Layer, LayerWeight, _layers
+from .feature_matching import Layers, LayerWeights
 
 ALIASES = {"bce": "vanilla", "wasserstein": "wgan"}
 
@@ -54,9 +54,6 @@ class GanLossConfig(Section):
 
     penalty_every: int = Field(default=1, ge=1, le=10**9)
     """R1 and R2 are computed every so many steps and scaled up by as much (lazy regularisation)."""
-
-
-Layers = Annotated[tuple[Layer, ...], BeforeValidator(_layers), Field(min_length=1)]
 
 
 class ImageLossConfig(Section):
@@ -127,7 +124,7 @@ class FeatureLossConfig(ImageLossConfig):
     layers: Layers
     """Layers of the net, by name or index (from 0)."""
 
-    layer_weights: Annotated[tuple[LayerWeight, ...], Field(min_length=1)] | None = None
+    layer_weights: LayerWeights | None = None
     """One weight per layer, in the order of `layers`; `none` takes the customary ones for the default layers, and 1
     for others."""
 
@@ -195,23 +192,6 @@ class LpipsLossConfig(ImageLossConfig):
     looks in torchvision's cache."""
 
 
-class LdlLossConfig(ImageLossConfig):
-    criterion: Literal["l1", "l2", "charbonnier"] = "l1"
-    """Distance between the weighted images."""
-
-    eps: float = Field(default=1e-12, gt=0.0, allow_inf_nan=False)
-    """Charbonnier: sqrt(d^2 + eps)."""
-
-    window: int = Field(default=7, ge=3, le=63)
-    """Width in pixels of the window whose residual variance tells artefacts from details; odd."""
-
-    @model_validator(mode="after")
-    def _centred(self) -> "LdlLossConfig":
-        if self.window % 2 == 0:
-            raise ValueError(f"window must be odd, not {self.window}")
-        return self
-
-
 class LossesConfig(Section):
     gan: GanLossConfig = GanLossConfig()
     """The adversarial loss."""
@@ -247,10 +227,6 @@ class LossesConfig(Section):
 
     lpips: LpipsLossConfig | None = None
     """Learned perceptual image patch similarity (Zhang et al. 2018); extra `perceptual`."""
-
-    ldl: LdlLossConfig | None = None
-    """Locally discriminative learning: the difference from the original, weighted by how likely a pixel is an
-    artefact, judged against the averaged generator's image (Liang et al. 2022)."""
 
     @property
     def image(self) -> dict[str, ImageLossConfig]:

@@ -1,8 +1,8 @@
 """`generator` and `discriminator`: the two nets."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from .base import Section
 
@@ -26,7 +26,7 @@ class GeneratorConfig(_Net):
     from images (B, C, H, W) in [0, 1], of any height and width, to (B, C, scale H, scale W). From a file it runs only with
     `--trust-code`, or if you have allowed it before."""
 
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments that `target` is made with, by name."""
 
     width: int = Field(default=32, ge=1, le=1024)
@@ -74,7 +74,7 @@ class DiscriminatorConfig(_Net):
     scales. Its layers are found by walking it. From a file it runs only
     with `--trust-code`, or if you have allowed it before."""
 
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments that `target` is made with, by name."""
 
     width: int = Field(default=32, ge=1, le=1024)

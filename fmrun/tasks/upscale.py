@@ -318,12 +318,7 @@ class Upscale(PairTask):
     def image_losses(
         self, batch: Batch, image: Tensor, step: int, weights: Mapping[str, Tensor | float] | None = None
     ) -> dict[str, Tensor]:
-        average = None
-        if self.losses.reads_average(step):
-            assert batch.condition is not None
-            with torch.no_grad():
-                average = self._upscale(self.average, batch.condition)
-        return self.losses(image, batch.real, step, average, weights)
+        return self.losses(image, batch.real, step, weights)
 
     def fit_average(self) -> None:
         """SPAN holds a copy of its weights in another form; running averages only a net of the user's own has."""
