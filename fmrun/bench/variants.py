@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..data.pairs import PairBatch
+from ..data.feed import PairBatch
 from ..dist import World
 from ..memory import few
 from ..presets import Override, resolve
