@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data.images import to_uint8
+from .data.store import to_uint8
 from .runs import make_folder, saving, write_atomic
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from .data.pixels import ALPHA, GREY_16, BadImage, _opened, _orientation, content
+from .data.files import ALPHA, DECODER_ERRORS, GREY_16, BadImage, content
+from .data.files import opened as _opened
 from .errors import reading
 
 PNG_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -57,6 +58,13 @@ def read(path: Path) -> Photo:
         except Exception as error:  # decoders raise whatever they stumble over
             raise BadImage("damaged") from error
     return Photo(_turned(colour, turn), None if alpha is None else _turned(alpha, turn), chunks, frames)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except DECODER_ERRORS:  # damaged metadata beside intact pixels
+        return 1
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:

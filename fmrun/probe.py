@@ -29,7 +29,6 @@ from .checks import (
     unchanged,
 )
 from .config import Config, FeatureMatchingConfig
-from .data.places import skipped_sentence
 from .dist import World
 from .feature_matching import FeatureMatching, select_layers
 from .health import share_sentence
@@ -53,13 +52,12 @@ def probe(
     *,
     run_checkpoint: checkpoint.Checkpoint | None,
     data: bool,
-    settled: bool = False,
     report: Reporter,
 ) -> dict[str, Any]:
     """What every layer of the config's discriminator is, costs and, with `data`, sees; see `examine` for the keys.
 
     The nets are those of `run_checkpoint`, or as a run of this config would start with them. With `data` the images
-    are the batch that training would take next. `settled`: they are a run's own, which has decided what to leave out. Notes and warnings go to `report`, and into the result.
+    are the batch that training would take next. Notes and warnings go to `report`, and into the result.
     Raises UserError for a config, device or data that training would refuse.
     """
     notes = []
@@ -68,10 +66,7 @@ def probe(
     set_determinism(config.deterministic, device)
     images = None
     if data:
-        asked = config
-        config, images, _ = TASKS[config.task].open(config, report.counting("checking images"), settled)
-        if sentence := skipped_sentence(asked.data, config.data):
-            report.warn(sentence)
+        config, images, _ = TASKS[config.task].open(config, report.counting("checking images"))
     elif config.data.channels is None:
         channels = 1 if config.data.path == "bundled:fashion-mnist" else 3
         notes.append(f"the data was not looked at: taking its images to have data.channels={channels}")

@@ -17,8 +17,8 @@ from .allocator import keep_freed_memory
 from .checks import check_start
 from .config import Config
 from .config.losses import ramped
-from .data.places import located, refuse_missing, skipped_sentence
-from .data.source import unlike
+from .data.places import located, refuse_missing
+from .data.store import unlike
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
@@ -153,11 +153,9 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
     return lines
 
 
-def prepare(
-    config: Config, world: World, report: Reporter, fresh: bool = True, settled: bool = False
-) -> tuple[Config, Any, Any, State]:
+def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) -> tuple[Config, Any, Any, State]:
     """Device, data and nets of a config, all checked; UserError for whatever is wrong with them. `fresh`: its nets are yet
-    to be trained. `settled`: the config is that of a run, which has decided what to leave out."""
+    to be trained."""
     device = choose_device(config.device, world.local_rank, world.size == 1)
     choose_precision(config.precision, device)
     set_determinism(config.deterministic, device)
@@ -173,10 +171,7 @@ def prepare(
     check_batch(config, world)
     if config.log.tensorboard:
         require_tensorboard()
-    asked = config
-    config, train, valid = TASKS[config.task].open(config, report.counting("checking images"), settled=settled)
-    if sentence := skipped_sentence(asked.data, config.data):
-        report.warn(sentence)
+    config, train, valid = TASKS[config.task].open(config, report.counting("checking images"))
     # errors quote the paths as typed; the run has to find them from other folders
     config = _placed(config)
     check_determinism(config, device)
@@ -278,7 +273,7 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
     )
 
     def work() -> int:
-        _, train, valid, state = prepare(config, world, report, fresh=found is None, settled=True)
+        _, train, valid, state = prepare(config, world, report, fresh=found is None)
         if found is None:
             report.warn(f"run {run.name} has no checkpoint yet; it starts again at step 0")
         else:
@@ -326,22 +321,24 @@ def _course(config: Config, step: int) -> tuple[float, ...]:
 
 
 def _refuse_others(run: Run, config: Config, found: checkpoint.Checkpoint, train: Any, valid: Any) -> None:
-    """UserError where other images than the run's lie where its own were said to be now."""
+    """UserError where other images than the run's lie where its own were said to be now, or where files can or cannot be
+    read that could not or could before, of which leaving out other ones would hold others out of training."""
     before = from_json(found.meta["config"])
     then, now = ({key: flatten(c)[key] for key in PLACES} for c in (_placed(before), _placed(config)))
     moved = [key for key in PLACES if then[key] != now[key]]
     known = found.meta.get("images")  # checkpoints of older versions have none
-    if not moved or known is None:
+    if known is None or not (moved or config.data.skip_unreadable):
         return
     problems = []
     for key, name, images in (("train", "trained on", train), ("held_out", "held out", valid)):
         if how := unlike(known[key], None if images is None else images.identity):
             problems.append(f"{name}: {how}")
     if problems:
-        raise UserError(
-            f"{' and '.join(render(key, now[key]) for key in moved)}: these are not the images of run {run.name} "
-            f"({'; '.join(problems)}); --data is for its own where they were moved, others are another experiment: fmrun train"
-        )
+        said = " and ".join(render(key, now[key]) for key in moved or PLACES[:1])
+        way_out = "--data is for its own where they were moved, others are another experiment: fmrun train"
+        if not moved:
+            way_out = "put them back as they were, or start another experiment: fmrun train"
+        raise UserError(f"{said}: these are not the images of run {run.name} ({'; '.join(problems)}); {way_out}")
 
 
 def _placed(config: Config) -> Config:

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data.folder import _each, _names, _threads
-from .data.pixels import BAD, SUFFIXES, BadImage, quiet
+from .data.files import BAD, SUFFIXES, BadImage, each, find, quiet, threads
 from .data.places import few
 from .errors import UserError, reading
 from .memory import is_out_of_memory
@@ -171,7 +170,7 @@ def plan(source: Path, out: Path, scale: int, *, overwrite: bool = False, field:
     else:
         if out.is_file() or (out.suffix.lower() == ".png" and not out.is_dir()):
             raise UserError(f"--out {out}: a folder of images needs a folder")
-        names = [Path(name) for name in _names(field, source)]
+        names = [Path(name) for name in find(field, source)]
         if _inside(out, source) and out.resolve() != source.resolve():
             names = [name for name in names if not _inside(source / name, out)]
         jobs = [Job(source / name, out / name.parent / (name.stem + ending)) for name in names]
@@ -210,7 +209,7 @@ def check(jobs: list[Job], field: str = "--input") -> None:
         return None
 
     by_kind: dict[str, list[str]] = defaultdict(list)
-    for job, problem in zip(jobs, _each(trouble, len(jobs), min(DECODERS, _threads())), strict=True):
+    for job, problem in zip(jobs, each(trouble, len(jobs), min(DECODERS, threads())), strict=True):
         if problem:
             by_kind[problem.kind].append(str(job.source))
     if not by_kind:

@@ -7,11 +7,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fmrun.config.data import DataConfig
 from fmrun.config.degradation import DegradationConfig
-from fmrun.data.pairs import PairFeed, Pairs, open_pairs
+from fmrun.data.feed import Feed, Windows
+from fmrun.data.pairs import Pairs, open_pairs
+from fmrun.data.store import Images
 
 CHAIN = DegradationConfig(kind="chain")
-CONFIGS = {"files": None, "bicubic": DegradationConfig(), "chain": CHAIN}
+CONFIGS = {"files": DegradationConfig(), "bicubic": DegradationConfig(), "chain": CHAIN}
 SIZES = [(40, 52), (64, 48), (57, 61), (48, 48), (90, 44)]
 
 
@@ -24,23 +27,29 @@ def save(path: Path, array: np.ndarray, **options: Any) -> None:
     Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path, **options)
 
 
-def opened(path: Path | str, lr_path: Path | None = None, **options: Any) -> Pairs:
+def both(
+    path: Path | str, lr_path: Path | str | None = None, seed: int = 0, trained: bool = True, **options: Any
+) -> tuple[Pairs, Pairs | None]:
     low = None if lr_path is None else str(lr_path)
-    return open_pairs(str(path), low, **{"scale": 2, "patch_size": 32, **options})[0]
+    progress = options.pop("progress", None)
+    settings = {"scale": 2, "patch_size": 32, **options}
+    return open_pairs(DataConfig(path=str(path), lr_path=low, **settings), seed, progress, trained)
 
 
-def feed(pairs: Pairs, part: slice = slice(None), global_batch: int = 6, **options: Any) -> PairFeed:
-    defaults = {
-        "seed": 3,
-        "device": "cpu",
-        "cache": "auto",
-        "workers": 0,
-        "patch_size": 32,
-        "hflip": True,
-        "rotate": True,
-        "start": 0,
-    }
-    return PairFeed(pairs, global_batch=global_batch, rank_slice=part, **{**defaults, **options})
+def opened(path: Path | str, lr_path: Path | None = None, **options: Any) -> Pairs:
+    return both(path, lr_path, **options)[0]
+
+
+def windows(data: Images | Pairs, part: slice = slice(None), **options: Any) -> Windows:
+    own = {"patch_size": 32, "rotate": True} if isinstance(data, Pairs) else {}
+    return Windows(data, part=part, **{"seed": 3, "global_batch": 6, "hflip": True, **own, **options})
+
+
+def feed(data: Images | Pairs, part: slice = slice(None), **options: Any) -> Feed:
+    """Of images or pairs; the options are those of `Feed` and of `Windows`."""
+    where = {"device": "cpu", "cache": "auto", "workers": 0, "start": 0}
+    where = {name: options.pop(name, value) for name, value in where.items()}
+    return Feed(windows(data, part, **options), **where)
 
 
 def write_pairs(root: Path) -> Path:
@@ -57,5 +66,8 @@ def made(folder: Path, kind: str, cache: str) -> Pairs:
     return opened(folder / "hr", low, cache=cache, degradation=CONFIGS[kind])
 
 
-def equal(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+def equal(a: Any, b: Any) -> bool:
+    """Of tensors, or tuples of them."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    return len(a) == len(b) and all(map(equal, a, b))

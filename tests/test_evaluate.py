@@ -18,11 +18,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import TINY, fmrun, good, noise_images, steps, train, write_folder
+from fmrun.data.images import ArrayImages, open_data
 from PIL import Image
 from torch import Tensor, nn
 
 from fmrun.config.data import DataConfig
-from fmrun.data.images import ArrayImages, open_data
 from fmrun.errors import UserError
 from fmrun.evaluate import Asked, table, upscale
 from fmrun.measures import lone_precision, measure

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fmrun.data.source import ArrayImages
 from helpers import tiny_state
 
-from fmrun.data.source import ArrayImages
 from fmrun.metrics.reals import apart, choose_reals, share
 from fmrun.tasks.upscale import restored
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-
-from fmrun.config.data import DataConfig
 from fmrun.data.images import ArrayImages, open_data
 from fmrun.data.source import Images
+
+from fmrun.config.data import DataConfig
 from fmrun.errors import UserError
 from fmrun.metrics.classifier import WEIGHTS, Classifier, accuracy, load_classifier
 from fmrun.metrics.modes import Kinds, choose_kinds, coverage, expected

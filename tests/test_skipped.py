@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from commands import NETS, SMALL, Done, fmrun, good, noise_images, same_runs, write_folder
+from fmrun.data.folder import Choice
+from fmrun.data.pair_folder import Place, open_pair_folder
 from PIL import Image
 
 from fmrun.config.data import DataConfig
 from fmrun.config.degradation import DegradationConfig
-from fmrun.data.folder import Choice
-from fmrun.data.pair_folder import Place, open_pair_folder
 from fmrun.data.places import skipped_sentence
 from fmrun.errors import UserError
 

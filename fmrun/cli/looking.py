@@ -66,7 +66,7 @@ def probe_layers(
     from ..report import Reporter, emit, emit_json
     from ..runs import find
 
-    report, found, own = Reporter(), None, False
+    report, found = Reporter(), None
     overrides = as_overrides(
         set_,
         lambda_feature=lambda_feature,
@@ -83,15 +83,15 @@ def probe_layers(
         folder = find(runs_dir, run)
         resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
         trust.admit(trust.named_by(resolved, folder.config_file, folder), trust_code)
-        own = all(override.key != "data.path" for override in overrides)
-        if not own:  # none of the run's other folders belongs to these images
+        if any(
+            override.key == "data.path" for override in overrides
+        ):  # none of the run's other folders belongs to these images
             gone: dict[str, object] = {
                 "valid_path": None,
                 "valid_lr_path": None,
                 "lr_path": None,
                 "valid_fraction": 0.0,
             }
-            gone |= {"leave_out": (), "valid_leave_out": ()}
             resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update=gone)})
         from .. import checkpoint
 
@@ -106,7 +106,7 @@ def probe_layers(
         refuse_missing(resolved.data, resolved.task, "" if run is None else "; give others with --data, or --no-data")
     from .. import probe
 
-    result = probe.probe(resolved, run_checkpoint=found, data=not no_data, settled=own, report=report)
+    result = probe.probe(resolved, run_checkpoint=found, data=not no_data, report=report)
     if json:
         emit_json(result)
     else:
@@ -125,9 +125,9 @@ def data_preview(
     out: Annotated[Path, typer.Option("--out", help="PNG file.")] = Path("data-preview.png"),
 ) -> int:
     """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
-    from ..data.places import refuse_missing, skipped_sentence
+    from ..data.places import refuse_missing
     from ..presets import resolve
-    from ..report import Reporter, emit, escape
+    from ..report import emit, escape
     from ..runs import clean
 
     if out.suffix.lower() != ".png":
@@ -138,8 +138,6 @@ def data_preview(
 
     task = TASKS[resolved.task]
     final, images, _ = task.open(resolved)
-    if sentence := skipped_sentence(resolved.data, final.data):
-        Reporter().warn(sentence)
     clean(out.parent)
     task.draw_data(final, images, out, rows)
     emit(escape(str(out)))

@@ -97,7 +97,6 @@ def eval(
     if data is not None:
         own: dict[str, Any] = {"data.path": data, "data.valid_path": None, "data.valid_fraction": 0.0}
         own |= {"data.lr_path": None, "data.valid_lr_path": None}
-        own |= {"data.leave_out": [], "data.valid_leave_out": []}
         overrides = [Override("--data", key, value) for key, value in own.items()] + overrides
     asked = work.Asked(
         num=num,

@@ -31,13 +31,7 @@ class DataConfig(Section):
 
     skip_unreadable: bool = False
     """Leave out files of a folder that cannot be read, as damaged or empty ones; in super-resolution with their partners.
-    Which ones is settled when a run starts: its config has their names in `leave_out` instead."""
-
-    leave_out: tuple[str, ...] = ()
-    """Files of the folder `path` that are not looked at, by their names within it."""
-
-    valid_leave_out: tuple[str, ...] = ()
-    """Files of the folder `valid_path` that are not looked at, by their names within it."""
+    Which ones is said, and has to be the same when a run is resumed."""
 
     hflip: bool = False
     """Mirror each image left to right with probability one half."""

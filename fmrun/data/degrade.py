@@ -11,8 +11,7 @@ ones) and reach three standard deviations, and that Poisson noise counts 255 pho
 
 import io
 import math
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -40,16 +39,14 @@ MARGIN = 8
 Blur reaches farther than that only where the image is small in between."""
 
 
-@dataclass(frozen=True)
-class Bicubic:
+class Bicubic(NamedTuple):
     """Antialiased bicubic downsampling to the low-resolution size: see `filters.bicubic_down`."""
 
     def __str__(self) -> str:
         return "bicubic"
 
 
-@dataclass(frozen=True)
-class Blur:
+class Blur(NamedTuple):
     sigma: tuple[float, float]
     angle: float
 
@@ -58,8 +55,7 @@ class Blur:
         return f"blur {high:.1f}" if low == high else f"blur {low:.1f}/{high:.1f}"
 
 
-@dataclass(frozen=True)
-class Sinc:
+class Sinc(NamedTuple):
     cutoff: float
     radius: int
 
@@ -67,8 +63,7 @@ class Sinc:
         return f"ringing {self.cutoff:.2f}"
 
 
-@dataclass(frozen=True)
-class Resize:
+class Resize(NamedTuple):
     """To `factor` times the original size, or the low-resolution size if `of_low`."""
 
     factor: float
@@ -79,8 +74,7 @@ class Resize:
         return f"to LR {self.kernel}" if self.of_low and self.factor == 1 else f"x{self.factor:.2f} {self.kernel}"
 
 
-@dataclass(frozen=True)
-class Noise:
+class Noise(NamedTuple):
     """`amount` is σ in levels of 255 (Gaussian), or a factor (Poisson)."""
 
     poisson: bool
@@ -93,8 +87,7 @@ class Noise:
         return f"grey {kind}" if self.grey else kind
 
 
-@dataclass(frozen=True)
-class Jpeg:
+class Jpeg(NamedTuple):
     quality: int
 
     def __str__(self) -> str:

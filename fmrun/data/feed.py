@@ -1,15 +1,52 @@
-"""Which images a draw consists of, and those images on the device."""
+"""Which windows of which images a draw consists of, and those windows on the device.
 
+A draw is one global batch. Images from noise are learned from whole: their windows are the images. Of pairs, a window
+is a patch of the low-resolution image, and comes with the same part of the high-resolution one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import weakref
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..rng import numpy_generator
-from .memory import available_on, available_ram, gigabytes
-from .source import Images
-from .stream import Stream
+from .files import each, threads
+from .memory import available_on, gigabytes
+from .store import Images
+
+if TYPE_CHECKING:
+    from .degrade import Step
+    from .pairs import Pairs
+
+NO_ROOM = (
+    "the processes that decode images cannot hand them over in shared memory ({}); decode without them: "
+    "-s data.workers=0, or give it more room: docker run --shm-size=8g"
+)
+
+
+class PairBatch(NamedTuple):
+    """Low- and high-resolution patches, uint8 `(b, C, h, w)` and `(b, C, scale · h, scale · w)`."""
+
+    low: Tensor
+    high: Tensor
+
+
+class Corner(NamedTuple):
+    """Where a window lies in the (low-resolution) image, and the steps of its degradation, where that is random."""
+
+    top: int
+    left: int
+    steps: tuple[Step, ...] | None = None
 
 
 def order(seed: int, count: int, position: int, n: int) -> np.ndarray:
@@ -18,122 +55,314 @@ def order(seed: int, count: int, position: int, n: int) -> np.ndarray:
     Position p is in epoch p // count, which is a permutation of all `count` images drawn from (seed, epoch)
     alone: nothing is dropped at an epoch's end, and nothing needs saving to go on from anywhere.
     """
-    parts = []
+    parts = [np.empty(0, np.int64)]
     while n > 0:
         epoch, first = divmod(position, count)
-        part = _permutation(seed, count, epoch)[first : first + n]
-        parts.append(part)
-        position += len(part)
-        n -= len(part)
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        parts.append(_permutation(seed, count, epoch)[first : first + n])
+        position += len(parts[-1])
+        n -= len(parts[-1])
+    return np.concatenate(parts)
 
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, count: int, epoch: int) -> np.ndarray:
-    permutation = numpy_generator(seed, "order", epoch).permutation(count)
-    permutation.flags.writeable = False
-    return permutation
+    return numpy_generator(seed, "order", epoch).permutation(count)
 
 
-def flips(seed: int, draw: int, global_batch: int) -> np.ndarray:
-    """Which images of a draw are mirrored: bool `(global_batch,)`."""
-    return numpy_generator(seed, "flip", draw).random(global_batch) < 0.5
+def turned(patch: np.ndarray, turning: int) -> np.ndarray:
+    """`(H, W, C)` by `turning % 4` quarter turns, then, from 4 on, mirrored left to right."""
+    patch = np.rot90(patch, turning % 4)
+    return patch[:, ::-1] if turning >= 4 else patch
 
 
-def placement(images: Images, cache: str, device: torch.device) -> str:
-    """Where `images` will be kept: `device`, `ram` or `none` (streamed). See `DataConfig.cache`."""
-    on_cpu = device.type == "cpu"
-    if cache == "auto":
-        if not on_cpu and images.nbytes <= available_on(device) // 4:
-            return "device"
-        if images.pixels is not None or images.nbytes <= available_ram() // 2:
-            return "ram"
-        return "none"
-    if cache == "device" and not on_cpu:
-        free = available_on(device)
-        if images.nbytes > free:
-            raise UserError(
-                f"data.cache: the decoded images take {gigabytes(images.nbytes)} and {gigabytes(free)} is "
-                f"free on {device}: keep them elsewhere with -s data.cache=auto"
-            )
-        return "device"
-    if cache == "none" and images.pixels is None:
-        return "none"
-    return "ram"
+class Windows:
+    """The endless sequence of windows that a seed takes of images.
 
+    Position p is in draw p // global_batch, and number p % global_batch there. The image follows `order`, each standing
+    for `crops_per_image` positions; where the window lies, how it is turned and how it is degraded follow from the
+    seed, the draw and the number in it alone.
 
-def claimed(images: Images, cache: str, device: torch.device) -> int:
-    """Bytes on `device` that a feed of `images` will take, beside what they take already."""
-    place = placement(images, cache, device)
-    if device.type == "cpu":
-        return images.nbytes if place == "ram" and images.pixels is None else 0
-    return images.nbytes if place == "device" else 0
-
-
-class Feed:
-    """The real images of each draw, for one rank.
-
-    A draw is one global batch: number d covers positions [d · global_batch, (d + 1) · global_batch) of
-    `order`, and `rank_slice` is this rank's part of it. The same draw always gives the same images, in any
-    order of asking; ascending ones from `start` are decoded ahead when images are streamed.
+    Args:
+        data: what they are taken of.
+        seed: of the run.
+        global_batch: windows in a draw.
+        part: this rank's share of each draw.
+        patch_size: side of a window in the high resolution, a multiple of the scale; None takes whole images, which all
+            have one size.
+        hflip: mirror half of them left to right.
+        rotate: turn them by 0, 90, 180 or 270 degrees.
+        crops_per_image: neighbouring positions that share an image; more than 1 saves decoding where images are
+            streamed, at the price of batches that are less mixed.
     """
 
     def __init__(
         self,
-        images: Images,
+        data: Images | Pairs,
         *,
         seed: int,
         global_batch: int,
-        rank_slice: slice,
-        device: torch.device | str,
-        cache: str,
-        workers: int,
-        hflip: bool,
-        start: int,
+        part: slice = slice(None),
+        patch_size: int | None = None,
+        hflip: bool = False,
+        rotate: bool = False,
+        crops_per_image: int = 1,
     ) -> None:
-        self.device = torch.device(device)
-        self.placement = placement(images, cache, self.device)
-        self._images = images
-        self._seed = seed
-        self._global_batch = global_batch
-        self._slice = rank_slice
-        self._hflip = hflip
-        self._pin = self.device.type == "cuda"
-        self._pixels: torch.Tensor | None = None
-        self._stream: Stream | None = None
-        if self.placement == "none":
-            self._stream = Stream(images, self._indices, workers, start, self._pin)
-        else:
-            pixels = images.pixels if images.pixels is not None else images.read(range(len(images)))
-            self._pixels = pixels.to(self.device) if self.placement == "device" else pixels
+        assert patch_size is None or patch_size % data.scale == 0, (patch_size, data.scale)
+        self.data, self.seed, self.global_batch, self.part = data, seed, global_batch, part
+        self.side = data.stores[0].size if patch_size is None else patch_size // data.scale
+        self._whole, self._hflip, self._rotate, self._crops = patch_size is None, hflip, rotate, crops_per_image
 
-    def batch(self, draw: int) -> torch.Tensor:
-        """This rank's images of global draw `draw`: uint8 `(b, C, S, S)` on the device, a copy."""
-        images = self._read(draw)
-        if not self._hflip:
-            return images
-        mirrored = self._to_device(torch.from_numpy(flips(self._seed, draw, self._global_batch)[self._slice]))
-        return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    def rows(self, draw: int) -> np.ndarray:
+        """int64 `(b, 4)`: image, top, left and turning (see `turned`) of each of this rank's windows of a draw, in
+        low-resolution pixels."""
+        slots = np.arange(draw * self.global_batch, (draw + 1) * self.global_batch) // self._crops
+        first = int(slots[0])
+        rows = np.zeros((self.global_batch, 4), np.int64)
+        rows[:, 0] = order(self.seed, len(self.data), first, int(slots[-1]) - first + 1)[slots - first]
+        if self._whole:
+            if self._hflip:
+                rows[:, 3] = 4 * (numpy_generator(self.seed, "flip", draw).random(self.global_batch) < 0.5)
+        else:
+            u = numpy_generator(self.seed, "crop", draw).random((self.global_batch, 4))
+            rows[:, 1:3] = u[:, :2] * (self.data.low_sizes[rows[:, 0]] - self.side + 1)
+            if self._rotate:
+                rows[:, 3] = 4 * u[:, 2]
+            if self._hflip:
+                rows[:, 3] += 4 * (u[:, 3] < 0.5)
+        return rows[self.part]
+
+    def corners(self, draw: int, rows: np.ndarray) -> list[Corner]:
+        """Where the windows of `rows(draw)` lie, and what is done to them."""
+        corners = [Corner(top, left) for _, top, left, _ in rows.tolist()]
+        if isinstance(self.data, Images) or not self.data.random:
+            return corners
+        places = range(self.global_batch)[self.part]
+        recipes = (self.data.recipe(numpy_generator(self.seed, "degrade", draw, place)) for place in places)
+        return [corner._replace(steps=steps) for corner, steps in zip(corners, recipes, strict=True)]
+
+    def read(self, draw: int) -> Tensor:
+        """This rank's windows of a draw in one tensor, uint8 `(bytes,)`, for `split` to take apart."""
+        rows = self.rows(draw)
+        corners = self.corners(draw, rows)
+        flat = torch.empty(len(rows) * self._bytes, dtype=torch.uint8)
+        parts = [part.numpy() for part in self.split(flat)]
+        wanted: dict[int, list[int]] = {}
+        for k, image in enumerate(rows[:, 0].tolist()):
+            wanted.setdefault(image, []).append(k)
+        groups = list(wanted.items())
+
+        def one(i: int) -> None:
+            image, places = groups[i]
+            for k, sides in zip(places, self.data.cut(image, [corners[k] for k in places], self.side), strict=True):
+                for part, side in zip(parts, sides, strict=True):
+                    part[k] = turned(side, int(rows[k, 3]))
+
+        each(one, len(groups), threads())
+        return flat
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """What `read` gave, without copying: `(b, h, w, C)` for each side."""
+        count = len(flat) // self._bytes
+        sides = [self.side * factor for factor in self.data.factors]
+        parts = flat.split([count * side * side * self.data.channels for side in sides])
+        return [part.view(count, side, side, -1) for part, side in zip(parts, sides, strict=True)]
+
+    @property
+    def _bytes(self) -> int:
+        return sum((self.side * factor) ** 2 for factor in self.data.factors) * self.data.channels
+
+    def held(self, device: torch.device) -> list[Callable[[Tensor], Tensor]]:
+        """For each side, a function from `rows` on `device` to windows there, of images that are kept, also there."""
+        if self._whole:
+            return [_whole_images(images, self._hflip, device) for images in self.data.stores]
+        return [
+            _patches(images, self.side, factor, device)
+            for images, factor in zip(self.data.stores, self.data.factors, strict=True)
+        ]
+
+
+def _whole_images(images: Images, hflip: bool, device: torch.device) -> Callable[[Tensor], Tensor]:
+    assert images.pixels is not None
+    stacked = images.pixels.to(device).view(-1, images.size, images.size, images.channels)
+    places = torch.from_numpy(images.starts // images.size**2).to(device)
+
+    def gather(rows: Tensor) -> Tensor:
+        made = stacked.index_select(0, places[rows[:, 0]])
+        return torch.where((rows[:, 3] >= 4)[:, None, None, None], made.flip(2), made) if hflip else made
+
+    return gather
+
+
+def _patches(images: Images, side: int, factor: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    assert images.pixels is not None
+    pixels = images.pixels.to(device)
+    starts, widths = (torch.from_numpy(a.copy()).to(device) for a in (images.starts, images.sizes[:, 1]))
+    side *= factor
+    grid = np.indices((side, side)).transpose(1, 2, 0)
+    # (8, side, side, 2): where each pixel of a turned patch comes from
+    grids = torch.from_numpy(np.stack([turned(grid, turning) for turning in range(8)])).to(device)
+
+    def gather(rows: Tensor) -> Tensor:
+        image, top, left = (column[:, None, None] for column in rows[:, :3].unbind(1))
+        y, x = grids[rows[:, 3]].unbind(3)
+        index = starts[image] + (y + factor * top) * widths[image] + x + factor * left
+        return pixels.index_select(0, index.view(-1)).view(*index.shape, -1)
+
+    return gather
+
+
+def placement(data: Images | Pairs, cache: str, device: torch.device) -> str:
+    """Where `data` will be kept: `device`, `ram` or `none` (streamed). See `DataConfig.cache`. What is degraded at random
+    is so on the CPU."""
+    if not data.in_memory:
+        return "none"
+    if data.random or device.type == "cpu" or cache not in ("auto", "device"):
+        return "ram"
+    free = available_on(device)
+    if cache == "auto":
+        return "device" if data.nbytes <= free // 4 else "ram"
+    if data.nbytes > free:
+        raise UserError(
+            f"data.cache: the decoded images take {gigabytes(data.nbytes)} and {gigabytes(free)} is free on {device}: keep "
+            "them elsewhere with -s data.cache=auto"
+        )
+    return "device"
+
+
+def claimed(data: Images | Pairs, cache: str, device: torch.device) -> int:
+    """Bytes on `device` that a feed of `data` will take, beside what they take already."""
+    return data.nbytes if placement(data, cache, device) == "device" else 0
+
+
+class Feed:
+    """The windows of each draw, for one rank: uint8 `(b, C, S, S)`, or a `PairBatch`, on the device.
+
+    The same draw always gives the same windows, in any order of asking, wherever images are kept and however many workers
+    there are; ascending draws from `start` are made ahead by workers when images are streamed or degraded at random.
+    """
+
+    def __init__(self, windows: Windows, *, device: torch.device | str, cache: str, workers: int, start: int) -> None:
+        self.device = torch.device(device)
+        self.placement = placement(windows.data, cache, self.device)
+        self._windows = windows
+        self._pin = self.device.type == "cuda"
+        self._stream: Stream | None = None
+        self._held: list[Callable[[Tensor], Tensor]] = []
+        if self.placement == "none" or windows.data.random:
+            self._stream = Stream(windows.read, workers, start, self._pin)
+        else:
+            self._held = windows.held(self.device if self.placement == "device" else torch.device("cpu"))
+
+    def batch(self, draw: int) -> Tensor | PairBatch:
+        """This rank's windows of global draw `draw`: a copy, in channels-last memory."""
+        if self._stream is not None:
+            flat = self._stream.read(draw)
+            parts = self._windows.split(flat.to(self.device, non_blocking=self._pin))
+        else:
+            assert self._held, "batch() after close()"
+            rows = torch.from_numpy(self._windows.rows(draw))
+            rows = self._moved(rows) if self.placement == "device" else rows
+            parts = [self._moved(gather(rows)) for gather in self._held]
+        if len(parts) == 2:
+            return PairBatch(*(part.permute(0, 3, 1, 2) for part in parts))
+        # of one channel, to convolutions, these are images in channels-first memory, and the others are not
+        return parts[0].permute(0, 3, 1, 2) if parts[0].shape[3] > 1 else parts[0].squeeze(3).unsqueeze(1)
 
     def close(self) -> None:
         """Stop the workers, if there are any, and let go of the images."""
         if self._stream is not None:
             self._stream.close()
-        self._stream = self._pixels = None
+        self._stream, self._held = None, []
 
-    def _indices(self, draw: int) -> np.ndarray:
-        positions = draw * self._global_batch
-        return order(self._seed, len(self._images), positions, self._global_batch)[self._slice]
-
-    def _read(self, draw: int) -> torch.Tensor:
-        if self._stream is not None:
-            return self._stream.read(draw).to(self.device, non_blocking=self._pin)
-        assert self._pixels is not None, "batch() after close()"
-        indices = torch.from_numpy(self._indices(draw))
-        if self.placement == "device":
-            return self._pixels.index_select(0, self._to_device(indices))
-        return self._to_device(self._pixels.index_select(0, indices))
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _moved(self, tensor: Tensor) -> Tensor:
         """Without waiting for the device: only a copy from pinned memory is asynchronous."""
+        if tensor.device.type == self.device.type:
+            return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True) if self._pin else tensor.to(self.device)
+
+
+class Stream:
+    """`read(draw)` for draws in sequence from `start`, made ahead by worker processes; any other draw starts them anew."""
+
+    def __init__(self, made: Callable[[int], Tensor], workers: int, start: int, pin: bool) -> None:
+        self._made, self._workers, self._next, self._pin = made, workers, start, pin
+        self._batches: Iterator[Any] | None = None
+        self._stop: weakref.finalize[Any, Any] | None = None
+
+    def read(self, draw: int) -> Tensor:
+        """What `made(draw)` is, pinned if the stream was asked to."""
+        if draw != self._next:
+            self.close()
+        self._next = draw + 1
+        if self._workers == 0:
+            batch = self._made(draw)
+            return batch.pin_memory() if self._pin else batch
+        if self._batches is None:
+            self._batches = self._ahead(draw)
+        try:
+            made = next(self._batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            made = (
+                "a process that decodes images died, most likely for lack of (shared) memory: "
+                "use fewer with -s data.workers=N, or none with -s data.workers=0"
+            )
+        if isinstance(made, str):
+            self.close()
+            raise UserError(made)
+        return made
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if self._stop is not None:
+            self._stop()
+        self._batches = self._stop = None
+
+    def _ahead(self, draw: int) -> Iterator[Any]:
+        loader = DataLoader(
+            _Reader(self._made),
+            sampler=itertools.count(draw),
+            batch_size=None,
+            num_workers=self._workers,
+            prefetch_factor=4,
+            pin_memory=self._pin,
+            worker_init_fn=_leave_signals_to_parent,
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
+        try:
+            batches = iter(loader)
+        except OSError as error:  # its locks lie in shared memory too
+            raise UserError(NO_ROOM.format(error)) from error
+        # Also when the interpreter exits: workers that ignore SIGTERM would outlive a plain exit.
+        self._stop = weakref.finalize(self, _shut_down, batches)
+        return batches
+
+
+class _Reader(Dataset[Any]):
+    def __init__(self, made: Callable[[int], Tensor]) -> None:
+        self._made = made
+
+    def __getitem__(self, draw: int) -> Tensor | str:
+        try:
+            batch = self._made(draw)
+        except UserError as error:  # raised here it would reach the parent with a traceback in its text
+            return str(error)
+        try:
+            return batch.share_memory_()
+        except RuntimeError as error:  # in the queue's thread, where it would happen otherwise, the batch is lost
+            return NO_ROOM.format(str(error).splitlines()[0])
+
+
+def _leave_signals_to_parent(_worker: int) -> None:
+    """Ctrl-C and batch systems signal every process; the parent acts on it, and still needs its batches."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _shut_down(batches: Any) -> None:
+    batches._shutdown_workers()
+    for worker in batches._workers:
+        if worker.is_alive():
+            worker.kill()

@@ -110,11 +110,6 @@ def _grid(radius: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _fast(side: int) -> int:
     """The next number without prime factors above 5."""
-    while True:
-        rest = side
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return side
+    while 30**32 % side:
         side += 1
+    return side

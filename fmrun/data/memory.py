@@ -42,15 +42,10 @@ def _free_ram() -> int:
 def _group_limits() -> list[int]:
     """Limits set on this process by a container or a batch system (Linux control groups, version 2)."""
     root = Path("/sys/fs/cgroup")
-    limits = []
     try:
-        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
-        folders = [root / own, *(root / parent for parent in Path(own).parents)]
+        own = root / Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
+        files = [folder / "memory.max" for folder in (own, *own.parents) if folder.is_relative_to(root)]
+        limits = [file.read_text().strip() for file in files if file.exists()]
     except OSError:
         return []
-    for folder in folders:
-        try:
-            limits.append(int((folder / "memory.max").read_text()))
-        except (OSError, ValueError):  # absent, or "max"
-            continue
-    return limits
+    return [int(limit) for limit in limits if limit.isdigit()]  # or "max"

@@ -1,133 +1,335 @@
-"""The images of a super-resolution experiment: `open_pairs` finds and checks them, `PairFeed` hands them to the step."""
+"""Pairs of a low- and a high-resolution image, of two folders or made of one: matched by name, checked, and read."""
 
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from ..config.data import DataConfig
 from ..config.degradation import DegradationConfig
 from ..errors import UserError, nearest
 from ..rng import numpy_generator
-from .folder import Choice, Progress
-from .pair_feed import PairBatch, PairFeed, pairs_claimed
-from .pair_folder import Place, open_pair_folder
-from .pair_set import PairInfo, Pairs
-from .places import missing
+from .check import Side, look_at
+from .degrade import BICUBIC_MARGIN, MARGIN, Step, degrade, recipe
+from .files import SMALLEST_SIDE, Middle, Progress, find
+from .memory import available_ram
+from .places import few, missing
+from .sources import is_bundled, open_splits
+from .store import Images, Window, files_identity
 
-__all__ = ["PairBatch", "PairFeed", "PairInfo", "Pairs", "open_pairs", "pairs_claimed"]
+if TYPE_CHECKING:
+    from .feed import Corner
 
 BUNDLED = {"photographs": Path(__file__).parent / "bundled" / "photos"}
+SCALES = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """N pairs, uint8; the high-resolution image is `scale` times the other, exactly.
+
+    Attributes:
+        name: what the data are called.
+        high: high-resolution images.
+        low: low-resolution images, or `None` if they are made from `high` when read.
+        scale: factor between them.
+        degradation: how `low` is, or was, made, or `None` if it came as files.
+    """
+
+    name: str
+    high: Images
+    low: Images | None
+    scale: int
+    degradation: DegradationConfig | None
+    _degraded: dict[int, np.ndarray] = field(default_factory=dict, init=False)
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the high-resolution files, without their endings."""
+        assert self.high.files is not None
+        return [_stem(entry.name) for entry in self.high.files.entries]
+
+    @property
+    def channels(self) -> int:
+        return self.high.channels
+
+    @property
+    def low_sizes(self) -> np.ndarray:
+        """Heights and widths of the low-resolution images, int64 `(N, 2)`."""
+        return self.high.sizes // self.scale
+
+    @property
+    def made_by(self) -> str:
+        """Where low-resolution images come from: `files`, `bicubic` or `chain`."""
+        return "files" if self.degradation is None else self.degradation.kind
+
+    @property
+    def random(self) -> bool:
+        """Whether a patch is degraded anew each time."""
+        return self.made_by == "chain"
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are decoded and in RAM already."""
+        return self.high.in_memory and (self.random or (self.low is not None and self.low.in_memory))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all images decoded."""
+        return self.high.nbytes + (self.low.nbytes if self.low is not None else 0)
+
+    @property
+    def factors(self) -> tuple[int, int]:
+        """From low-resolution pixels to those of each side."""
+        return 1, self.scale
+
+    @property
+    def stores(self) -> tuple[Images, ...]:
+        """The images of each side, where both are kept."""
+        assert self.low is not None
+        return self.low, self.high
+
+    def cut(self, index: int, corners: "Sequence[Corner]", side: int) -> list[tuple[np.ndarray, ...]]:
+        """Patches `(side, side, C)` and `(scale · side, scale · side, C)` of one pair of images, which is decoded once for
+        all of them."""
+        scale = self.scale
+        inner = [Window(corner.top, corner.left, side, side) for corner in corners]
+        if self.low is not None:
+            highs = self.high.windows(index, [window.times(scale) for window in inner])
+            return list(zip(self.low.windows(index, inner), highs, strict=True))
+        outer = [self._with_margin(index, window) for window in inner]
+        wides = self.high.windows(index, [window.times(scale) for window in outer])
+        pairs: list[tuple[np.ndarray, ...]] = []
+        for corner, o, wide in zip(corners, outer, wides, strict=True):
+            top, left = corner.top - o.top, corner.left - o.left
+            low = degrade(wide, corner.steps or self.recipe(None), scale)[top : top + side, left : left + side]
+            top, left, whole = top * scale, left * scale, side * scale
+            pairs.append((low, wide[top : top + whole, left : left + whole]))
+        return pairs
+
+    def _with_margin(self, index: int, window: Window) -> Window:
+        """A low-resolution window and what its degradation needs around it, as far as there is any."""
+        margin = MARGIN if self.random else BICUBIC_MARGIN
+        height, width = self.low_sizes[index].tolist()
+        top, left = max(0, window.top - margin), max(0, window.left - margin)
+        bottom = min(height, window.top + window.height + margin)
+        right = min(width, window.left + window.width + margin)
+        return Window(top, left, bottom - top, right - left)
+
+    def recipe(self, rng: np.random.Generator | None) -> tuple[Step, ...]:
+        """The steps from a high- to a low-resolution image; only random ones need `rng`."""
+        assert self.degradation is not None
+        return recipe(self.degradation, rng if rng is not None else np.random.default_rng(0))
+
+    def whole(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A pair of whole images for validation, uint8 `(C, h, w)` and `(C, scale · h, scale · w)`.
+
+        A random degradation depends on `index` alone: it is the same in every run, whatever its seed. Its
+        result is kept in RAM where those of all images fit.
+        """
+        high = self.high.whole(index)
+        low = self._degraded.get(index) if self.low is None else self.low.whole(index)
+        if low is None:
+            low = degrade(high, self.recipe(numpy_generator(0, "degrade-valid", index)), self.scale)
+            if self.high.nbytes // self.scale**2 <= available_ram() // 4:
+                self._degraded[index] = low
+        return _planes(low), _planes(high)
+
+    def take(self, indices: np.ndarray) -> "Pairs":
+        """These pairs, in this order."""
+        return replace(self, high=self.high.take(indices), low=self.low and self.low.take(indices))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 that changes when the data do, however they are kept."""
+        digest = hashlib.sha256()
+        for files in self._files():
+            mark = " ".join(f"{entry.name} {entry.sha256}" for entry in files)
+            digest.update(f"{mark}\0".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    @property
+    def identity(self) -> dict[str, int | str]:
+        """What copying the files to another place does not change, as `Images.identity`."""
+        return files_identity(len(self), [entry for files in self._files() for entry in files])
+
+    def _files(self) -> list[tuple]:
+        """The files of each pair."""
+        sides = [images.files.entries for images in (self.high, self.low) if images is not None and images.files]
+        return list(zip(*sides, strict=True))
+
+
+def _planes(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def open_pairs(
-    path: str,
-    lr_path: str | None = None,
-    *,
-    valid_path: str | None = None,
-    valid_lr_path: str | None = None,
-    valid_fraction: float = 0.0,
-    scale: int,
-    patch_size: int | None,
-    channels: int | None = None,
-    cache: str = "auto",
-    degradation: DegradationConfig | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-    leave_out: tuple[str, ...] = (),
-    valid_leave_out: tuple[str, ...] = (),
-    choice: Choice = Choice.REFUSE,
+    config: DataConfig, seed: int, progress: Progress | None = None, trained: bool = True
 ) -> tuple[Pairs, Pairs | None]:
     """Training and validation pairs (or `None`), checked whole: `UserError` names all that cannot be used.
 
-    Args:
-        path: high-resolution images: a folder (any nesting) or `bundled:photographs`.
-        lr_path: their low-resolution partners, of the same relative names up to the ending (`0001x2.png` also belongs
-            to `0001.png` at scale 2). `None` makes them from the others by `degradation`.
-        valid_path, valid_lr_path: the same for validation. Without them the bundled validation photographs serve
-            where `path` is bundled, else `valid_fraction` of the pairs, which depends on `seed`.
-        scale: factor between the sides of a pair, exact. Images without partners are cut to their middle, whose sides
-            are multiples of it.
-        patch_size: side of the patches trained on, in high-resolution pixels; `None`: whole images are measured on.
-        channels: 1 (grey), 3 (RGB), 4 (RGBA) or `None`: 1 where all images are grey, else 3.
-        cache: `data.cache`.
-        degradation: bicubic unless given.
-        progress: told (images decoded, images in all) of each folder.
-        leave_out, valid_leave_out: names of high-resolution files that are not looked at, nor their partners.
-        choice: what becomes of pairs that cannot be read.
+    Low-resolution files belong to the high-resolution ones of the same relative names up to the ending (`0001x2.png` also
+    belongs to `0001.png` at scale 2). Images without partners are cut to their middle, whose sides are multiples of the
+    scale. Without `data.valid_path` the bundled validation photographs serve where `data.path` is bundled, else
+    `data.valid_fraction` of the pairs, which depends on `seed`. `trained`: whether the training images have to be as large
+    as a patch. `progress` is told (images decoded, images in all) of each folder.
     """
-    degradation = degradation or DegradationConfig()
     problems: list[str] = []
-    if patch_size is not None and patch_size % scale:
-        problems.append(f"data.patch_size: {patch_size} is no multiple of data.scale {scale}: set it to one")
-    if lr_path is not None and valid_path is not None and valid_lr_path is None:
+    if trained and config.patch_size % config.scale:
+        problems.append(
+            f"data.patch_size: {config.patch_size} is no multiple of data.scale {config.scale}: set it to one"
+        )
+    if config.lr_path is not None and config.valid_path is not None and config.valid_lr_path is None:
         problems.append("data.valid_lr_path: the LR images of data.valid_path are missing: give their folder")
-    if valid_lr_path is not None and valid_path is None:
+    if config.valid_lr_path is not None and config.valid_path is None:
         problems.append("data.valid_path: the HR images of data.valid_lr_path are missing: give their folder")
 
-    def opened(
-        split: str, high: str, low: str | None, fields: tuple[str, str], patch: int | None, channels: int | None
-    ) -> Pairs | None:
-        try:
-            pairs = open_pair_folder(
-                _place(fields[0], high, split),
-                None if low is None else _place(fields[1], low, split, bundled=False),
-                scale=scale,
-                patch=patch,
-                channels=channels,
-                cache=cache,
-                degradation=degradation,
-                progress=progress,
-                leave_out=leave_out if split == "train" else valid_leave_out,
-                choice=choice,
-            )
-        except UserError as problem:
-            problems.append(str(problem))
-            return None
-        pairs.name = high
-        return pairs
+    def opened(field: str, path: str, split: str, channels: int | None) -> Pairs:
+        places = [(field, _folder(field, path, split))]
+        low_path = config.lr_path if split == "train" or config.valid_path is None else config.valid_lr_path
+        if low_path is not None:
+            low_field = field.replace("path", "lr_path")
+            places.append((low_field, _folder(low_field, low_path, split)))
+        patch = config.patch_size if trained and split == "train" else 0
+        return replace(_open(places, config, channels, patch, progress), name=path)
 
-    train = opened("train", path, lr_path, ("data.path", "data.lr_path"), patch_size, channels)
-    if train:
-        channels = train.channels
-    valid = None
-    if valid_path is not None:
-        valid = opened("valid", valid_path, valid_lr_path, ("data.valid_path", "data.valid_lr_path"), None, channels)
-    elif train and _bundled(path) and lr_path is None:
-        valid = opened("valid", path, None, ("data.path", ""), None, channels)
-    if problems:
-        raise UserError("; ".join(problems))
-    assert train is not None
-    if valid is None and valid_fraction > 0:
-        return _split(train, valid_fraction, seed)
-    return train, valid
+    return open_splits(config, seed, opened, problems, least=1)
 
 
-def _bundled(path: str) -> bool:
-    return path.lower().startswith("bundled:")
-
-
-def _place(field: str, path: str, split: str, bundled: bool = True) -> Place:
+def _folder(field: str, path: str, split: str) -> Path:
     """The folder that `path` names."""
-    if bundled and _bundled(path):
+    if is_bundled(path) and "lr_path" not in field:
         name = path.partition(":")[2]
         if name not in BUNDLED:
             known = list(BUNDLED)
             raise UserError(f"{field}: '{path}' is not among bundled:{', '.join(known)}{nearest(name, known)}")
-        return Place(field, BUNDLED[name] / split)
+        return BUNDLED[name] / split
     if why := missing(path, "upscale"):
         raise UserError(f"{field}: '{path}' {why}")
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"{field}: '{path}' is a file: give a folder of images")
-    return Place(field, root)
+    return root
 
 
-def _split(pairs: Pairs, fraction: float, seed: int) -> tuple[Pairs, Pairs]:
-    """Training pairs and held-out ones, at least one of each, each in their old order; a photograph is in one of them
-    only."""
-    held = min(max(1, round(len(pairs) * fraction)), len(pairs) - 1)
-    if held < 1:
-        raise UserError(
-            "data.valid_fraction: of 1 image none can be held out: add images, or set -s data.valid_fraction=0"
+def _open(
+    places: list[tuple[str, Path]], config: DataConfig, channels: int | None, patch: int, progress: Progress | None
+) -> Pairs:
+    """The pairs of the high-resolution folder, and of the other where there is one; `patch` is the smallest side that
+    will do."""
+    problems: list[str] = []
+    scale, paired = config.scale, len(places) == 2
+    found = [find(*place) for place in places]
+    totals = [len(names) for names in found]
+    if paired:
+        found = _matched(problems, places, found, scale)
+    shrink = scale if not paired and config.degradation.kind == "bicubic" else None
+    sides = [Side(*places[0], found[0], Middle(1 if paired else scale, SMALLEST_SIDE), shrink)]
+    sides += [Side(*place, names, Middle(1, 1)) for place, names in zip(places[1:], found[1:], strict=True)]
+    sides = look_at(sides, config, channels, progress)
+    for side, total in zip(sides, totals, strict=True):
+        problems += side.report(total, config.skip_unreadable)
+    if paired:
+        problems += _mismatches(sides[0], sides[1], scale, channels)
+    problems += _too_small(sides[0], patch, scale)
+    if problems:
+        raise UserError("; ".join(problems))
+    high, low = sides[0].images, sides[1].images if paired else sides[0].small
+    assert high is not None
+    return Pairs(high.name, high, low, scale, None if paired else config.degradation)
+
+
+def _matched(
+    problems: list[str], places: list[tuple[str, Path]], found: list[list[str]], scale: int
+) -> list[list[str]]:
+    """The names of both sides in the order of the pairs; what has no partner goes to `problems`."""
+    for (setting, root), names in zip(places, found, strict=True):
+        stems = Counter(map(_stem, names))
+        twice = [name for name in names if stems[_stem(name)] > 1]
+        if twice:
+            problems.append(
+                f"{setting}: files in '{root}' differ in nothing but their ending ({few(twice)}), so remove all but one of each"
+            )
+    by_stem = {_stem(name): name for name in found[0]}
+    matched: dict[str, str] = {}
+    alone = []
+    for name in found[1]:
+        hit = _partner(name, by_stem, scale)
+        if hit in by_stem and hit not in matched:
+            matched[hit] = name
+        else:
+            alone.append(name)
+    singles = [name for stem, name in by_stem.items() if stem not in matched], alone
+    for k, names in enumerate(singles):
+        if names:
+            problems.append(
+                f"{places[1 - k][0]}: {len(names)} of {len(found[k])} images in '{places[k][1]}' have no partner of the same "
+                f"name in '{places[1 - k][1]}' ({few(names)}), so add or remove them"
+            )
+    common = [stem for stem in by_stem if stem in matched]
+    if not common:
+        raise UserError("; ".join(problems))
+    return [[by_stem[stem] for stem in common], [matched[stem] for stem in common]]
+
+
+def _partner(name: str, known: Collection[str], scale: int) -> str:
+    """What a high-resolution file that belongs to the low-resolution one is called, without its ending."""
+    stem = _stem(name)
+    # DIV2K and its like call the halved 0001.png 0001x2.png
+    return stem if stem in known else stem.removesuffix(f"x{scale}")
+
+
+def _mismatches(high: Side, low: Side, scale: int, channels: int | None) -> list[str]:
+    """What is wrong with pairs of images that are each in order."""
+    both = [i for i in range(len(high.names)) if i not in high.bad and i not in low.bad]
+    sentences = []
+    odd = [i for i in both if (high.sizes[i] != scale * low.sizes[i]).any()]
+    if odd:
+        shown = [f"{_stem(high.names[i])} {_size(high.sizes[i])} from {_size(low.sizes[i])}" for i in odd]
+        true = {s for s in SCALES if all((high.sizes[i] == s * low.sizes[i]).all() for i in both)}
+        fix = f"set -s data.scale={true.pop()}" if true else f"make each HR side {scale} times its LR side"
+        sentences.append(f"data.scale: {len(odd)} of {len(both)} pairs are not ×{scale} ({few(shown)}), so {fix}")
+    mixed = [high.names[i] for i in both if _is_grey(high, i) != _is_grey(low, i)]
+    if mixed and channels is None:
+        sentences.append(
+            f"{low.setting}: {len(mixed)} of {len(both)} pairs are grey on one side and in colour on the other "
+            f"({few(mixed)}), so convert one of them or set -s data.channels=3"
         )
-    shuffled = numpy_generator(seed, "split").permutation(len(pairs))
-    return pairs.take(np.sort(shuffled[held:])), pairs.take(np.sort(shuffled[:held]))
+    return sentences
+
+
+def _too_small(high: Side, patch: int, scale: int) -> list[str]:
+    good = [i for i in range(len(high.names)) if i not in high.bad]
+    small = [i for i in good if high.sizes[i].min() < patch]
+    if not small:
+        return []
+    shown = [f"{high.names[i]} {_size(high.sizes[i])}" for i in small]
+    step = 8 * scale
+    fits = int(min(high.sizes[i].min() for i in small)) // step * step
+    fix = f"set -s data.patch_size={fits} or remove them" if fits >= 32 else "remove them"
+    return [
+        f"{high.setting}: {len(small)} of {len(good)} images are smaller than data.patch_size {patch} "
+        f"({few(shown)}), so {fix}"
+    ]
+
+
+def _is_grey(side: Side, index: int) -> bool:
+    header = side.headers[index]
+    return header is not None and header.grey
+
+
+def _size(size: np.ndarray) -> str:
+    return f"{size[1]}×{size[0]}"
+
+
+def _stem(name: str) -> str:
+    return Path(name).with_suffix("").as_posix()

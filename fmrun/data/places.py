@@ -1,7 +1,6 @@
 """Paths of the config, before anything is read from them. Imports no torch, so that a wrong one is answered at once."""
 
 import os
-from collections.abc import Collection
 from pathlib import Path
 
 from ..config.data import DataConfig
@@ -12,9 +11,6 @@ PATHS = ("path", "valid_path", "lr_path", "valid_lr_path")
 
 SCHEMES = {"generate": ("bundled:", "torchvision:"), "upscale": ("bundled:",)}
 """What a path of each task begins with that is no path."""
-
-LISTS = {"path": "leave_out", "valid_path": "valid_leave_out"}
-"""Folders, and the names of files that are left out of each."""
 
 NAMED = 5
 """So many files are named; the rest are counted."""
@@ -50,57 +46,6 @@ def refuse_missing(data: DataConfig, task: str, way_out: str = "") -> None:
     problems = [f"data.{name}: '{given[name]}' {why}" for name, why in found.items() if why]
     if problems:
         raise UserError("; ".join(problems) + way_out)
-
-
-def with_left_out(data: DataConfig, left_out: tuple[str, ...], valid_left_out: tuple[str, ...]) -> DataConfig:
-    """The section of a run that has decided which files it leaves out: from now on these, and no others."""
-    if not data.skip_unreadable:
-        return data
-    update = {"skip_unreadable": False, "leave_out": left_out}
-    if data.valid_path is not None:
-        update["valid_leave_out"] = valid_left_out
-    return data.model_copy(update=update)
-
-
-def without_strange(data: DataConfig, changed: Collection[str]) -> DataConfig:
-    """The section without names of files left out of other folders than it has now: `changed` are the settings, with
-    their sections, that are new."""
-    strange = [n for path, n in LISTS.items() if f"data.{path}" in changed and f"data.{n}" not in changed]
-    return data.model_copy(update=dict.fromkeys(strange, ()))
-
-
-def skipped_sentence(before: DataConfig, after: DataConfig) -> str | None:
-    """Which files opening the data has left out, beyond those it was told to; None if there are none."""
-    new = {
-        path: [name for name in getattr(after, names) if name not in getattr(before, names)]
-        for path, names in LISTS.items()
-    }
-    parts = [f"{len(names)} in '{getattr(before, path)}' ({few(names)})" for path, names in new.items() if names]
-    told = " and ".join(dict.fromkeys(parts))  # once, where both are one folder
-    return f"data.skip_unreadable leaves out files that cannot be read: {told}" if parts else None
-
-
-def refuse_idle(data: DataConfig, task: str) -> None:
-    """UserError for settings that leave files out of folders where there are none."""
-
-    def flat(path: str) -> bool:
-        return is_named(path, task) or Path(path).expanduser().is_file()
-
-    for field, names in LISTS.items():
-        path = getattr(data, field)
-        if getattr(data, names) and path is None:
-            raise UserError(
-                f"data.{names} is of files in data.{field}, which is not given: give it, or leave out data.{names}"
-            )
-        if getattr(data, names) and flat(path):
-            raise UserError(
-                f"data.{names} is of files in a folder, and data.{field} '{path}' is none: leave out data.{names}"
-            )
-    if data.skip_unreadable and all(path is None or flat(path) for path in (data.path, data.valid_path)):
-        raise UserError(
-            f"data.skip_unreadable is for files in a folder, and data.path '{data.path}' is none: leave out "
-            "data.skip_unreadable"
-        )
 
 
 def few(names: list[str]) -> str:

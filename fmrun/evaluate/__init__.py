@@ -15,7 +15,7 @@ import torch
 
 from .. import checkpoint, trust
 from ..config import Config
-from ..data.places import refuse_missing, skipped_sentence, without_strange
+from ..data.places import refuse_missing
 from ..errors import UserError
 from ..measures import lone_precision
 from ..presets import Override, from_json, revise
@@ -34,8 +34,6 @@ FREE = (
     "data.lr_path",
     "data.valid_lr_path",
     "data.skip_unreadable",
-    "data.leave_out",
-    "data.valid_leave_out",
 )
 """What may be measured on otherwise than the run trained: nothing here changes its generator."""
 
@@ -59,11 +57,6 @@ class Asked:
     def default(self) -> bool:
         """Whether a checkpoint is measured as it is without any option."""
         return replace(self, overrides=tuple(self.overrides), steps=(), all_checkpoints=False) == Asked()
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether other images are measured against than those of the run."""
-        return any(override.key in ("data.path", "data.valid_path") for override in self.overrides)
 
 
 class Measure(Protocol):
@@ -101,15 +94,11 @@ def evaluate(
         given = any(override.key == "data.path" for override in asked.overrides)
         way_out = "" if given else f"; to measure {_name(target)} against other images: --data PATH"
         refuse_missing(config.data, config.task, way_out)
-        if config.data.skip_unreadable and not asked.elsewhere:
-            raise UserError(
-                f"data.skip_unreadable is for other images than those of {_name(target)}, of which it is settled which were "
-                "held out; put its own back as they were, or measure against others: --data PATH"
-            )
     wanted = [_wanted(target, asked) for target in targets]
     measure = _measure(configs[0].task, asked, device, report)
     records: list[dict[str, Any]] = []
-    as_trained = not any(override.key.startswith("data.") for override in asked.overrides)
+    keys = {override.key for override in asked.overrides} - {"data.skip_unreadable"}
+    as_trained = not any(key.startswith("data.") for key in keys)
     for target, config, paths in zip(targets, configs, wanted, strict=True):
         own = []
         changed = False
@@ -165,19 +154,13 @@ def _config(target: Run | Path, overrides: Sequence[Override]) -> Config:
     data = checkpoint.read_meta(target)["config"] if isinstance(target, Path) else target.config()
     if not overrides:
         return from_json(data)
-    config = revise(data, overrides, FREE)
-    return config.model_copy(update={"data": without_strange(config.data, {o.key for o in overrides})})
+    return revise(data, overrides, FREE)
 
 
-def opened(config: Config, asked: Asked, report: Reporter, **options: bool) -> tuple[Config, Any, Any]:
-    """The config with what its data settle, training images, and those held out of them or None. A run's own are those
-    it has had, or an error: leaving one out would hold others out of training. `options` are the task's own."""
-    final, train, valid = TASKS[config.task].open(
-        config, report.counting("checking images"), settled=not asked.elsewhere, **options
-    )
-    if sentence := skipped_sentence(config.data, final.data):
-        report.warn(sentence)
-    return final, train, valid
+def opened(config: Config, report: Reporter, **options: bool) -> tuple[Config, Any, Any]:
+    """The config with what its data settle, training images, and those held out of them or None. `options` are the
+    task's own."""
+    return TASKS[config.task].open(config, report.counting("checking images"), **options)
 
 
 def _wanted(target: Run | Path, asked: Asked) -> list[Path]:

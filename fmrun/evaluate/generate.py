@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..config.data import DataConfig
-from ..data.source import Images
+from ..data.store import Images
 from ..errors import UserError
 from ..metrics.classifier import Classifier, load_classifier
 from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, Cloud, scores, subset_size
@@ -126,7 +126,7 @@ class GenerateMeasure:
         seed = config.seed if config.data.valid_fraction else 0
         key = config.data, seed
         if key not in self._opened:
-            _, train, valid = opened(config, self.asked, self.report)
+            _, train, valid = opened(config, self.report)
             self._opened[key] = train, valid
         return self._opened[key]
 

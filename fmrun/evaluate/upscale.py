@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..config import Config
-from ..data.pair_set import Pairs
+from ..data.pairs import Pairs
 from ..errors import UserError
 from ..metrics.perceptual import METRICS, perceptual_metrics
 from ..metrics.reals import shown
@@ -67,7 +67,7 @@ class UpscaleMeasure:
                 "reals_sha256": pairs.fingerprint[:16],
                 "num": count,
                 "scale": final.data.scale,
-                "low": pairs.info.low,
+                "low": pairs.made_by,
                 "degradation": degradation,
             },
             "metrics": made,
@@ -79,7 +79,7 @@ class UpscaleMeasure:
         # which photographs are held out of a set depends on the run's seed
         key = config.data.model_dump_json(), config.seed if config.data.valid_fraction else 0
         if key not in self._opened:
-            self._opened[key] = opened(config, self.asked, self.report, trained=False)
+            self._opened[key] = opened(config, self.report, trained=False)
         return self._opened[key]
 
     def trained_on(self, config: Config) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config.data import DataConfig
-from ..data.images import open_data
+from ..data.sources import open_images
 from ..rng import torch_generator
 
 CLASSES = 10
@@ -90,10 +90,10 @@ def train(images: Tensor, labels: Tensor) -> Classifier:
 
 def main(tests: Sequence[str]) -> None:
     """Train, report, write."""
-    learned, held = open_data(DataConfig(image_size=SIDE), 0)
+    learned, held = open_images(DataConfig(image_size=SIDE), 0)
     assert held is not None
     sets = {"bundled validation images": held} | {
-        path: open_data(DataConfig(path=path, image_size=SIDE, channels=1), 0)[0] for path in tests
+        path: open_images(DataConfig(path=path, image_size=SIDE, channels=1), 0)[0] for path in tests
     }
     net = train(learned.read(range(len(learned))), torch.from_numpy(learned.labels))
     halved = {name: value.half() if value.is_floating_point() else value for name, value in net.state_dict().items()}

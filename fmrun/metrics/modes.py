@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.source import Images
+from ..data.store import Images
 from ..errors import UserError
 from .classifier import CLASSES, SIDE, Classifier
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..data.source import Images
+from ..data.store import Images
 from .distribution import LEAST, Cloud, kid
 from .extractors import HOW, NAMES, available, open_extractor, suffix_here
 from .reals import Library, apart

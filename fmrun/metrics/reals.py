@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..data.source import Images
+from ..data.store import Images
 from ..errors import UserError
 from ..rng import numpy_generator
 from ..runs import write_atomic

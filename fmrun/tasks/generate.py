@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..augment import NUMBERS
 from ..config import Config
-from ..data.folder import Progress
-from ..data.images import Feed, Images, claimed, open_data, order, to_float, to_uint8
-from ..data.places import refuse_idle, with_left_out
+from ..data.feed import Feed, Windows, claimed, order
+from ..data.files import Progress
+from ..data.sources import open_images
+from ..data.store import Images, to_float, to_uint8
 from ..dist import World
 from ..grid import grid, save_png
 from ..metrics.reals import share
@@ -66,31 +67,20 @@ class Generate(PairTask):
         super().__init__(config, device, world, build_generator(config, channels), (channels, size, size))
 
     @staticmethod
-    def open(
-        config: Config, progress: Progress | None = None, settled: bool = False
-    ) -> tuple[Config, Images, Images | None]:
-        """Training and held-out images, checked whole, and the config with what they settle. `settled`: it is a run's."""
-        if not settled:
-            refuse_idle(config.data, config.task)
-        train, valid = open_data(config.data, config.seed, progress, settled)
-        data = with_left_out(config.data, train.left_out, valid.left_out if valid is not None else ())
-        data = data.model_copy(update={"channels": train.channels})
+    def open(config: Config, progress: Progress | None = None) -> tuple[Config, Images, Images | None]:
+        """Training and held-out images, checked whole, and the config with what they settle."""
+        train, valid = open_images(config.data, config.seed, progress)
+        data = config.data.model_copy(update={"channels": train.channels})
         return config.model_copy(update={"data": data}), train, valid
 
     def feed(self, images: Images, *, cache: str, workers: int, start: int) -> Feed:
         """This process's share of the real images of each draw, from draw `start` on."""
         config = self.config
-        return Feed(
-            images,
-            seed=config.seed,
-            global_batch=config.train.batch_size,
-            rank_slice=self.world.part(config.train.batch_size),
-            device=self.device,
-            cache=cache,
-            workers=workers,
-            hflip=config.data.hflip,
-            start=start,
+        part = self.world.part(config.train.batch_size)
+        windows = Windows(
+            images, seed=config.seed, global_batch=config.train.batch_size, part=part, hflip=config.data.hflip
         )
+        return Feed(windows, device=self.device, cache=cache, workers=workers, start=start)
 
     def claimed(self, images: Images) -> int:
         """Bytes on the device that the feed of a run will take."""

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ..augment import NUMBERS
 from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
+from ..data.feed import Feed, PairBatch, Windows, claimed
+from ..data.files import Progress
 from ..data.filters import bicubic_up
-from ..data.folder import Choice, Progress
-from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs, pairs_claimed
-from ..data.places import few, refuse_idle, with_left_out
+from ..data.pairs import Pairs, open_pairs
+from ..data.places import few
 from ..data.preview import write_preview
 from ..dist import World
 from ..errors import UserError
@@ -197,35 +198,16 @@ class Upscale(PairTask):
 
     @staticmethod
     def open(
-        config: Config, progress: Progress | None = None, settled: bool = False, trained: bool = True
+        config: Config, progress: Progress | None = None, trained: bool = True
     ) -> tuple[Config, Pairs, Pairs | None]:
-        """Training and validation pairs, checked whole, and the config with what they settle. `settled`: it is a run's.
-        Without `trained` they are only measured on, and may be smaller than a patch."""
+        """Training and validation pairs, checked whole, and the config with what they settle. Without `trained` they are
+        only measured on, and may be smaller than a patch."""
         d = config.data
-        if not settled:
-            refuse_idle(d, config.task)
         described(config, d.channels or 3)  # what no data could mend is said before they are read
-        train, valid = open_pairs(
-            d.path,
-            d.lr_path,
-            valid_path=d.valid_path,
-            valid_lr_path=d.valid_lr_path,
-            valid_fraction=d.valid_fraction,
-            scale=d.scale,
-            patch_size=d.patch_size if trained else None,
-            channels=d.channels,
-            cache=d.cache,
-            degradation=d.degradation,
-            seed=config.seed,
-            progress=progress,
-            leave_out=d.leave_out,
-            valid_leave_out=d.valid_leave_out,
-            choice=Choice.SKIP if d.skip_unreadable else Choice.SETTLED if settled else Choice.REFUSE,
-        )
+        train, valid = open_pairs(d, config.seed, progress, trained)
         if valid is not None or not trained:
             _refuse_tiny(valid if valid is not None else train)
-        data = with_left_out(d, train.left_out, valid.left_out if valid is not None else ())
-        data = data.model_copy(update={"channels": train.channels})
+        data = d.model_copy(update={"channels": train.channels})
         generator = config.generator
         known = PARAMS[generator.type] if generator.target is None else ()
         left = [key for key, value in _params(config).items() if value is None and key in known]
@@ -235,27 +217,24 @@ class Upscale(PairTask):
             generator = generator.model_copy(update={key: own[key] for key in left if key in own})
         return config.model_copy(update={"data": data, "generator": generator}), train, valid
 
-    def feed(self, pairs: Pairs, *, cache: str, workers: int, start: int) -> PairFeed:
+    def feed(self, pairs: Pairs, *, cache: str, workers: int, start: int) -> Feed:
         """This process's share of the patches of each draw, from draw `start` on."""
         config = self.config
-        return PairFeed(
+        windows = Windows(
             pairs,
             seed=config.seed,
             global_batch=config.train.batch_size,
-            rank_slice=self.world.part(config.train.batch_size),
-            device=self.device,
-            cache=cache,
-            workers=workers,
+            part=self.world.part(config.train.batch_size),
             patch_size=config.data.patch_size,
             hflip=config.data.hflip,
             rotate=config.data.rotate,
-            start=start,
             crops_per_image=config.data.crops_per_image,
         )
+        return Feed(windows, device=self.device, cache=cache, workers=workers, start=start)
 
     def claimed(self, pairs: Pairs) -> int:
         """Bytes on the device that the feed of a run will take."""
-        return pairs_claimed(pairs, self.config.data.cache, self.device)
+        return claimed(pairs, self.config.data.cache, self.device)
 
     @staticmethod
     def draw_data(config: Config, pairs: Pairs, path: Path, rows: int) -> None:
@@ -271,7 +250,7 @@ class Upscale(PairTask):
     @staticmethod
     def describe(train: Pairs, valid: Pairs | None) -> str:
         held = f" + {len(valid)} held out" if valid is not None else ""
-        low = {"files": "from files", "bicubic": "by bicubic", "chain": "by random degradations"}[train.info.low]
+        low = {"files": "from files", "bicubic": "by bicubic", "chain": "by random degradations"}[train.made_by]
         return f"{len(train)}{held} photographs, ×{train.scale}, {train.channels} channels, low resolution {low}"
 
     def prepare(self, raw: PairBatch, draw: int) -> list[Batch]:

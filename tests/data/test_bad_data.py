@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fmrun.data.images import open_data
+from fmrun.data.pixels import BAD
 from PIL import Image
 
 from fmrun.config.data import DataConfig
-from fmrun.data.images import open_data
-from fmrun.data.pixels import BAD
 from fmrun.errors import UserError
 
 GOOD = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -1,45 +1,55 @@
-"""The order of the data, and that where images are kept or decoded changes no number."""
+"""The order of the data, and that where images are kept or decoded, and who shares a draw, changes no number."""
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pair_images import CONFIGS, SIZES, equal, feed, made, opened, picture, save, windows, write_pairs
 from PIL import Image
 
 from fmrun.config.data import DataConfig
-from fmrun.data.images import ArrayImages, Feed, Images, claimed, open_data, order, placement, to_float, to_uint8
+from fmrun.config.degradation import DegradationConfig
+from fmrun.data import store
+from fmrun.data.degrade import MARGIN
+from fmrun.data.feed import claimed, order, placement
+from fmrun.data.pairs import BUNDLED, Pairs
+from fmrun.data.sources import open_images
+from fmrun.data.store import Images, to_float, to_uint8
 from fmrun.errors import UserError
 
 COUNTS = st.integers(1, 40)
+KINDS = ["images", *CONFIGS]
 
 
-def numbered(count: int) -> ArrayImages:
+def numbered(count: int) -> Images:
     """Images that know their index: it is in every pixel, beside a column that shows mirroring."""
-    pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8)
-    pixels[..., 0] = 255
-    return ArrayImages("numbered", pixels)
+    pixels = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
+    pixels[:, :, 0] = 255
+    return Images.of_array("numbered", pixels)
 
 
-def feed(images: Images, part: slice = slice(None), global_batch: int = 6, **options: object) -> Feed:
-    defaults = {"seed": 3, "device": "cpu", "cache": "ram", "workers": 0, "hflip": True, "start": 0}
-    return Feed(images, global_batch=global_batch, rank_slice=part, **{**defaults, **options})  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    generator = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs, and 11 images."""
+    root = write_pairs(tmp_path_factory.mktemp("pairs"))
     for i in range(11):
-        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{i:02}.png")
-    return tmp_path
+        save(root / "images" / f"{i:02}.png", picture(32, 32, seed=i))
+    return root
 
 
-def opened(folder: Path, cache: str) -> Images:
-    return open_data(DataConfig(path=str(folder), cache=cache), 0)[0]  # type: ignore[arg-type]
+def data(folder: Path, kind: str, cache: str) -> Images | Pairs:
+    if kind != "images":
+        return made(folder, kind, cache)
+    return open_images(DataConfig(path=str(folder / "images"), cache=cache), 0)[0]  # type: ignore[arg-type]
+
+
+# ---- order
 
 
 @given(seed=st.integers(0, 2**63 - 1), count=COUNTS, epoch=st.integers(0, 10**6))
@@ -57,69 +67,219 @@ def test_order_does_not_depend_on_how_it_is_asked_for(count: int, position: int,
     np.testing.assert_array_equal(whole, [order(7, count, position + i, 1)[0] for i in range(n)])
 
 
-def test_epochs_and_seeds_differ() -> None:
-    orders = {tuple(order(seed, 50, epoch * 50, 50)) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
-
-
-def test_order_stays_what_it_was() -> None:
+def test_order_stays_what_it_was_and_differs_between_epochs_and_seeds() -> None:
     """A change here changes every run ever resumed."""
     assert order(0, 10, 8, 6).tolist() == [7, 4, 4, 6, 2, 7]
+    assert len({tuple(order(seed, 50, epoch * 50, 50)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-@given(count=COUNTS, draw=st.integers(0, 50), ranks=st.sampled_from([1, 2, 3, 6]), hflip=st.booleans())
-def test_ranks_share_out_the_global_batch(count: int, draw: int, ranks: int, hflip: bool) -> None:
-    images = numbered(count)
-    whole = feed(images, hflip=hflip).batch(draw)
-    size = 6 // ranks
-    slices = [slice(r * size, (r + 1) * size) for r in range(ranks)]
-    assert torch.equal(whole, torch.cat([feed(images, part, hflip=hflip).batch(draw) for part in slices]))
-    assert whole[:, 0, 0, 4].tolist() == order(3, count, draw * 6, 6).tolist()
+@pytest.mark.parametrize("crops", [1, 3])
+def test_every_image_is_seen_once_an_epoch(folder: Path, crops: int) -> None:
+    pairs = opened(folder / "hr", folder / "lr")
+    patches = windows(pairs, global_batch=5, crops_per_image=crops)
+    images = [int(image) for draw in range(2 * crops) for image in patches.rows(draw)[:, 0]]
+    for epoch in (images[: 5 * crops], images[5 * crops :]):
+        assert sorted(epoch) == sorted(list(range(5)) * crops)
+    assert all(len(set(images[k : k + crops])) == 1 for k in range(0, len(images), crops))
+
+
+# ---- where windows lie
 
 
 def test_flips_mirror_about_half_and_differ_between_draws() -> None:
     source = feed(numbered(100), global_batch=100)
-    mirrored = torch.stack([source.batch(draw)[:, 0, 0, -1] == 255 for draw in range(20)])
+    mirrored = torch.stack([source.batch(draw)[:, 0, 0, -1] == 255 for draw in range(20)])  # type: ignore[call-overload]
     assert 0.45 < mirrored.float().mean() < 0.55
     assert len({tuple(row.tolist()) for row in mirrored}) == 20
-    plain = feed(numbered(100), global_batch=100, hflip=False)
-    assert (plain.batch(0)[:, 0, 0, 0] == 255).all()
+    plain = feed(numbered(100), global_batch=100, hflip=False).batch(0)
+    assert (plain[:, 0, 0, 0] == 255).all()  # type: ignore[call-overload]
+    assert plain[:, 0, 0, 4].tolist() == order(3, 100, 0, 100).tolist()  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("cache", ["ram", "none"])
+def test_both_sides_are_cut_and_turned_alike(folder: Path, cache: str) -> None:
+    pairs = opened(folder / "hr", folder / "lr", cache=cache)
+    source, patches = feed(pairs), windows(pairs)
+    seen = set()
+    for draw in range(12):
+        low, high = source.batch(draw)
+        assert (low.shape, high.shape) == ((6, 3, 16, 16), (6, 3, 32, 32))
+        assert torch.equal(high, low.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        for k, (image, top, left, turning) in enumerate(patches.rows(draw).tolist()):
+            seen.add(turning)
+            cut = pairs.high.whole(image)[2 * top : 2 * top + 32, 2 * left : 2 * left + 32]
+            cut = np.rot90(cut, turning % 4)
+            np.testing.assert_array_equal(high[k].permute(1, 2, 0), cut[:, ::-1] if turning >= 4 else cut)
+    assert seen == set(range(8))
+
+
+def test_turning_and_mirroring_are_switches_and_every_place_is_reached(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", picture(36, 38))
+    for hflip, rotate, expected in ((0, 0, {0}), (1, 0, {0, 4}), (0, 1, {0, 1, 2, 3}), (1, 1, set(range(8)))):
+        rows = windows(opened(tmp_path), global_batch=300, hflip=bool(hflip), rotate=bool(rotate)).rows(0).tolist()
+        assert {turning for *_, turning in rows} == expected
+        assert {(top, left) for _, top, left, _ in rows} == {(y, x) for y in range(3) for x in range(4)}
+
+
+def test_no_two_patches_share_their_random_numbers(folder: Path) -> None:
+    patches = windows(made(folder, "chain", "ram"), global_batch=8)
+    drawn = [row for draw in range(5) for row in patches.corners(draw, patches.rows(draw))]
+    assert len({corner.steps for corner in drawn}) == 40
+    assert len({corner[:2] for corner in drawn}) > 30
+
+
+# ---- the same numbers everywhere
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    ranks=st.sampled_from([2, 3, 6]),
+    draw=st.integers(0, 1000),
+    crops=st.integers(1, 4),
+)
+@settings(max_examples=25, deadline=None)
+def test_ranks_share_out_the_global_batch(folder: Path, kind: str, ranks: int, draw: int, crops: int) -> None:
+    images = data(folder, kind, "ram")
+    size = 6 // ranks
+    parts = [slice(None), *(slice(r * size, (r + 1) * size) for r in range(ranks))]
+    whole, *shares = (feed(images, part, crops_per_image=crops).batch(draw) for part in parts)
+    if isinstance(whole, torch.Tensor):
+        whole, shares = (whole,), [(share,) for share in shares]  # type: ignore[assignment, misc]
+    assert equal(whole, tuple(map(torch.cat, zip(*shares, strict=True))))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("start", [0, 5])
-def test_streaming_equals_ram(folder: Path, workers: int, start: int) -> None:
-    """11 images in draws of 6: each second draw crosses an epoch; draw 5 starts amid one."""
-    held = feed(opened(folder, "ram"), slice(2, 6))
-    streamed = feed(opened(folder, "none"), slice(2, 6), cache="none", workers=workers, start=start)
+def test_streaming_equals_ram(folder: Path, kind: str, workers: int) -> None:
+    """11 or 5 images in draws of 6 cross epochs; draw 4 starts amid one; the last three are out of sequence."""
+    held = feed(data(folder, kind, "ram"), slice(2, 6))
+    streamed = feed(data(folder, kind, "none"), slice(2, 6), cache="none", workers=workers, start=4)
     assert (held.placement, streamed.placement) == ("ram", "none")
-    draws = [*range(start, start + 12), 1, 2, 2]  # the last three are out of sequence
-    for draw in draws:
-        assert torch.equal(held.batch(draw), streamed.batch(draw)), draw
+    for draw in [4, 5, 6, 7, 1, 2, 2]:
+        assert equal(held.batch(draw), streamed.batch(draw)), draw
     streamed.close()
+    held.close()
 
 
-def test_a_stream_leaves_the_global_generator_alone(folder: Path) -> None:
-    streamed = feed(opened(folder, "none"), cache="none", workers=1)
-    before = torch.get_rng_state()
-    streamed.batch(0)
-    assert torch.equal(before, torch.get_rng_state())
-    streamed.close()
+def test_degrading_by_workers_equals_degrading_here(folder: Path) -> None:
+    pairs = made(folder, "chain", "ram")
+    here, there = feed(pairs, workers=0), feed(pairs, workers=2)
+    assert here.placement == there.placement == "ram"
+    for draw in range(4):
+        assert equal(here.batch(draw), there.batch(draw))
+    there.close()
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_streamed_patch_is_part_of_the_downsampled_whole(tmp_path: Path, scale: int) -> None:
+    with Image.open(BUNDLED["photographs"] / "valid" / "coffee.png") as image:
+        image.crop((100, 90, 100 + 16 * 12, 90 + 120)).save(tmp_path / "a.png")
+    held, streamed = (
+        feed(opened(tmp_path, scale=scale, cache=c, patch_size=48), patch_size=48) for c in ("ram", "none")
+    )
+    assert (held.placement, streamed.placement) == ("ram", "none")
+    for draw in range(10):
+        assert equal(held.batch(draw), streamed.batch(draw)), draw
+
+
+def test_a_patch_within_an_image_is_degraded_with_its_surroundings(tmp_path: Path) -> None:
+    """Where the chain is blur alone, a patch equals its part of the degraded whole."""
+    off: dict[str, Any] = {name: {"prob": 0} for name in ("sinc", "jpeg")}
+    off |= {"resize": {"up": 0, "down": 0}, "noise": {"gaussian": 0, "poisson": 0}}
+    blur = {**off, "blur": {"prob": 1, "sigma": (1, 1), "anisotropic": 0}}
+    chain = {"kind": "chain", "passes": 1, "first": blur, "sinc": {"prob": 0}, "kernels": ["area"]}
+    save(tmp_path / "a.png", picture(120, 120))
+    pairs = opened(tmp_path, degradation=DegradationConfig.model_validate(chain))
+    assert MARGIN * 2 >= 3
+    whole = pairs.whole(0)[0].permute(1, 2, 0).numpy()
+    plain = {"global_batch": 10, "hflip": False, "rotate": False}
+    low = feed(pairs, **plain).batch(0)[0]
+    for made_low, (_, top, left, _) in zip(low, windows(pairs, **plain).rows(0).tolist(), strict=True):
+        expected = whole[top : top + 16, left : left + 16]
+        assert np.abs(made_low.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+
+
+def test_draws_and_seeds_differ_and_repeat_whatever_the_threads(folder: Path) -> None:
+    pairs = made(folder, "chain", "ram")
+    batches = [feed(pairs, seed=seed).batch(draw) for seed in (0, 1) for draw in (0, 1)]
+    assert len({batch[0].numpy().tobytes() for batch in batches}) == 4
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert equal(feed(pairs, seed=1).batch(1), batches[3])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", ["images", "chain"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_turns_bad_is_named(folder: Path, workers: int) -> None:
-    images = opened(folder, "none")
-    (folder / "04.png").write_text("gone")
-    streamed = feed(images, global_batch=11, cache="none", workers=workers)
-    with pytest.raises(UserError, match=r"04\.png' was fine before the first step") as caught:
-        streamed.batch(0)
-    assert "Traceback" not in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_stream_leaves_the_global_generators_alone(folder: Path, kind: str, workers: int) -> None:
+    source = feed(data(folder, kind, "none"), cache="none", workers=workers)
+    before, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
+    source.batch(0)
+    assert torch.equal(before, torch.get_rng_state())
+    np.testing.assert_array_equal(legacy, np.random.get_state()[1])  # type: ignore[index]
+    source.close()
+
+
+def test_an_image_is_decoded_once_for_its_neighbouring_crops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = feed(made(folder, "bicubic", "none"), crops_per_image=3)
+    decoded = []
+    original = store.decode
+    monkeypatch.setattr(store, "decode", lambda path: (decoded.append(path), original(path))[1])
+    source.batch(0)
+    assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("kind", ["images", "files", "bicubic"])
+@pytest.mark.parametrize("cache", ["ram", "none"])
+def test_a_batch_is_a_copy(folder: Path, kind: str, cache: str) -> None:
+    source = feed(data(folder, kind, cache))
+    first = source.batch(0)
+    for part in [first] if isinstance(first, torch.Tensor) else first:
+        assert part.is_contiguous(memory_format=torch.channels_last)
+        part.zero_()
+    second = source.batch(0)
+    assert all(part.any() for part in ([second] if isinstance(second, torch.Tensor) else second))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("cache", ["device", "ram", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_gets_the_same_windows(folder: Path, kind: str, cache: str) -> None:
+    expected = feed(data(folder, kind, "ram"))
+    got = feed(data(folder, kind, cache), cache=cache, workers=2, device="cuda")
+    assert got.placement == ("ram" if (kind, cache) == ("chain", "device") else cache)
+    for draw in range(5):
+        batch, there = got.batch(draw), expected.batch(draw)
+        for one, other in [(batch, there)] if isinstance(batch, torch.Tensor) else zip(batch, there, strict=True):
+            assert one.is_cuda
+            assert torch.equal(one.cpu(), other)
+    got.close()
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize("kind", ["images", "bicubic"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_turns_bad_is_named(tmp_path: Path, kind: str, workers: int) -> None:
+    for i in range(3):
+        save(tmp_path / "images" / f"{i}.png", picture(32, 32, seed=i))
+        save(tmp_path / "hr" / f"{i}.png", picture(48, 48, seed=i))
+    images = data(tmp_path, kind, "none")
+    bad = tmp_path / ("images" if kind == "images" else "hr") / "1.png"
+    for spoil, said in ((lambda: bad.write_text("gone"), "not PNG"), (lambda: save(bad, picture(20, 48)), "48×20 px")):
+        spoil()
+        with pytest.raises(UserError, match=r"1\.png' was fine before the first step and is now unusable") as caught:
+            feed(images, cache="none", workers=workers).batch(0)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_dead_worker_is_one_sentence(folder: Path) -> None:
-    streamed = feed(opened(folder, "none"), cache="none", workers=1)
+    streamed = feed(data(folder, "images", "none"), cache="none", workers=1)
     streamed.batch(0)
     assert streamed._stream is not None
     for worker in streamed._stream._batches._workers:  # type: ignore[union-attr]
@@ -132,10 +292,10 @@ def test_a_dead_worker_is_one_sentence(folder: Path) -> None:
 SCRIPT = """
 import os, signal, sys
 from fmrun.config.data import DataConfig
-from fmrun.data.images import Feed, open_data
-images, _ = open_data(DataConfig(path=sys.argv[1], cache="none"), 0)
-feed = Feed(images, seed=0, global_batch=4, rank_slice=slice(None), device="cpu", cache="none", workers=2,
-            hflip=False, start=0)
+from fmrun.data.feed import Feed, Windows
+from fmrun.data.sources import open_images
+images, _ = open_images(DataConfig(path=sys.argv[1], cache="none"), 0)
+feed = Feed(Windows(images, seed=0, global_batch=4), device="cpu", cache="none", workers=2, start=0)
 signal.signal(signal.SIGTERM, lambda *_: None)
 feed.batch(0)
 workers = [worker.pid for worker in feed._stream._batches._workers]
@@ -150,28 +310,25 @@ raise SystemExit(5)
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 def test_workers_outlast_a_signal_to_the_group_but_not_their_parent(folder: Path) -> None:
     """A batch system signals every process; the parent then still reads batches until it has saved."""
-    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    command = [sys.executable, "-c", SCRIPT, str(folder / "images")]
     done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=60)
     assert (done.returncode, done.stderr) == (5, "")
     for worker in done.stdout.split():
         assert not Path(f"/proc/{worker}").exists()
 
 
-def test_auto_keeps_in_ram_what_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = 11 * 3 * 32 * 32
-    cpu = torch.device("cpu")
+@pytest.mark.parametrize(("kind", "needed"), [("images", 11 * 3 * 32**2), ("files", 15 * sum(h * w for h, w in SIZES))])
+def test_what_does_not_fit_is_streamed_or_refused(
+    folder: Path, kind: str, needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for free, expected in ((2 * needed, "ram"), (2 * needed - 2, "none")):
-        for module in ("feed", "folder"):
-            monkeypatch.setattr(f"fmrun.data.{module}.available_ram", lambda free=free: free)
-        images = opened(folder, "auto")
-        assert placement(images, "auto", cpu) == expected
-        assert (images.pixels is not None) == (expected == "ram")
-        assert claimed(images, "auto", cpu) == 0
-        monkeypatch.setattr("fmrun.data.feed.available_ram", lambda: 2 * needed)
-        assert claimed(images, "auto", cpu) == (0 if expected == "ram" else needed)
-    monkeypatch.setattr("fmrun.data.folder.available_ram", lambda: needed - 1)
+        monkeypatch.setattr("fmrun.data.check.available_ram", lambda free=free: free)
+        images = data(folder, kind, "auto")
+        assert placement(images, "auto", torch.device("cpu")) == expected
+        assert images.in_memory == (expected == "ram")
+    monkeypatch.setattr("fmrun.data.check.available_ram", lambda: needed - 1)
     with pytest.raises(UserError, match=r"of RAM is free: stream them with -s data\.cache=none"):
-        opened(folder, "ram")
+        data(folder, kind, "ram")
 
 
 def test_device_takes_a_quarter_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,25 +342,7 @@ def test_device_takes_a_quarter_of_what_is_free(monkeypatch: pytest.MonkeyPatch)
         placement(images, "device", torch.device("cuda"))
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("cache", ["device", "ram", "none"])
-def test_a_gpu_gets_the_same_images(folder: Path, cache: str) -> None:
-    expected = feed(opened(folder, "ram"))
-    got = feed(opened(folder, cache), cache=cache, workers=2, device="cuda")
-    assert got.placement == cache
-    for draw in range(8):
-        batch = got.batch(draw)
-        assert batch.is_cuda
-        assert torch.equal(batch.cpu(), expected.batch(draw))
-    got.close()
-
-
-def test_a_batch_is_a_copy() -> None:
-    source = feed(numbered(6), hflip=False)
-    first = source.batch(0)
-    first.zero_()
-    assert source.batch(0).any()
+# ---- numbers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fmrun.data.images import Images, open_data
+from fmrun.data.pixels import AVIF, decode, pad, read_header
 from PIL import Image
 from torchvision import datasets
 
 from fmrun.config.data import DataConfig
-from fmrun.data.images import Images, open_data
-from fmrun.data.pixels import AVIF, decode, pad, read_header
 
 BUNDLED = Path(__file__).parents[2] / "fmrun" / "data" / "bundled"
 GREY = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fmrun.data.pixels import BAD
 from pair_images import CHAIN, SIZES, equal, made, opened, picture, save, write_pairs
 from PIL import Image
 
@@ -18,7 +19,6 @@ from fmrun.config.degradation import DegradationConfig
 from fmrun.data import pair_set
 from fmrun.data.filters import bicubic_down
 from fmrun.data.pairs import BUNDLED, open_pairs
-from fmrun.data.pixels import BAD
 from fmrun.errors import UserError
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fmrun.data.pair_feed import Patches
 from pair_images import CONFIGS, opened, write_pairs
 from PIL import Image
 
-from fmrun.data.pair_feed import Patches
 from fmrun.data.preview import write_preview
 
 

@@ -1,30 +1,33 @@
-"""Images that come as one array: idx-ubyte, npz, torchvision's small data sets, and the bundled ones."""
+"""Images from noise, wherever they come from: folders, idx-ubyte, npz, torchvision's small data sets, and the bundled ones."""
 
 import gzip
 import lzma
 import math
 import os
+import pickle
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..config.data import DataConfig
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, reading
+from ..report import counted
 from ..rng import numpy_generator
-from .folder import size_fix
-from .pixels import BadImage, check_size, fit_image, pad
+from .check import Side, look_at, size_fix
+from .files import DECODER_ERRORS, BadImage, Progress, Square, find
 from .places import NAMED, missing
-from .source import ArrayImages
+from .store import Images
 
 Raw = tuple[np.ndarray, np.ndarray | None]
 """uint8 images `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, and labels `(N,)` or `None`."""
+
+T = TypeVar("T", bound=Any)
 
 BUNDLED = {name: Path(__file__).parent / "bundled" for name in ("fashion-mnist", "stacked-fashion-mnist")}
 TILE, COLUMNS = 28, 100
@@ -34,14 +37,9 @@ STACKS = 5
 """Stacked images per bundled one."""
 
 TORCHVISION: dict[str, dict[str, Any]] = {
-    "MNIST": {"train": True},
-    "FashionMNIST": {"train": True},
-    "KMNIST": {"train": True},
-    "QMNIST": {"train": True},
+    **{name: {"train": True} for name in ("MNIST", "FashionMNIST", "KMNIST", "QMNIST")},
     "EMNIST": {"split": "balanced", "train": True},
-    "USPS": {"train": True},
-    "CIFAR10": {"train": True},
-    "CIFAR100": {"train": True},
+    **{name: {"train": True} for name in ("USPS", "CIFAR10", "CIFAR100")},
     "SVHN": {"split": "train"},
     "STL10": {"split": "unlabeled"},
 }
@@ -51,39 +49,153 @@ NPZ_IMAGES = ("images", "x_train", "arr_0")
 NPZ_LABELS = ("labels", "y_train")
 NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
 
+LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)
+"""Pillow's integers for ITU-R 601 luma, so that an array and a folder of the same images agree."""
+
 
 class BadFile(Exception):
     """What is wrong with a file, and what to do about it: the second half of a sentence."""
 
 
-def open_array(field: str, path: str, raw: Raw, config: DataConfig, channels: int | None) -> ArrayImages:
-    """`raw` with the channels and size that `config` asks for; `channels` overrides `config.channels`."""
-    labels = raw[1]
-    images = _planes(raw[0])
-    if images is None or 0 in images.shape:
+def open_images(config: DataConfig, seed: int, progress: Progress | None = None) -> tuple[Images, Images | None]:
+    """Training and validation images (or `None`), checked whole: `UserError` names all that cannot be used.
+
+    `seed` decides which images `valid_fraction` holds out. `progress` is told (images decoded, images in all)
+    of folders.
+    """
+
+    def opened(field: str, path: str, split: str, channels: int | None) -> Images:
+        try:
+            raw = read_array(path, config, split)
+        except BadFile as problem:
+            raise UserError(f"{field}: '{path}' {problem}") from problem
+        images = (
+            _folder(field, path, config, channels, progress)
+            if raw is None
+            else _array(field, path, raw, config, channels)
+        )
+        if len(images) < 2:
+            raise UserError(
+                f"{field}: '{path}' holds {counted(len(images), 'image')} and at least 2 are needed: add more"
+            )
+        return images
+
+    return open_splits(config, seed, opened, [], least=2)
+
+
+def open_splits(
+    config: DataConfig, seed: int, opened: Callable[[str, str, str, int | None], T], problems: list[str], least: int
+) -> tuple[T, T | None]:
+    """Training data and those held out, which are `data.valid_path`, the bundled ones for validation, or
+    `data.valid_fraction` of the others, of which `least` are left; UserError if there are `problems`.
+
+    `opened` is given the field, the path, the split (`train` or `valid`) and the channels.
+    """
+
+    def tried(field: str, path: str, split: str, channels: int | None) -> T | None:
+        try:
+            with reading(path):
+                return opened(field, path, split, channels)
+        except UserError as problem:
+            problems.append(str(problem))
+            return None
+
+    train = tried("data.path", config.path, "train", config.channels)
+    channels = config.channels if train is None else train.channels
+    valid = None
+    if config.valid_path is not None:
+        valid = tried("data.valid_path", config.valid_path, "valid", channels)
+    elif train is not None and is_bundled(config.path) and config.lr_path is None:
+        valid = tried("data.path", config.path, "valid", channels)
+    if problems:
+        raise UserError("; ".join(problems))
+    assert train is not None
+    if valid is not None or not config.valid_fraction:
+        return train, valid
+    count = len(train)
+    held = min(max(1, round(count * config.valid_fraction)), count - least)
+    if held < 1:
+        raise UserError(
+            f"data.valid_fraction: of {counted(count, 'image')} none can be held out: add images, or set "
+            "-s data.valid_fraction=0"
+        )
+    shuffled = numpy_generator(seed, "split").permutation(count)
+    return train.take(np.sort(shuffled[held:])), train.take(np.sort(shuffled[:held]))
+
+
+def is_bundled(path: str) -> bool:
+    """Whether these images come with fmrun."""
+    return path.lower().startswith("bundled:")
+
+
+def _folder(field: str, path: str, config: DataConfig, channels: int | None, progress: Progress | None) -> Images:
+    root = Path(path).expanduser()
+    names = find(field, root)
+    (side,) = look_at([Side(field, root, names, Square(config.image_size, config.fit))], config, channels, progress)
+    if said := side.report(len(side.names), config.skip_unreadable):
+        raise UserError(said[0])
+    assert side.images is not None
+    return side.images
+
+
+def _array(field: str, path: str, raw: Raw, config: DataConfig, channels: int | None) -> Images:
+    """`raw` with the size that `config` asks for."""
+    images, labels = raw
+    if images.ndim == 3:
+        images = images[..., None]
+    elif images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
         raise UserError(
             f"{field}: '{path}' holds an array of shape {raw[0].shape}: "
             "images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
         )
-    if labels is not None and len(labels) != len(images):
-        raise UserError(f"{field}: '{path}' has {len(images)} images and {len(labels)} labels: take both from one set")
-    height, width = images.shape[2:]
-    size, fit = config.image_size, config.fit
+    count, height, width = images.shape[:3]
+    if labels is not None and len(labels) != count:
+        raise UserError(f"{field}: '{path}' has {count} images and {len(labels)} labels: take both from one set")
+    shape = Square(config.image_size, config.fit)
+    size = shape.size
     try:
-        check_size(width, height, size, fit)
+        shape.of(width, height)
     except BadImage as problem:
-        fix = size_fix({(width, height)}, size, fit) if problem.kind == "size" else "take other images"
+        fix = size_fix({(width, height)}, *shape) if problem.kind == "size" else "take other images"
         what = f"not {size}×{size}" if problem.kind == "size" else "too small"
-        raise UserError(
-            f"{field}: the {len(images)} images in '{path}' are {width}×{height}, {what}: {fix}"
-        ) from problem
-    images = _channels(images, channels or images.shape[1])
-    if fit == "crop" and (height, width) != (size, size):
-        images = np.stack([_fit(image, size, fit) for image in images])
-    elif (height, width) != (size, size):
-        images = pad(images, size)
-    # torch warns of arrays that cannot be written to
-    return ArrayImages(path, torch.from_numpy(np.require(images, requirements=["C", "W"])), labels)
+        raise UserError(f"{field}: the {count} images in '{path}' are {width}×{height}, {what}: {fix}") from problem
+    if channels == 3 and images.shape[3] == 1:
+        images = np.repeat(images, 3, axis=3)
+    elif channels == 1 and images.shape[3] == 3:
+        images = np.stack([(image @ LUMA + 0x8000) >> 16 for image in images]).astype(np.uint8)[..., None]
+    if shape.fit == "crop" and (height, width) != (size, size):
+        made = [
+            np.asarray(shape(Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image))) for image in images
+        ]
+        images = np.stack(made).reshape(count, size, size, -1)
+    else:
+        gaps = [((size - side) // 2, (size - side + 1) // 2) for side in (height, width)]
+        images = np.pad(images, [(0, 0), *gaps, (0, 0)])
+    return Images.of_array(path, images, labels)
+
+
+def read_array(path: str, config: DataConfig, split: str) -> Raw | None:
+    """The array that `path` names, or `None` if `path` is a folder. Raises `BadFile`."""
+    scheme, _, name = path.partition(":")
+    if is_bundled(path):
+        return read_bundled(name, split)
+    if scheme.lower() == "torchvision" and scheme != path:
+        return read_torchvision(name, config.root)
+    if why := missing(path, "generate"):
+        raise BadFile(why)
+    place = Path(path).expanduser()
+    try:
+        if place.is_dir():
+            return None
+        if not place.is_file():
+            raise BadFile("is neither a folder nor a file: give one of them")
+        return read_file(place)
+    except PermissionError as error:
+        raise BadFile("is not readable: give yourself permission (chmod u+r)") from error
+    except OSError as error:
+        raise BadFile(f"cannot be read ({error.strerror or error}): give another folder or file of images") from error
 
 
 def read_file(path: Path) -> Raw:
@@ -94,7 +206,7 @@ def read_file(path: Path) -> Raw:
         raise BadFile("is empty: copy it again")
     if start.startswith(b"PK"):
         return read_npz(path)
-    if start.startswith(b"\x1f\x8b") or start.startswith(b"\0\0") or "ubyte" in path.name:
+    if start.startswith((b"\x1f\x8b", b"\0\0")) or "ubyte" in path.name:
         return read_idx_pair(path)
     if start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")):
         raise BadFile(f"is a single image: give its folder, {path.parent}")
@@ -116,6 +228,15 @@ def read_idx_pair(path: Path) -> Raw:
     if labels.ndim != 1:
         raise BadFile(f"has a file {twin.name} beside it that holds no labels: replace or remove that one")
     return images, labels.astype(np.int64)
+
+
+def _twin(path: Path, this: str, that: str, this_idx: str, that_idx: str) -> Path | None:
+    """The file beside `path` that holds the labels of its images, or the other way round."""
+    name = path.name.replace(this, that).replace(this_idx, that_idx)
+    if name == path.name:
+        return None
+    bare = name.removesuffix(".gz")
+    return next((p for p in (path.with_name(n) for n in (name, bare, bare + ".gz")) if p.is_file()), None)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -146,15 +267,11 @@ def read_npz(path: Path) -> Raw:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             names = list(file.files)
-            if not names:
-                raise BadFile("is a zip file without arrays: unpack it and give the folder of images")
             key = next((name for name in NPZ_IMAGES if name in names), names[0] if len(names) == 1 else None)
-            if key is None:
-                shown = ", ".join(names[:NAMED])
-                raise BadFile(f"has arrays {shown}: name the one with the images 'images'")
-            images = file[key]
-            label_key = next((name for name in NPZ_LABELS if name in names), None)
-            labels = file[label_key] if label_key else None
+            if names and key is None:
+                raise BadFile(f"has arrays {', '.join(names[:NAMED])}: name the one with the images 'images'")
+            images = file[key] if key else None
+            labels = next((file[name] for name in NPZ_LABELS if name in names), None)
     except NPZ_ERRORS as error:
         if "pickle" in str(error):
             raise BadFile("holds Python objects, which are not loaded: save plain uint8 arrays") from error
@@ -181,7 +298,7 @@ def read_torchvision(name: str, root: str) -> Raw:
         data = getattr(datasets, name)(place, download=False, **options)
     except ModuleNotFoundError as error:
         raise BadFile(f"needs {error.name}: pip install {error.name}") from error
-    except Exception as error:  # whatever a loader meets in files that are absent or damaged
+    except (*DECODER_ERRORS, AssertionError, pickle.PickleError) as error:  # files are absent or damaged
         shown = ", ".join(f"{key}={value!r}" for key, value in options.items() if key != "train")
         call = f"{name}({place!r}, download=True{', ' + shown if shown else ''})"
         raise BadFile(
@@ -202,14 +319,13 @@ def read_bundled(name: str, split: str) -> Raw:
     if name not in BUNDLED:
         known = list(BUNDLED)
         raise BadFile(f"is not among bundled:{', '.join(known)}{nearest(name, known)}")
-    folder = BUNDLED[name]
     if name.startswith("stacked-"):
         images, labels = read_bundled(name.removeprefix("stacked-"), split)
         assert labels is not None
         return stack(images, labels, split)
-    with Image.open(folder / f"{name}-{split}.png", formats=("PNG",)) as image:
+    with Image.open(BUNDLED[name] / f"{name}-{split}.png", formats=("PNG",)) as image:
         grid = np.asarray(image)
-    text = (folder / f"{name}-{split}.txt").read_text()
+    text = (BUNDLED[name] / f"{name}-{split}.txt").read_text()
     labels = np.array([int(digit) for digit in text if digit.isdigit()], dtype=np.int64)
     rows = grid.shape[0] // TILE
     return grid.reshape(rows, TILE, COLUMNS, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE), labels
@@ -222,62 +338,3 @@ def stack(images: np.ndarray, labels: np.ndarray, split: str) -> tuple[np.ndarra
     rng = numpy_generator(0, "stack", ("train", "valid").index(split))
     triples = rng.integers(len(images), size=(STACKS * len(images), 3))
     return images[triples], labels[triples] @ np.array([100, 10, 1])
-
-
-def read_array(path: str, config: DataConfig, split: str) -> Raw | None:
-    """The array that `path` names, or `None` if `path` is a folder. Raises `BadFile`."""
-    readers: dict[str, Callable[[str], Raw]] = {
-        "bundled": lambda name: read_bundled(name, split),
-        "torchvision": lambda name: read_torchvision(name, config.root),
-    }
-    scheme, colon, name = path.partition(":")
-    if colon and scheme.lower() in readers:
-        return readers[scheme.lower()](name)
-    if why := missing(path, "generate"):
-        raise BadFile(why)
-    place = Path(path).expanduser()
-    try:
-        if place.is_dir():
-            return None
-        if not place.is_file():
-            raise BadFile("is neither a folder nor a file: give one of them")
-        return read_file(place)
-    except PermissionError as error:
-        raise BadFile("is not readable: give yourself permission (chmod u+r)") from error
-    except OSError as error:
-        raise BadFile(f"cannot be read ({error.strerror or error}): give another folder or file of images") from error
-
-
-def _twin(path: Path, this: str, that: str, this_idx: str, that_idx: str) -> Path | None:
-    """The file beside `path` that holds the labels of its images, or the other way round."""
-    name = path.name.replace(this, that).replace(this_idx, that_idx)
-    if name == path.name:
-        return None
-    bare = name.removesuffix(".gz")
-    return next((p for p in (path.with_name(n) for n in (name, bare, bare + ".gz")) if p.is_file()), None)
-
-
-def _planes(images: np.ndarray) -> np.ndarray | None:
-    """As `(N, C, H, W)`, or `None` if it is nothing of the kind."""
-    if images.ndim == 3:
-        return images[:, None]
-    if images.ndim == 4 and images.shape[3] in (1, 3):
-        return images.transpose(0, 3, 1, 2)
-    if images.ndim == 4 and images.shape[1] in (1, 3):
-        return images
-    return None
-
-
-def _channels(images: np.ndarray, channels: int) -> np.ndarray:
-    if images.shape[1] == channels:
-        return images
-    if channels == 3:
-        return np.repeat(images, 3, axis=1)
-    # Pillow's integers for ITU-R 601 luma, so that an array and a folder of the same images agree
-    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
-    luma = [(np.tensordot(weights, image, axes=1) + 0x8000) >> 16 for image in images]
-    return np.stack(luma).astype(np.uint8)[:, None]
-
-
-def _fit(image: np.ndarray, size: int, fit: str) -> np.ndarray:
-    return fit_image(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)), size, fit)

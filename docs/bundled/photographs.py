@@ -1,11 +1,13 @@
 """Makes the bundled photographs from those that scikit-image carries.
 
-`python -m fmrun.data.bundled.photos.make`, with scikit-image installed (`pip install scikit-image`; made with 0.26.0).
+`python docs/bundled/photographs.py`, with scikit-image installed (`pip install scikit-image`; made with 0.26.0).
 """
 
 from pathlib import Path
 
 from PIL import Image
+
+import fmrun.data
 
 SPLITS = {
     "train": ("astronaut", "brick", "grass", "gravel", "hubble_deep_field", "rocket"),
@@ -25,4 +27,4 @@ def make(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(__file__).parent)
+    make(Path(fmrun.data.__file__).parent / "bundled" / "photos")

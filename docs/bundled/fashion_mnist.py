@@ -1,6 +1,6 @@
 """Makes the bundled images from the training files of Fashion-MNIST.
 
-`python -m fmrun.data.bundled.make FOLDER`, where FOLDER holds `train-images-idx3-ubyte.gz` and
+`python docs/bundled/fashion_mnist.py FOLDER`, where FOLDER holds `train-images-idx3-ubyte.gz` and
 `train-labels-idx1-ubyte.gz`. The test files are never read. Of each class 1,000 images are for training and
 200 others for validation, both in shuffled order; seed 0 decides which.
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..arrays import COLUMNS, TILE, read_idx
+import fmrun.data
+from fmrun.data.sources import COLUMNS, TILE, read_idx
 
 NAME = "fashion-mnist"
 SPLITS = {"train": 1000, "valid": 200}
@@ -47,4 +48,4 @@ def make(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), Path(__file__).parent)
+    make(Path(sys.argv[1]), Path(fmrun.data.__file__).parent / "bundled")

@@ -1,0 +1,335 @@
+"""Image files: found in folders, opened upright, and checked whole, with all that is wrong named at once."""
+
+import hashlib
+import os
+import stat
+import struct
+import warnings
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, features
+
+from ..errors import UserError, reading
+from ..report import counted, note_once
+from .places import few
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Called with (images decoded so far, images in all)."""
+
+AVIF = "avif" in features.modules and features.check_module("avif")
+"""Whether the installed Pillow reads AVIF."""
+
+SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# Only these are tried, whatever a file calls itself: some of Pillow's other readers start programs (EPS).
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+if AVIF:
+    SUFFIXES, FORMATS = (*SUFFIXES, ".avif"), (*FORMATS, "AVIF")
+
+THUMBNAILS = ("@eaDir", "__MACOSX")
+"""Folders that file servers and archivers leave beside images, besides hidden ones."""
+
+SMALLEST_SIDE = 8
+"""Images with a shorter side than this (such as tracking pixels) are refused."""
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+GREY_16 = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+GREY = ("1", "L", "LA", "La", *GREY_16)
+ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+
+DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError),
+    *(EOFError, struct.error, zlib.error),
+)
+"""What Pillow's decoders raise over damaged files."""
+
+BAD = {
+    "missing": ("missing, or broken links", "so restore or remove them"),
+    "denied": ("not readable", "so give yourself permission (chmod u+r)"),
+    "unreadable": ("not readable from this disk", "so copy them elsewhere or remove them"),
+    "empty": ("empty files", "so copy them again or remove them"),
+    "foreign": (f"not {', '.join(FORMATS[:-1])} or {FORMATS[-1]} inside", "so convert or remove them"),
+    "damaged": ("cut short or damaged", "so copy them again or remove them"),
+    "huge": ("larger than 178 million pixels", "so make them smaller"),
+    "deep": ("of more than 16 bits a pixel and channel", "so convert them to 8 or 16 bits"),
+    "tiny": (f"smaller than {SMALLEST_SIDE} px", "so remove them"),
+    "size": ("", ""),
+}
+"""What can be wrong with an image, and what to do about it; for `size` that depends on what is wanted."""
+
+UNREADABLE = ("missing", "denied", "unreadable", "empty", "foreign", "damaged")
+"""What is wrong with files that `data.skip_unreadable` leaves out."""
+
+
+class BadImage(Exception):
+    """An image that cannot be used; `kind` is a key of `BAD`, `detail` its size if that is what is wrong."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        assert kind in BAD, kind
+        super().__init__(kind, detail)
+        self.kind = kind
+        self.detail = detail
+
+
+class Header(NamedTuple):
+    """What is known of an image file before it is decoded; its size is that of the pixels as they are stored."""
+
+    width: int
+    height: int
+    grey: bool
+
+
+class Entry(NamedTuple):
+    """A file: its name relative to the folder, its size in bytes and the SHA-256 of its content."""
+
+    name: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> "Entry":
+        return cls(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+# ---- one file
+
+
+def read_header(path: Path) -> Header:
+    """Size and kind of an image file from its first bytes. Raises BadImage."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise BadImage("foreign")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise BadImage("empty")
+            file.seek(0)
+            with opened(file) as image:
+                return Header(*image.size, image.mode in GREY)
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def content(path: Path) -> bytes:
+    """The bytes of an image file. Raises BadImage."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(error) from error
+    if not data:
+        raise BadImage("empty")
+    return data
+
+
+def _unreadable(error: OSError) -> BadImage:
+    if isinstance(error, PermissionError):
+        return BadImage("denied")
+    return BadImage("missing" if isinstance(error, FileNotFoundError) else "unreadable")
+
+
+def opened(file: object) -> Image.Image:
+    """An image whose pixels are yet to be decoded. Raises BadImage."""
+    try:
+        image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]
+    except Image.DecompressionBombError as error:
+        raise BadImage("huge") from error
+    except DECODER_ERRORS as error:
+        raise BadImage("foreign") from error
+    if image.mode == "F":
+        raise BadImage("deep")
+    return image
+
+
+def decode(path: Path, data: bytes | None = None) -> Image.Image:
+    """An image file, or its content `data` where that is read already, as it is to be seen, in its own mode. Raises
+    BadImage, and UserError where it does not fit in memory."""
+    with reading(path), opened(BytesIO(content(path) if data is None else data)) as image:
+        try:
+            image.load()
+        except DECODER_ERRORS as error:
+            raise BadImage("damaged") from error
+        with suppress(
+            *DECODER_ERRORS
+        ):  # damaged metadata beside intact pixels: shown as it is stored, like in a browser
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
+
+
+def converted(image: Image.Image, channels: int) -> Image.Image:
+    """`image` as grey (by luma), RGB or RGBA: 16 bits are rounded to 8; without alpha, it lies over white."""
+    if image.mode in GREY_16:
+        deep = np.asarray(image).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise BadImage("deep")
+        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))  # 65535 = 255 · 257
+    elif channels != 4 and (image.mode in ALPHA or "transparency" in image.info):
+        see_through = image.convert("LA" if image.mode in GREY else "RGBA")
+        plain = see_through.convert(see_through.mode[:-1])
+        image = Image.new(plain.mode, plain.size, "white")
+        image.paste(plain, mask=see_through.getchannel("A"))
+    if image.mode == MODES[channels]:
+        return image
+    return image.convert("RGBA") if channels == 4 else image.convert("RGB").convert(MODES[channels])
+
+
+class Square(NamedTuple):
+    """Images brought to `size` × `size` as `data.fit` says: see there."""
+
+    size: int
+    fit: str
+
+    def of(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width that an image of this size is brought to. Raises BadImage if it cannot be."""
+        padded = self.size == 32 and (width, height) == (28, 28)
+        wrong = BadImage("size", f"{width}×{height}")
+        if self.fit == "exact" and (width, height) != (self.size, self.size) and not padded:
+            raise wrong
+        if min(width, height) < SMALLEST_SIDE:
+            raise BadImage("tiny")
+        if self.fit == "pad" and max(width, height) > self.size:
+            raise wrong
+        return self.size, self.size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        self.of(*image.size)
+        if image.size == (self.size, self.size):
+            return image
+        if self.fit == "crop":
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            box = (left, top, left + side, top + side)
+            if side == self.size:
+                return image.crop(box)
+            return image.resize((self.size, self.size), Image.Resampling.LANCZOS, box=box)
+        canvas = Image.new(image.mode, (self.size, self.size))
+        canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
+        return canvas
+
+
+class Middle(NamedTuple):
+    """The middle of images, whose sides are multiples of `multiple`; an odd pixel goes to the bottom or right."""
+
+    multiple: int
+    smallest: int
+
+    def of(self, width: int, height: int) -> tuple[int, int]:
+        """As `Square.of`."""
+        if min(width, height) < self.smallest:
+            raise BadImage("tiny")
+        return height // self.multiple * self.multiple, width // self.multiple * self.multiple
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        height, width = self.of(*image.size)
+        if image.size == (width, height):
+            return image
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
+
+# ---- many files
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Pillow's warnings (large images, odd metadata) from the terminal.
+
+    Filters belong to the process, not to a thread: enter it before starting threads.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Image.init()
+        yield
+
+
+def threads() -> int:
+    """How many decode at a time; one in a worker process, of which there are several."""
+    return 1 if torch.utils.data.get_worker_info() else min(16, os.cpu_count() or 1)
+
+
+def each(work: Callable[[int], T], count: int, workers: int, progress: Progress | None = None) -> list[T]:
+    """`[work(0), …, work(count − 1)]`, by several threads: Pillow decodes outside the interpreter's lock."""
+    span = max(1, min(64, count // (4 * workers)))
+    results: list[T] = []
+
+    def some(start: int) -> list[T]:
+        return [work(i) for i in range(start, min(start + span, count))]
+
+    def collect(parts: Iterable[list[T]]) -> list[T]:
+        for part in parts:
+            results.extend(part)
+            if progress:
+                progress(len(results), count)
+        return results
+
+    starts = range(0, count, span)
+    with quiet():
+        if workers == 1 or count <= span:
+            return collect(map(some, starts))
+        with ThreadPoolExecutor(workers) as pool:
+            return collect(pool.map(some, starts))
+
+
+def find(field: str, root: Path) -> list[str]:
+    """Relative names of all images under `root`, sorted; what is left out is said: other files, hidden ones, and
+    folders of thumbnails. Linked folders are entered once. `field` is the setting named in errors."""
+    names: list[str] = []
+    others: list[str] = []
+    passed: Counter[str] = Counter()
+    seen: set[tuple[int, int]] = set()
+    failures: list[OSError] = []
+
+    def aside(name: str) -> bool:
+        return name.startswith(".") or name in THUMBNAILS
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=failures.append):
+        place = os.stat(folder)
+        if (place.st_dev, place.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        passed.update(f"{name} folder" for name in folders if aside(name))
+        folders[:] = [name for name in folders if not aside(name)]
+        passed["hidden file"] += sum(map(aside, files))
+        for file in (file for file in files if not aside(file)):
+            image = file.lower().endswith(SUFFIXES)
+            (names if image else others).append((Path(folder) / file).relative_to(root).as_posix())
+    if failures:
+        shown = [f"'{error.filename}' ({error.strerror})" for error in failures]
+        raise UserError(f"{field}: cannot list {few(shown)}: give yourself permission (chmod u+rx)")
+    if names:
+        endings = Counter(Path(name).suffix.lower() or "extensionless" for name in others)
+        parts = [f"{count} {ending}" for ending, count in endings.most_common()]
+        parts += [counted(count, what) for what, count in passed.most_common() if count]
+        if parts:
+            note_once(f"'{root}': {few(parts)} left out")
+        return sorted(names)
+    arrays = sorted(name for name in others if "ubyte" in name or name.endswith(".npz"))
+    if arrays:
+        best = next((name for name in arrays if "train" in name and "images" in name), arrays[0])
+        raise UserError(f"{field}: '{root}' holds no image files but '{best}': give that file, {root / best}")
+    what = f"no images, only other files ({few(sorted(others))})" if others else "no files"
+    raise UserError(f"{field}: '{root}' holds {what}: give a folder with {', '.join(SUFFIXES)} files")
+
+
+def report(
+    field: str, root: Path, total: int, problems: dict[str, BadImage], sizes: tuple[str, str], skip: bool
+) -> str:
+    """One sentence that names everything wrong with the images of a folder. `sizes` says what is wrong with those of a
+    wrong size, and what to do; `skip` is `data.skip_unreadable`."""
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for name, problem in problems.items():
+        by_kind[problem.kind].append(f"{name} {problem.detail}".strip())
+    wrong = {**BAD, "size": sizes}
+    parts = [f"{wrong[kind][0]} ({few(sorted(by_kind[kind]))}), {wrong[kind][1]}" for kind in BAD if kind in by_kind]
+    said = f"{field}: {len(problems)} of {total} images in '{root}' cannot be used: " + "; ".join(parts)
+    if not skip and by_kind.keys() & set(UNREADABLE):
+        said += "; or start a run that leaves out what cannot be read: -s data.skip_unreadable=true"
+    return said

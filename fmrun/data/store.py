@@ -1,0 +1,229 @@
+"""N images, uint8, each of its own size: packed one after the other in one tensor, or decoded from files when read."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from .files import BAD, BadImage, Entry, Middle, Square, converted, decode, each, threads
+
+PART = 1024
+"""Images read at a time for a fingerprint."""
+
+
+class Window(NamedTuple):
+    """A rectangle in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def times(self, scale: int) -> "Window":
+        return Window(*(scale * side for side in self))
+
+
+class Files(NamedTuple):
+    """Where images are files: under `root`, brought to their size by `shape`."""
+
+    root: Path
+    shape: Square | Middle
+    entries: Sequence[Entry]
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """N images.
+
+    Attributes:
+        name: what they are called.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        sizes: int64 `(N, 2)`, height and width.
+        pixels: uint8 `(pixels in all, channels)`, or None if images are decoded when read.
+        starts: int64 `(N,)`, the first row of each in `pixels`.
+        files: what they are decoded from; None for images that came as an array.
+        labels: int64 `(N,)` or None.
+    """
+
+    name: str
+    channels: int
+    sizes: np.ndarray
+    pixels: torch.Tensor | None
+    starts: np.ndarray
+    files: Files | None = None
+    labels: np.ndarray | None = None
+
+    @staticmethod
+    def room(name: str, channels: int, sizes: np.ndarray, keep: bool = True, files: Files | None = None) -> "Images":
+        """Images of these sizes, to be written by `view` where they are kept."""
+        counts = sizes.prod(axis=1)
+        pixels = torch.empty((int(counts.sum()), channels), dtype=torch.uint8) if keep else None
+        return Images(name, channels, sizes, pixels, counts.cumsum() - counts, files)
+
+    @staticmethod
+    def of_array(name: str, images: np.ndarray, labels: np.ndarray | None = None) -> "Images":
+        """Those of an array uint8 `(N, H, W, C)`."""
+        assert images.dtype == np.uint8, images.dtype
+        count, height, width, channels = images.shape
+        # torch warns of arrays that cannot be written to
+        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).view(-1, channels)
+        sizes = np.tile((height, width), (count, 1))
+        return Images(name, channels, sizes, pixels, np.arange(count) * height * width, None, labels)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def size(self) -> int:
+        """The side of the images, where all are squares of one size."""
+        return int(self.sizes[0, 0])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all images decoded."""
+        return int(self.sizes.prod(axis=1).sum()) * self.channels
+
+    # what a feed asks of images and of pairs
+
+    scale: ClassVar[int] = 1
+    factors: ClassVar[tuple[int, ...]] = (1,)
+    random: ClassVar[bool] = False
+
+    @property
+    def in_memory(self) -> bool:
+        return self.pixels is not None
+
+    @property
+    def low_sizes(self) -> np.ndarray:
+        return self.sizes
+
+    @property
+    def stores(self) -> "tuple[Images, ...]":
+        return (self,)
+
+    def cut(self, index: int, corners: Sequence[Any], side: int) -> list[tuple[np.ndarray, ...]]:
+        """As `Pairs.cut`, of one side."""
+        return [(window,) for window in self.windows(index, [Window(c.top, c.left, side, side) for c in corners])]
+
+    # reading
+
+    def view(self, index: int) -> np.ndarray:
+        """An image that is kept, `(H, W, C)`, without copying it."""
+        assert self.pixels is not None
+        height, width = self.sizes[index].tolist()
+        start = int(self.starts[index])
+        return self.pixels.numpy()[start : start + height * width].reshape(height, width, self.channels)
+
+    def whole(self, index: int) -> np.ndarray:
+        """All of an image, `(H, W, C)`."""
+        return self.windows(index, [Window(0, 0, *self.sizes[index].tolist())])[0]
+
+    def windows(self, index: int, windows: Sequence[Window]) -> list[np.ndarray]:
+        """Windows of one image, `(H, W, C)` each; it is decoded once for all of them."""
+        if self.pixels is not None:
+            image = self.view(index)
+            return [image[w.top : w.top + w.height, w.left : w.left + w.width] for w in windows]
+        assert self.files is not None
+        path = self.files.root / self.files.entries[index].name
+        try:
+            shaped = self.files.shape(converted(decode(path), self.channels))
+            if (shaped.height, shaped.width) != tuple(self.sizes[index].tolist()):
+                raise BadImage("size", f"{shaped.width}×{shaped.height}")
+        except BadImage as problem:
+            what = BAD[problem.kind][0] or f"{problem.detail} px"
+            raise UserError(
+                f"'{path}' was fine before the first step and is now unusable ({what}): "
+                "restore it, then continue with `fmrun resume`"
+            ) from problem
+        boxes = ((w.left, w.top, w.left + w.width, w.top + w.height) for w in windows)
+        return [
+            np.asarray(shaped.crop(box)).reshape(w.height, w.width, -1) for w, box in zip(windows, boxes, strict=True)
+        ]
+
+    def read(self, indices: Any) -> torch.Tensor:
+        """The images at `indices` (any sequence of integers), all of one size: uint8 `(B, C, S, S)` on the CPU."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if self.pixels is not None:
+            stacked = self.pixels.view(-1, self.size, self.size, self.channels)
+            images = stacked.index_select(0, torch.from_numpy(self.starts[wanted] // self.size**2))
+        else:
+            images = torch.empty((len(wanted), self.size, self.size, self.channels), dtype=torch.uint8)
+
+            def one(k: int) -> None:
+                images.numpy()[k] = self.whole(int(wanted[k]))
+
+            each(one, len(wanted), threads())
+        return images.permute(0, 3, 1, 2).contiguous()
+
+    def take(self, indices: np.ndarray) -> "Images":
+        """These images, in this order."""
+        files = self.files and self.files._replace(entries=[self.files.entries[i] for i in indices])
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, sizes=self.sizes[indices], starts=self.starts[indices], files=files, labels=labels)
+
+    # which they are
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 that changes when the data do, however they are kept: of names and contents of files, or of the
+        shape and pixels of an array."""
+        digest = hashlib.sha256()
+        if self.files is not None:
+            for entry in self.files.entries:
+                digest.update(f"{entry.name}\0{entry.sha256}\0".encode(errors="surrogateescape"))
+            return digest.hexdigest()
+        digest.update(repr((len(self), self.channels, *self.sizes[0].tolist())).encode())
+        for part in self._parts():
+            digest.update(part.numpy().data)
+        return digest.hexdigest()
+
+    def _parts(self) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self), PART):
+            yield self.read(range(start, min(start + PART, len(self))))
+
+    @property
+    def identity(self) -> dict[str, int | str]:
+        """What copying the images to another place does not change: their `number`, and digests of what they are."""
+        if self.files is None:
+            return {"number": len(self), "contents": self.fingerprint}
+        return files_identity(len(self), self.files.entries)
+
+
+def files_identity(count: int, entries: Sequence[Entry]) -> dict[str, int | str]:
+    """`identity` of so many images or pairs that are files."""
+    names, sizes = hashlib.sha256(), hashlib.sha256()
+    for entry in entries:
+        names.update(f"{entry.name}\0".encode(errors="surrogateescape"))
+        sizes.update(f"{entry.size}\0".encode())
+    return {"number": count, "names": names.hexdigest(), "sizes": sizes.hexdigest()}
+
+
+def unlike(then: dict[str, Any] | None, now: dict[str, Any] | None) -> str | None:
+    """How images differ from those there were, by their identities: the second half of a sentence; None if they do not."""
+    if then is None or now is None:
+        counts = ["none" if one is None else str(one["number"]) for one in (now, then)]
+        return None if then is now else " instead of ".join(counts)
+    if then["number"] != now["number"]:
+        return f"{now['number']} instead of {then['number']}"
+    if then.keys() != now.keys():
+        return "files instead of arrays" if "names" in now else "arrays instead of files"
+    other = [key for key in then if then[key] != now[key]]
+    return f"other {' and '.join(other)}" if other else None
+
+
+def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 images to [-1, 1]: x / 127.5 − 1, computed in at least fp32 and then rounded to `dtype`."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return images.to(wide).div_(127.5).sub_(1).to(dtype)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] to uint8, rounded and clamped; not-a-number becomes grey. Inverse of `to_float`."""
+    wide = torch.float64 if images.dtype == torch.float64 else torch.float32
+    return images.to(wide).nan_to_num(nan=0.0).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
