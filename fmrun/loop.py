@@ -17,9 +17,10 @@ from . import checkpoint
 from .checks import (
     FINITE,
     HELD,
-    Strength,
+    Start,
     blind_sentence,
     check_start,
+    compared,
     diagnose,
     review_balance,
 )
@@ -78,8 +79,12 @@ if hasattr(os, "register_at_fork"):  # a signal to a data worker is none to its 
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def explain(strength: Strength | None, state: State, report: Reporter) -> None:
-    """Say how strongly features will be matched, and what is odd about it."""
+def explain(start: Start, state: State, report: Reporter) -> None:
+    """Say how strong the generator's losses are beside each other, and what is odd about it."""
+    if start.shares:
+        shares = ", ".join(f"{name} {100 * share:.3g} %" for name, share in start.shares.items())
+        report.note(f"gradients at the generated images, beside {compared(state.task.discriminators[0])}: {shares}")
+    strength = start.strength
     if strength is None:
         return
     config, matching = state.config, state.config.feature_matching
@@ -92,7 +97,7 @@ def explain(strength: Strength | None, state: State, report: Reporter) -> None:
         )
     report.note(f"feature matching: {strength}{words}")
     if strength.blind:
-        known = state.task.critics[0].net.feature_names
+        known = state.task.discriminators[0].net.feature_names
         report.warn(blind_sentence(matching.match, strength.blind, known, config.discriminator.target is not None))
     if strength.held:
         report.warn(HELD.format(strength.balance))
@@ -249,7 +254,7 @@ class Session:
         row: dict[str, Any] = state.window.read(self.world, empty=state.step % c.log.every == 0)
         since, step = self._mark
         if c.feature_matching.weight:
-            row["fm/lambda"] = state.task.critics[0].matching_weight(state.step - 1)
+            row["fm/lambda"] = state.task.discriminators[0].matching_weight(state.step - 1)
         row["optim/lr_generator"] = float(state.optimisers["generator"].lr)
         seconds = time.monotonic() - since
         row["time/images_per_second"] = (state.step - step) * c.train.batch_size / max(seconds, 1e-9)

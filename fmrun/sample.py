@@ -16,7 +16,7 @@ from .config import Config
 from .errors import UserError
 from .grid import grid, save_png, to_uint8
 from .models.custom import expecting_old_code
-from .models.walked import placed
+from .models.layout import placed
 from .precision import set_determinism
 from .presets import from_json
 from .report import Reporter

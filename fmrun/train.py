@@ -26,7 +26,7 @@ from .memory import check_fit, is_out_of_memory, memory_line, within_memory
 from .metrics.extractors import HOW, available
 from .models.base import parameter_count
 from .models.norm import has_batch_norm, has_spectral_norm
-from .models.walked import layout_of
+from .models.layout import layout_of
 from .optim import lr_factor
 from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism, set_threads
 from .presets import FREE_ON_RESUME, HORIZONS, PLACES, covers, flatten, from_json, render
@@ -79,7 +79,7 @@ def warnings(config: Config, state: State) -> list[str]:
     if config.train.accumulate > 1:
         normed = [
             n
-            for n, net in (("generator", task.generator), ("discriminator", task.critics[0].net))
+            for n, net in (("generator", task.generator), ("discriminator", task.discriminators[0].net))
             if has_batch_norm(net)
         ]
         if normed:
@@ -94,17 +94,21 @@ def warnings(config: Config, state: State) -> list[str]:
                 f"{config.train.batch_size // config.train.accumulate}, not the batch of {config.train.batch_size}; "
                 "this is not the same experiment as accumulate=1"
             )
-    if fm.weight and fm.estimator == "unbiased" and has_batch_norm(task.critics[0].net):
+    if fm.weight and fm.estimator == "unbiased" and has_batch_norm(task.discriminators[0].net):
         found.append(
             "estimator 'unbiased' takes the features of a batch for independent, which batch norm makes them not: behind it "
             "more is subtracted than their noise; match before the norm, or use a discriminator without batch norm"
         )
-    if getattr(task.critics[0].net, "ends_in_sigmoid", False) and config.losses.gan.type != "lsgan":
+    if getattr(task.discriminators[0].net, "ends_in_sigmoid", False) and config.losses.gan.type != "lsgan":
         found.append(
             f"the discriminator ends in a sigmoid, and losses.gan.type '{config.losses.gan.type}' takes logits, of any size: "
             "return them without the sigmoid, or add -s losses.gan.type=lsgan, which is for values from 0 to 1"
         )
-    if config.losses.gan.type == "wgan" and not config.losses.gan.r1 and not has_spectral_norm(task.critics[0].net):
+    if (
+        config.losses.gan.type == "wgan"
+        and not config.losses.gan.r1
+        and not has_spectral_norm(task.discriminators[0].net)
+    ):
         own = config.discriminator.target is not None
         ways = "-s losses.gan.r1=10" if own else "-s discriminator.norm=spectral or -s losses.gan.r1=10"
         found.append(f"a Wasserstein critic has to be kept Lipschitz: add {ways}")
@@ -120,18 +124,18 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
     lines = [
         f"data: {task.describe(train, valid)}, from {c.data.path}",
         f"nets: generator {parameter_count(task.generator):,} weights, "
-        f"discriminator {parameter_count(task.critics[0].net):,}, on {state.device} in {precision[task.precision]}",
+        f"discriminator {parameter_count(task.discriminators[0].net):,}, on {state.device} in {precision[task.precision]}",
         *(
             f"{name}: in the ordinary memory format (NCHW), for {net.target} does not take channels_last"
             for name, net, made in (
                 ("generator", c.generator, task.generator),
-                ("discriminator", c.discriminator, task.critics[0].net),
+                ("discriminator", c.discriminator, task.discriminators[0].net),
             )
             if layout_of(made) == torch.contiguous_format
         ),
         *(
             [f"logits: the mean over those at {len(paths)} places of what the discriminator returns"]
-            if len(paths := getattr(task.critics[0].net, "paths", ())) > 1
+            if len(paths := getattr(task.discriminators[0].net, "paths", ())) > 1
             else []
         ),
         f"training: steps {state.step} to {c.train.steps}, batch {c.train.batch_size}"
@@ -142,7 +146,7 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
         ahead = range(first, c.train.steps)
         low = ahead[bisect_left(ahead, True, key=lambda step: lr_factor(schedule, step) < LOW_RATE)]
         lines.append(f"learning rates: below a tenth of what is set from step {low} on (optim.schedule)")
-    matching = task.critics[0].matching
+    matching = task.discriminators[0].matching
     if matching is None:
         lines.append("feature matching: off")
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,9 +25,8 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "charbonnier": pixel.charbonnier,
     "frequency": focal_frequency,
     "hfen": pixel.hfen,
-    "ldl": pixel.ldl,
 }
-"""Of image and original (and, for `ldl`, the averaged generator's image); their options are called as in the config."""
+"""Of image and original; their options are called as in the config."""
 
 NETS: dict[str, Callable[[Any], nn.Module]] = {
     "perceptual": partial(feature_loss, "vgg19", field="losses.perceptual"),
@@ -89,14 +88,6 @@ class ImageLosses:
         """Weight of every section's loss at `step`."""
         return {name: strength(c, step) for name, c in self.configs.items()}
 
-    def active(self, step: int) -> tuple[str, ...]:
-        """Sections whose loss acts at `step`."""
-        return tuple(name for name, weight in self.weights(step).items() if weight > 0)
-
-    def reads_average(self, step: int) -> bool:
-        """Whether a loss compares with the averaged generator's image at `step`."""
-        return "ldl" in self.active(step)
-
     @property
     def whole_batch(self) -> tuple[str, ...]:
         """Sections whose loss is of the batch, not of its images: on micro-batches they are another loss."""
@@ -104,39 +95,24 @@ class ImageLosses:
         return ("frequency",) if c is not None and (c.average_spectrum or c.batch_weights) else ()
 
     def __call__(
-        self,
-        image: Tensor,
-        target: Tensor,
-        step: int,
-        average: Tensor | None = None,
-        weights: Mapping[str, Tensor | float] | None = None,
+        self, image: Tensor, target: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
     ) -> dict[str, Tensor]:
-        """Every loss that acts at `step`, by its name in the log, times its weight, which `weights` may hold.
+        """The losses of the named sections, by their names in the log, times their weights.
 
-        `image`, `target` and `average` (the averaged generator's image of the same input, needed where
-        `reads_average`) are (B, C, H, W) in [-1, 1]. Each loss has a graph of its own from `image` on, so that they can
-        be differentiated one after the other.
+        `image` and `target` are (B, C, H, W) in [-1, 1]. Each loss has a graph of its own from `image` on, so that they
+        can be differentiated one after the other.
         """
-        terms = {}
-        weights = self.weights(step) if weights is None else weights
         with torch.no_grad():
             target = _unit(target)
-            average = _unit(average) if average is not None else None
         with torch.autocast(image.device.type, enabled=False):
-            for name in self.active(step):
-                loss = self._loss(name, _unit(image), target, average)
-                terms[NAMES.get(name, name)] = loss * weights[name]
-        return terms
+            return {NAMES.get(name, name): self._loss(name, _unit(image), target) * weights[name] for name in names}
 
-    def _loss(self, name: str, image: Tensor, target: Tensor, average: Tensor | None) -> Tensor:
+    def _loss(self, name: str, image: Tensor, target: Tensor) -> Tensor:
         function, config = self.functions[name], self.configs[name]
         if name in NETS:
             half = self.precision in (torch.bfloat16, torch.float16) and name not in FULL_PRECISION
             with torch.autocast(image.device.type, dtype=self.precision if half else None, enabled=half):
                 return function(image, target)
-        if name == "ldl":
-            assert average is not None, "LDL needs the averaged generator's image"
-            return function(image, target, average)
         loss = function(image, target)
         if getattr(config, "reduction", "mean") == "sum":
             # a slice's mean times the elements of the global batch: the average over slices is the sum over all of it

@@ -14,12 +14,13 @@ from ..data.folder import Progress
 from ..data.images import Feed, Images, claimed, open_data, order, to_float, to_uint8
 from ..data.places import refuse_idle, with_left_out
 from ..dist import World
+from ..feature_matching.discriminator import mean_logit
+from ..feature_matching.frozen import frozen_running_stats
 from ..grid import grid, save_png
 from ..metrics.reals import share
-from ..models.base import mean_logit
 from ..models.custom import custom_generator
 from ..models.dcgan import DcganGenerator
-from ..models.norm import calibrate, held_averages, unchanged
+from ..models.norm import calibrate, restored_buffers
 from ..models.weights import load_weights
 from ..rng import torch_generator
 from . import Batch
@@ -142,7 +143,7 @@ class Generate(PairTask):
         return self.run(self.forward, batch.noise)
 
     def image_losses(
-        self, batch: Batch, image: Tensor, step: int, weights: Mapping[str, Tensor | float] | None = None
+        self, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
     ) -> dict[str, Tensor]:
         return {}
 
@@ -184,7 +185,7 @@ class Generate(PairTask):
         """Mean logits of training, held-out and generated images, and by how much the discriminator overfits:
         (train - valid) / (train - generated), 0 for a stranger to its training images, 1 for one who knows them by
         heart (Karras et al. 2020, StyleGAN2-ADA, eq. 1)."""
-        critic = self.critics[0]
+        role = self.discriminators[0]
         count = min(count, len(train), len(valid))
         size = min(
             count, self.config.train.batch_size
@@ -193,8 +194,8 @@ class Generate(PairTask):
         sums = torch.zeros(3, device=self.device, dtype=self.dtype)
         noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
         shares = [share(images, size * rounds) for images in (train, valid)]
-        nets = self.generator, critic.net
-        with held_averages(*nets), unchanged(*nets):
+        nets = self.generator, role.net
+        with frozen_running_stats(*nets), restored_buffers(*nets):
             for i in range(rounds):
                 part = slice(i * size, (i + 1) * size)
                 looked = [chosen.images.read(chosen.indices[part]).to(self.device) for chosen in shares]
@@ -202,7 +203,7 @@ class Generate(PairTask):
                 fake = self.run(self.generator, noise[part.start : part.stop].to(self.device, self.dtype))
                 for k, images in enumerate((real, held, fake)):
                     images = images.contiguous(memory_format=torch.channels_last)
-                    logits = critic(images, critic.mildest(images)).logits
+                    logits = role(images, role.mildest(images)).logits
                     assert logits is not None
                     sums[k] += mean_logit(logits) / rounds
         on_train, on_valid, on_fake = sums.tolist()

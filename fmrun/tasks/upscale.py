@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -316,14 +316,9 @@ class Upscale(PairTask):
         return self.losses.weights(step)
 
     def image_losses(
-        self, batch: Batch, image: Tensor, step: int, weights: Mapping[str, Tensor | float] | None = None
+        self, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
     ) -> dict[str, Tensor]:
-        average = None
-        if self.losses.reads_average(step):
-            assert batch.condition is not None
-            with torch.no_grad():
-                average = self._upscale(self.average, batch.condition)
-        return self.losses(image, batch.real, step, average, weights)
+        return self.losses(image, batch.real, names, weights)
 
     def fit_average(self) -> None:
         """SPAN holds a copy of its weights in another form; running averages only a net of the user's own has."""
