@@ -291,9 +291,9 @@ def check_fit(state: State, images: int = 0) -> None:
     config, world = state.config, state.world
     ways = world.size * config.train.accumulate
     whole = config.train.batch_size // ways
-    here = 1 + max(world.collect(world.local_rank)) if state.device.type == "cpu" else 1
-    room = min(world.collect(available_on(state.device))) // here
-    images = max(world.collect(images))  # all have to go on alike
+    here = 1 + max(world.all_gather_object(world.local_rank)) if state.device.type == "cpu" else 1
+    room = min(world.all_gather_object(available_on(state.device))) // here
+    images = max(world.all_gather_object(images))  # all have to go on alike
     at_once = steps_at_once(state)
     if images <= room // 4 and _surely_small(state, room // (4 * at_once)):
         return

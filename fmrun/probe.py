@@ -10,12 +10,14 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import checkpoint
+from .checkpoint import named
 from .checks import (
     LOOK,
     blind,
@@ -79,17 +81,12 @@ def probe(
     config = config.model_copy(update={"compile": False})
     state = State(config, device, World(), fresh=run_checkpoint is None)
     if run_checkpoint is not None:
-        own = {
-            f"matching.{c.name}.{name}": value
-            for c in state.task.discriminators
-            if c.matching is not None
-            for name, value in c.matching.state_dict().items()
-        }
         # The balance of other layers is still a start; a running mean of theirs is not.
+        own = named({f"matching.{d.name}": d.matching.state_dict() for d in state.task.discriminators if d.matching})
         saved = {
             k: v for k, v in run_checkpoint.tensors.items() if not k.startswith("matching.") or ".running_" not in k
         }
-        state.restore({**own, **saved}, run_checkpoint.meta)
+        state.restore(replace(run_checkpoint, tensors={**own, **saved}))
     elif data:
         notes.append("the nets are as a run starts with them: gap and share describe untrained nets")
     batches = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checkpoint import Checkpoint, named
 from .config import Config
 from .dist import World
 from .graphs import CudaRecorder, Recorder, StepGraphs
@@ -177,47 +178,32 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """All that has to be saved, by name. Fits the averaged generator's batch norm first."""
         self.fit_average()
-        tensors: dict[str, Tensor] = {}
-
-        def put(prefix: str, values: Mapping[str, Tensor]) -> None:
-            tensors.update({f"{prefix}.{name}": value for name, value in values.items()})
-
-        put("generator", self.task.generator.state_dict())
-        put("ema", self.task.average.state_dict())
+        parts = {"generator": self.task.generator.state_dict(), "ema": self.task.average.state_dict()}
         for role in self.task.discriminators:
-            put(role.name, role.net.state_dict())
+            parts[role.name] = role.net.state_dict()
             if role.matching is not None:
-                put(f"matching.{role.name}", role.matching.state_dict())
-        for name, optimiser in self.optimisers.items():
-            put(f"optimiser.{name}", optimiser.state())
-        put("guard", self.guard.state_dict())
-        put("window", self._window_means())
-        return tensors
+                parts[f"matching.{role.name}"] = role.matching.state_dict()
+        parts |= {f"optimiser.{name}": optimiser.state() for name, optimiser in self.optimisers.items()}
+        parts["guard"] = self.guard.state_dict()
+        # averaged over processes, so that one file serves them all
+        parts["window"] = {name: self.world.mean(value) for name, value in self.window.sums.items()}
+        return named(parts)
 
-    def _window_means(self) -> dict[str, Tensor]:
-        """The window's sums, averaged over processes so that one file serves them all."""
-        return {name: self.world.mean(value) for name, value in self.window.sums.items()}
-
-    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def restore(self, found: Checkpoint) -> None:
         """Put back what `tensors` gave, to the bit."""
-
-        def take(prefix: str) -> dict[str, Tensor]:
-            start = f"{prefix}."
-            return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-
         with expecting_old_code(self.config):
-            self.task.generator.load_state_dict(take("generator"))
-            self.task.average.load_state_dict(take("ema"))
+            self.task.generator.load_state_dict(found.part("generator"))
+            self.task.average.load_state_dict(found.part("ema"))
             for role in self.task.discriminators:
-                role.net.load_state_dict(take(role.name))
+                role.net.load_state_dict(found.part(role.name))
         for role in self.task.discriminators:
             if role.matching is not None:
-                role.matching.load_state_dict(take(f"matching.{role.name}"))
+                role.matching.load_state_dict(found.part(f"matching.{role.name}"))
         for name, optimiser in self.optimisers.items():
-            optimiser.restore(take(f"optimiser.{name}"))
+            optimiser.restore(found.part(f"optimiser.{name}"))
             optimiser.remember()
-        self.guard.load_state_dict(take("guard"))
-        self.window.sums = {name: value.to(self.device) for name, value in take("window").items()}
-        self.window.counts = dict(meta["window"])
-        self.step = int(meta["step"])
+        self.guard.load_state_dict(found.part("guard"))
+        self.window.sums = {name: value.to(self.device) for name, value in found.part("window").items()}
+        self.window.counts = dict(found.meta.window)
+        self.step = found.step
         self._fitted = False

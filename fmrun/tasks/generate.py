@@ -85,7 +85,7 @@ class Generate(PairTask):
             images,
             seed=config.seed,
             global_batch=config.train.batch_size,
-            rank_slice=self.world.part(config.train.batch_size),
+            rank_slice=self.world.local_slice(config.train.batch_size),
             device=self.device,
             cache=cache,
             workers=workers,
@@ -105,7 +105,7 @@ class Generate(PairTask):
 
     def blank(self) -> Tensor:
         """A batch in place of data, to see what fits in memory."""
-        part = self.world.part(self.config.train.batch_size)
+        part = self.world.local_slice(self.config.train.batch_size)
         return torch.zeros(part.stop - part.start, *self.image, dtype=torch.uint8, device=self.device)
 
     @staticmethod
@@ -118,7 +118,7 @@ class Generate(PairTask):
         """Latents and augmentation are drawn for the global batch and sliced."""
         config, world = self.config, self.world
         whole = config.train.batch_size
-        part = world.part(whole)
+        part = world.local_slice(whole)
         noise_rng = torch_generator(config.seed, "latent", draw, device=self.device)
         noise = torch.randn(whole, config.generator.latent_dim, generator=noise_rng, device=self.device)
         numbers = None

@@ -103,7 +103,7 @@ def _is_checkpoint(path: str) -> bool:
     try:
         read_meta(Path(path))
         return True
-    except (CorruptCheckpoint, KeyError):
+    except CorruptCheckpoint:
         return False
 
 
@@ -242,7 +242,7 @@ class Upscale(PairTask):
             pairs,
             seed=config.seed,
             global_batch=config.train.batch_size,
-            rank_slice=self.world.part(config.train.batch_size),
+            rank_slice=self.world.local_slice(config.train.batch_size),
             device=self.device,
             cache=cache,
             workers=workers,
@@ -264,7 +264,7 @@ class Upscale(PairTask):
 
     def blank(self) -> PairBatch:
         """A batch in place of data, to see what fits in memory."""
-        part = self.world.part(self.config.train.batch_size)
+        part = self.world.local_slice(self.config.train.batch_size)
         high = torch.zeros(part.stop - part.start, *self.image, dtype=torch.uint8, device=self.device)
         return PairBatch(high[..., :: self.config.data.scale, :: self.config.data.scale], high)
 
@@ -281,7 +281,7 @@ class Upscale(PairTask):
         numbers: list[Any] = [None] * count
         if config.train.augment:
             rng = torch_generator(config.seed, "augment", draw, device=self.device)
-            drawn = torch.rand(2, whole, NUMBERS, generator=rng, device=self.device)[:, self.world.part(whole)]
+            drawn = torch.rand(2, whole, NUMBERS, generator=rng, device=self.device)[:, self.world.local_slice(whole)]
             numbers = list(drawn.to(self.dtype).chunk(count, dim=1))
         low, high = (self._float(x) for x in raw)
         return [
