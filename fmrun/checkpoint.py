@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from .environment import cpu_model
@@ -93,7 +93,7 @@ class Meta:
     format: Literal[1] = FORMAT
 
 
-META = TypeAdapter(Meta, config=ConfigDict(strict=True, extra="forbid"))
+META = TypeAdapter(Meta)
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ def _meta(header: bytes, path: Path) -> Meta:
         written = "version 0.1.0" if "format" not in content else "another version"
         raise CorruptCheckpoint(f"{path} was written by fmrun's {written}, whose format is no longer read; train again")
     try:
-        return META.validate_python(content)
+        return META.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
