@@ -1,6 +1,14 @@
-"""Checkpoints: one safetensors file each, no pickle, atomic, hashed, rotated.
+"""Checkpoints, format 1: one safetensors file each, no pickle, atomic, hashed, rotated.
 
-The metadata is one JSON string under one key, so that saving the same state twice gives the same bytes. It
+Tensors are named by the part they belong to:
+
+    generator.*  ema.*               weights and buffers of the generator and of its moving average
+    discriminator.*                  of the discriminator
+    matching.discriminator.*         balance and running means of its feature matching
+    optimiser.NET.PARAMETER/KEY      Adam's moments and step counts of a net
+    guard.*  window.*                what the guard saw; sums of the log since the last read-out
+
+The metadata (`Meta`) is one JSON string under one key, so that saving the same state twice gives the same bytes. It
 holds the sha256 of the whole file, computed with the hash itself blanked out: any changed byte shows.
 """
 
@@ -11,12 +19,13 @@ import platform
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from .environment import cpu_model
@@ -46,13 +55,64 @@ class CorruptCheckpoint(UserError):
     """A checkpoint that cannot be read, or is not what was written."""
 
 
+FORMAT: Literal[1] = 1
+"""Of what is written. Files of another format are refused."""
+
+
+@dataclass(frozen=True)
+class Best:
+    metric: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class ImagesIdentity:
+    """What the images of a run are, wherever they lie: see `Images.identity`."""
+
+    train: dict[str, int | str]
+    held_out: dict[str, int | str] | None
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint holds besides tensors."""
+
+    step: Annotated[int, Field(ge=0)]
+    config: dict[str, Any]
+    """As the run's `config.json` has it."""
+    data: str
+    """Fingerprint of the training images; `held_out`: of those held out."""
+    held_out: str | None
+    images: ImagesIdentity
+    machine: dict[str, Any]
+    """See `machine`."""
+    window: dict[str, Annotated[int, Field(ge=1)]]
+    """Steps in each of the log's sums."""
+    best: Best | None = None
+    format: Literal[1] = FORMAT
+
+
+META = TypeAdapter(Meta)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `save` was given; `meta` also has the step, under `"step"`."""
-
-    step: int
+    meta: Meta
     tensors: dict[str, Tensor]
-    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.meta.step
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a part, by their names within it."""
+        return {key.removeprefix(f"{name}."): t for key, t in self.tensors.items() if key.startswith(f"{name}.")}
+
+
+def named(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all parts, as a checkpoint names them."""
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -67,43 +127,77 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(m[1]) for m in map(NAME.fullmatch, (p.name for p in folder.iterdir())) if m)
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+def save(folder: Path, tensors: Mapping[str, Tensor], meta: Meta) -> Path:
     """Write one checkpoint, wholly or not at all; one of the same step is replaced.
 
-    Tensors may lie on any device, be non-contiguous and share storage; `meta` is anything JSON can hold.
-    Raises SaveError when the disk refuses, and leaves what was there before as it was.
+    Tensors may lie on any device, be non-contiguous and share storage. Raises SaveError when the disk refuses, and leaves what was there before as it was.
     """
-    path = path_of(folder, step)
-    data, at, digest = _encode(step, tensors, meta)
+    path = path_of(folder, meta.step)
+    data, at, digest = _encode(tensors, meta)
     try:
         make_folder(folder)
         write_atomic(path, data[:at], digest, data[at + len(digest) :])
     except OSError as error:
-        raise SaveError(_refusal(path, step, error, len(data))) from error
+        raise SaveError(_refusal(path, meta.step, error, len(data))) from error
     return path
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, every byte of it verified; raises CorruptCheckpoint."""
+    """The checkpoint at `path`, every byte of it verified and what it holds validated; raises CorruptCheckpoint."""
     with reading(path):
         data = _verified(path)
         try:
-            meta = _meta(data[8 : 8 + _header_size(data)])
-            return Checkpoint(meta["step"], safetensors.torch.load(data), meta)
+            meta = _meta(data[8 : 8 + _header_size(data)], path)
+            found = Checkpoint(meta, safetensors.torch.load(data))
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptCheckpoint(f"{path} cannot be read by this version of fmrun: {error}") from error
+    if problem := _problem(found, path):
+        raise CorruptCheckpoint(f"{path} is not as fmrun writes it: {problem}")
+    return found
 
 
-def read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> Meta:
     """The metadata alone, from the file's header; tensors are neither loaded nor verified."""
     try:
         with open(path, "rb") as file:
             size = min(_header_size(file.read(8)), path.stat().st_size)
-            return _meta(file.read(size))
+            header = file.read(size)
+        return _meta(header, path)
     except OSError as error:
         raise CorruptCheckpoint(_unreadable(path, error)) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCheckpoint(_foreign(path)) from error
+
+
+def _problem(found: Checkpoint, path: Path) -> str | None:
+    """What does not fit together in a checkpoint, before any net is built from it."""
+    in_name = NAME.fullmatch(path.name)
+    if in_name is not None and int(in_name[1]) != found.step:
+        return f"it is of step {found.step}"
+    parts = {name.partition(".")[0] for name in found.tensors}
+    if missing := {"generator", "ema", "discriminator", "guard"} - parts:
+        return f"it has no {min(missing)}"
+    if unknown := parts - {"generator", "ema", "discriminator", "matching", "optimiser", "guard", "window"}:
+        return f"there is no part '{min(unknown)}'"
+    if found.part("window").keys() != found.meta.window.keys():
+        return "the log's sums and their counts differ"
+    nets = {name: found.part(name) for name in ("generator", "ema", "discriminator")}
+    if _shapes(nets["ema"]) != _shapes(nets["generator"]):
+        return "the averaged generator is not of the generator's shape"
+    for net in ("generator", "discriminator"):
+        for name, moment in found.part(f"optimiser.{net}").items():
+            parameter, _, key = name.rpartition("/")
+            if parameter not in nets[net] or (key != "step" and moment.shape != nets[net][parameter].shape):
+                return f"the optimiser's {name} does not fit the {net}"
+    for name, tensor in found.tensors.items():
+        checked = name.startswith(("generator.", "ema.", "discriminator.", "optimiser."))
+        if checked and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return f"{name} is not finite"
+    return None
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -161,10 +255,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _encode(step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[memoryview, int, bytes]:
+def _encode(tensors: Mapping[str, Tensor], meta: Meta) -> tuple[memoryview, int, bytes]:
     """The file with its hash left blank, where the hash goes, and the hash."""
-    content = {"hash": BLANK.decode(), "meta": {**meta, "step": step}}
-    header = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    header = json.dumps({"hash": BLANK.decode(), "meta": asdict(meta)}, sort_keys=True, separators=(",", ":"))
     own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     data = safetensors.torch.save(own, {KEY: header})
     at = data.index(BEFORE_HASH) + len(BEFORE_HASH)
@@ -197,8 +290,17 @@ def _header_size(data: bytes) -> int:
     return int.from_bytes(data[:8], "little")
 
 
-def _meta(header: bytes) -> dict[str, Any]:
-    return json.loads(json.loads(header)["__metadata__"][KEY])["meta"]
+def _meta(header: bytes, path: Path) -> Meta:
+    content = json.loads(json.loads(header)["__metadata__"][KEY])["meta"]
+    if content.get("format") != FORMAT:
+        written = "version 0.1.0" if "format" not in content else "another version"
+        raise CorruptCheckpoint(f"{path} was written by fmrun's {written}, whose format is no longer read; train again")
+    try:
+        return META.validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise CorruptCheckpoint(f"{path} is not as fmrun writes it: {place}: {problem['msg']}") from None
 
 
 def _foreign(path: Path) -> str:

@@ -5,23 +5,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import FeatureMatchingConfig
 from .errors import UserError
 from .feature_matching import FeatureMatching
-from .models.base import scales
-from .models.norm import held_averages, perturbed, unchanged
-from .models.walked import said
+from .feature_matching.discriminator import scales
+from .feature_matching.frozen import frozen, frozen_running_stats
+from .feature_matching.walked import said
+from .models.norm import perturbed, restored_buffers
 from .rng import torch_generator
 from .simultaneous import one_augmentation
 from .state import State
-from .step import discriminator_loss, frozen, generator_image_gradients
-from .tasks import Batch, Critic, CriticPlan, Plan
+from .step import StepLog, discriminator_loss, image_gradients
+from .tasks import Batch, DiscriminatorPlan, DiscriminatorRole, StepPlan, Task
+from .tasks.pair import feature_matching
 
 LOOK = 8
 """Images that are enough to see whether a gradient passes."""
@@ -61,83 +62,124 @@ class Strength:
         return f"{effective}: its gradient is {share} {self.compared}"
 
 
-def full_plan(critic: Critic, others: bool = False) -> CriticPlan:
-    """A plan in which everything of the critic's that will ever act acts now; `others`: whether there are generator losses
-    besides, to compare the matching with where no adversarial term ever acts."""
-    layers = critic.matching.layers if critic.matching is not None else ()
-    adversarial = critic.gan.weight > 0
-    measure = bool(layers) and (adversarial or others)
-    return CriticPlan(train=False, adversarial=adversarial, taps=layers, penalty=False, measure=measure)
+def full_plan(role: DiscriminatorRole, has_other_losses: bool = False) -> DiscriminatorPlan:
+    """A plan in which everything of the role's that will ever act acts now; `has_other_losses`: whether the generator
+    has some, to compare the matching with where no adversarial term ever acts."""
+    layers = role.matching.layers if role.matching is not None else ()
+    adversarial = role.gan.weight > 0
+    measure = (bool(layers) and (adversarial or has_other_losses)) or (adversarial and has_other_losses)
+    return DiscriminatorPlan(adversarial=adversarial, layers=layers, measure=measure)
 
 
-def compared(critic: Critic) -> str:
+def compared(role: DiscriminatorRole) -> str:
     """What the gradient share under `full_plan` is of."""
-    return "the adversarial one" if critic.gan.weight > 0 else "that of the generator's other losses"
+    return "the adversarial one" if role.gan.weight > 0 else "that of the generator's other losses"
 
 
-def check_start(state: State, draws: list[list[Batch]]) -> Strength | None:
-    """Check that gradients pass and measure how strong feature matching is, everything acting at its full weight.
+@dataclass(frozen=True)
+class Start:
+    """What was measured before the first step, everything acting at its full weight."""
+
+    strength: Strength | None = None
+    """None without feature matching."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Norm of each other loss's gradient at the generated images, over that of the adversarial one or, where that never
+    acts, over that of all of these together."""
+
+
+def check_start(state: State, batches: list[list[Batch]]) -> Start:
+    """Check that gradients pass and measure how strong the losses are.
 
     Raises UserError naming the layer or loss that gives the generator nothing. Leaves parameters, buffers and random
     streams as they were, but for one: where the statistic is blind, a new run's balance is held.
     """
-    nets = [state.task.generator, *(critic.net for critic in state.task.critics)]
-    with unchanged(*nets), torch.random.fork_rng(enabled=state.task.own_nets):
+    nets = [state.task.generator, *(role.net for role in state.task.discriminators)]
+    with restored_buffers(*nets), torch.random.fork_rng(enabled=state.task.own_nets):
         if state.task.own_nets:  # what they draw is the same every time
             torch.manual_seed(0)
-        strength = _check_start(state, draws[0])
-    if state.step == 0 and state.world.any(strength is not None and strength.held):
-        for critic in state.task.critics:
-            if critic.matching is not None:
-                critic.matching.review(blind=True)
-    return strength
+        start = _check_start(state, batches[0])
+    if state.step == 0 and state.world.any(start.strength is not None and start.strength.held):
+        for role in state.task.discriminators:
+            if role.matching is not None:
+                role.matching.strength.review(blind=True)
+    return start
 
 
-def _check_start(state: State, batches: list[Batch]) -> Strength | None:
-    task, strength = state.task, None
+def _check_start(state: State, batches: list[Batch]) -> Start:
+    task, start = state.task, Start()
     if task.own_nets and len(batches) > 1:
         _refuse_noise(state, batches)
-    with held_averages(task.generator), torch.no_grad():
+    with frozen_running_stats(task.generator), torch.no_grad():
         images = [task.generate(batch) for batch in batches]
-    _check_image_losses(state, batches[0], images[0])
-    for critic in task.critics:
-        plan = full_plan(critic, others=bool(task.plan(state.step).image_losses))
-        state.live.set(state.step, [critic.gan.weight], [_weight(critic.matching)], task.image_weights(state.step))
-        if task.own_nets and critic.trained:
-            _try_update(critic, batches[0], images[0])
-        with unchanged(critic.matching), frozen([critic]):
-            for layer in plan.taps:
-                if not passes_gradient(critic, layer, images[0][:LOOK]):
-                    raise UserError(
-                        f"layer '{layer}' of {critic.name} passes no gradient to the image, so matching it teaches the "
-                        "generator nothing; leave it out of feature_matching.layers, or let gradients through it"
-                    )
-            _check_losses(state, critic, plan, batches, images)
-            if critic.matching is not None:
-                real = features_of(critic, batches, [batch.real for batch in batches], plan.taps)
-                fake = features_of(critic, batches, images, plan.taps)
-                hidden = tuple(name for name in plan.taps if blind(state, name, real[name], fake[name]))
-                if hidden:  # a layer that begins at zero is not blind
-                    with perturbed(critic.net):
-                        real = features_of(critic, batches, [batch.real for batch in batches], hidden)
-                        fake = features_of(critic, batches, images, hidden)
-                    hidden = tuple(name for name in hidden if blind(state, name, real[name], fake[name]))
-                if state.step == 0 and hidden == plan.taps:
-                    critic.matching.review(blind=True)
-                if plan.measure:
-                    parts = tuple(plan if c is critic else _idle(c) for c in task.critics)
-                    plans = Plan(parts, image_losses=task.plan(state.step).image_losses)
-                    generator_image_gradients(task, plans, batches, images, state.live, state.world)
-                share = float(critic.matching.share)
-                strength = Strength(
-                    critic.matching.config.weight,
-                    float(critic.matching.balance),
-                    share if plan.measure else math.nan,
-                    hidden,
-                    compared(critic),
-                    critic.matching.config.balance == "gradient" and bool(critic.matching.held),
-                )
-    return strength
+    weights = task.image_weights(max(state.step, state.config.full_step))
+    image_losses = tuple(name for name, weight in weights.items() if weight > 0)
+    _check_image_losses(state, batches[0], images[0], image_losses, weights)
+    for role in task.discriminators:
+        plan = full_plan(role, bool(image_losses))
+        full = role.matching.weight if role.matching is not None else 0.0
+        state.scalars.set(state.step, [role.gan.weight], [full], weights)
+        if task.own_nets and role.trained:
+            _try_update(role, batches[0], images[0])
+        with restored_buffers(role.matching):
+            with frozen(role.net):
+                _check_layers(role, plan.layers, images[0])
+                _check_losses(state, role, plan, batches, images)
+                hidden = _blind_layers(state, role, plan.layers, batches, images)
+            if role.matching is not None and state.step == 0 and hidden == plan.layers:
+                role.matching.strength.review(blind=True)
+            log = StepLog()
+            if plan.measure:
+                log = image_gradients(
+                    task, plan_of(task, role, plan, image_losses), batches, images, state.scalars, state.world
+                )[1]
+            start = Start(
+                _strength(role, plan, hidden),
+                {
+                    name.removeprefix("fm/share."): float(value)
+                    for name, value in log.items()
+                    if name.startswith("fm/share.")
+                },
+            )
+    return start
+
+
+def _check_layers(role: DiscriminatorRole, layers: Sequence[str], images: Tensor) -> None:
+    for layer in layers:
+        if not passes_gradient(role, layer, images[:LOOK]):
+            raise UserError(
+                f"layer '{layer}' of {role.name} passes no gradient to the image, so matching it teaches the "
+                "generator nothing; leave it out of feature_matching.layers, or let gradients through it"
+            )
+
+
+def _blind_layers(
+    state: State, role: DiscriminatorRole, layers: tuple[str, ...], batches: list[Batch], images: list[Tensor]
+) -> tuple[str, ...]:
+    """Those of the layers on which the statistic is blind, and stays so when weights that begin at zero have moved."""
+
+    def look(names: tuple[str, ...]) -> tuple[str, ...]:
+        real = features_of(role, batches, [batch.real for batch in batches], names)
+        fake = features_of(role, batches, images, names)
+        return tuple(name for name in names if blind(state, name, real[name], fake[name]))
+
+    if not layers or not (hidden := look(layers)):
+        return ()
+    with perturbed(role.net):
+        return look(hidden)
+
+
+def _strength(role: DiscriminatorRole, plan: DiscriminatorPlan, hidden: tuple[str, ...]) -> Strength | None:
+    if role.matching is None:
+        return None
+    measured = role.matching.strength
+    return Strength(
+        role.matching.weight,
+        float(measured.balance),
+        float(measured.share) if plan.measure else math.nan,
+        hidden,
+        compared(role),
+        measured.balanced and bool(measured.held),
+    )
 
 
 def review_balance(state: State, draws: list[list[Batch]]) -> list[str]:
@@ -145,21 +187,26 @@ def review_balance(state: State, draws: list[list[Batch]]) -> list[str]:
     layers, its gradient is noise, and the balance goes back and stays. Sentences on those."""
     said = []
     task, step = state.task, state.step - 1
-    for critic, plan in zip(task.critics, task.plan(step).critics, strict=True):
-        matching = critic.matching
-        start = critic.gan.start_step if plan.adversarial else 0
-        if matching is None or not plan.measure or not matching.review_due(step, start) or not matching.moved():
+    for role, plan in zip(task.discriminators, task.plan(step).discriminators, strict=True):
+        matching = role.matching
+        start = role.gan.start_step if plan.adversarial else 0
+        if (
+            matching is None
+            or not plan.measure
+            or not matching.review_due(step, start)
+            or not matching.strength.moved()
+        ):
             continue
-        with unchanged(task.generator, critic.net, matching), torch.no_grad(), frozen([critic]):
-            with held_averages(task.generator):
+        with restored_buffers(task.generator, role.net, matching), torch.no_grad(), frozen(role.net):
+            with frozen_running_stats(task.generator):
                 images = [task.generate(batch) for batch in draws[-1]]
-            real = features_of(critic, draws[-1], [batch.real for batch in draws[-1]], plan.taps)
-            fake = features_of(critic, draws[-1], images, plan.taps)
-            each = [blind(state, name, real[name], fake[name]) for name in plan.taps]
+            real = features_of(role, draws[-1], [batch.real for batch in draws[-1]], plan.layers)
+            fake = features_of(role, draws[-1], images, plan.layers)
+            each = [blind(state, name, real[name], fake[name]) for name in plan.layers]
         hidden = state.world.any(all(each))
-        matching.review(hidden)
+        matching.strength.review(hidden)
         if hidden:
-            said.append(HELD.format(float(matching.balance)))
+            said.append(HELD.format(float(matching.strength.balance)))
     return said
 
 
@@ -171,10 +218,14 @@ def _refuse_noise(state: State, batches: list[Batch]) -> None:
 
     def drawn(seed: int) -> list[Tensor]:
         torch.manual_seed(seed)
-        looked = [critic(batch.real, None, logits=True).logits for critic in task.critics]
+        looked = [role(batch.real, None, logits=True).logits for role in task.discriminators]
         return [task.generate(batch), *(scale for logits in looked if logits is not None for scale in scales(logits))]
 
-    with torch.random.fork_rng(), held_averages(task.generator, *(c.net for c in task.critics)), frozen(task.critics):
+    with (
+        torch.random.fork_rng(),
+        frozen_running_stats(task.generator, *(c.net for c in task.discriminators)),
+        frozen(*(d.net for d in task.discriminators)),
+    ):
         noisy = any(not torch.equal(a, b) for a, b in zip(drawn(1), drawn(2), strict=True))
     if noisy:
         raise UserError(
@@ -183,12 +234,12 @@ def _refuse_noise(state: State, batches: list[Batch]) -> None:
         )
 
 
-def _try_update(critic: Critic, batch: Batch, image: Tensor) -> None:
+def _try_update(role: DiscriminatorRole, batch: Batch, image: Tensor) -> None:
     """UserError where a discriminator of the user's own fails in an update, penalties included."""
-    penalty = critic.gan.r1 > 0 or critic.gan.r2 > 0
-    plan = CriticPlan(train=True, adversarial=True, taps=(), penalty=penalty, measure=False)
+    penalty = role.gan.r1 > 0 or role.gan.r2 > 0
+    plan = DiscriminatorPlan(train=True, adversarial=True, penalty=penalty)
     try:
-        discriminator_loss(critic, plan, batch, image).total.backward()
+        discriminator_loss(role, plan, batch, image, StepLog()).backward()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -197,30 +248,30 @@ def _try_update(critic: Critic, batch: Batch, image: Tensor) -> None:
             if penalty
             else ""
         )
-        raise UserError(f"{critic.name}.target fails when it is trained: {said(error)}{fix}") from error
+        raise UserError(f"{role.name}.target fails when it is trained: {said(error)}{fix}") from error
     finally:
-        critic.net.zero_grad(set_to_none=True)
+        role.net.zero_grad(set_to_none=True)
 
 
-def _weight(matching: FeatureMatching | None) -> float:
-    return matching.config.weight if matching is not None else 0.0
+def plan_of(
+    task: Task, role: DiscriminatorRole, plan: DiscriminatorPlan, image_losses: tuple[str, ...] = ()
+) -> StepPlan:
+    """A step's plan in which one discriminator acts by `plan`, and no other."""
+    idle = DiscriminatorPlan()
+    return StepPlan(tuple(plan if d is role else idle for d in task.discriminators), image_losses=image_losses)
 
 
-def _idle(critic: Critic) -> CriticPlan:
-    return CriticPlan(train=False, adversarial=False, taps=(), penalty=False, measure=False)
-
-
-def passes_gradient(critic: Critic, layer: str, images: Tensor) -> bool:
+def passes_gradient(role: DiscriminatorRole, layer: str, images: Tensor) -> bool:
     """Whether features of `layer` have a gradient at the images, or would have, did no weight begin at zero."""
-    if _passes_gradient(critic, layer, images):
+    if _passes_gradient(role, layer, images):
         return True
-    with perturbed(critic.net):
-        return _passes_gradient(critic, layer, images)
+    with perturbed(role.net):
+        return _passes_gradient(role, layer, images)
 
 
-def _passes_gradient(critic: Critic, layer: str, images: Tensor) -> bool:
+def _passes_gradient(role: DiscriminatorRole, layer: str, images: Tensor) -> bool:
     leaf = images.detach().requires_grad_()
-    feature = critic(leaf, critic.mildest(leaf), (layer,), logits=False, exact=True).features[layer]
+    feature = role(leaf, role.mildest(leaf), (layer,), logits=False, exact=True).features[layer]
     if not feature.requires_grad:
         return False
     # A fixed random direction: a plain sum is constant behind a batch norm.
@@ -230,41 +281,44 @@ def _passes_gradient(critic: Critic, layer: str, images: Tensor) -> bool:
     return gradient is not None and bool(gradient.abs().sum() > 0)
 
 
-def _check_losses(state: State, critic: Critic, plan: CriticPlan, batches: list[Batch], images: list[Tensor]) -> None:
+def _check_losses(
+    state: State, role: DiscriminatorRole, plan: DiscriminatorPlan, batches: list[Batch], images: list[Tensor]
+) -> None:
     task = state.task
     parts = {
-        "the adversarial loss": replace(plan, taps=(), measure=False) if plan.adversarial else None,
-        "feature matching": replace(plan, adversarial=False, measure=False) if plan.taps else None,
+        "the adversarial loss": replace(plan, layers=(), measure=False) if plan.adversarial else None,
+        "feature matching": replace(plan, adversarial=False, measure=False) if plan.layers else None,
     }
     for name, part in parts.items():
         if part is None:
             continue
-        plans = Plan(tuple(part if c is critic else _idle(c) for c in task.critics), image_losses=())
+        plans = plan_of(task, role, part)
 
-        def reaches(plans: Plan = plans) -> bool:
-            with unchanged(critic.matching):
-                gradients, _ = generator_image_gradients(task, plans, batches, images, state.live, state.world)
+        def reaches(plans: StepPlan = plans) -> bool:
+            with restored_buffers(role.matching):
+                gradients = image_gradients(task, plans, batches, images, state.scalars, state.world)[0].total
             return state.world.any(any(bool(g.abs().sum() > 0) for g in gradients))
 
-        if not reaches():
-            with perturbed(critic.net):  # a head that begins at zero
+        found = reaches()
+        if not found:
+            with perturbed(role.net):  # a head that begins at zero
                 found = reaches()
-        else:
-            found = True
         if not found:
             raise UserError(
                 f"{name} gives the generator no gradient, so it can learn nothing from it; check the discriminator "
                 "and the layers and statistic matched"
             )
-    with held_averages(task.generator):
+    with frozen_running_stats(task.generator):
         image = task.generate(batches[0])
     if not image.requires_grad:
         raise UserError("the generator's images carry no gradient; check that its parameters are trainable")
 
 
-def _check_image_losses(state: State, batch: Batch, image: Tensor) -> None:
+def _check_image_losses(
+    state: State, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, float]
+) -> None:
     leaf = image.detach().requires_grad_()
-    for name, loss in state.task.image_losses(batch, leaf, max(state.step, state.config.full_step)).items():
+    for name, loss in state.task.image_losses(batch, leaf, names, weights).items():
         gradient = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
         if gradient is None or not bool(gradient.abs().sum() > 0):
             raise UserError(f"losses.{name} gives the generator no gradient, so it can learn nothing from it")
@@ -272,28 +326,19 @@ def _check_image_losses(state: State, batch: Batch, image: Tensor) -> None:
 
 @torch.no_grad()
 def features_of(
-    critic: Critic, batches: Sequence[Batch], images: Sequence[Tensor], names: tuple[str, ...]
+    role: DiscriminatorRole, batches: Sequence[Batch], images: Sequence[Tensor], names: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """Features (B, …) of the named layers, as the generator's update has them. Call inside `frozen`."""
     parts = [
-        critic(image, None if batch.augment is None else batch.augment[1], names, logits=False).features
+        role(image, None if batch.augment is None else batch.augment[1], names, logits=False).features
         for batch, image in zip(batches, images, strict=True)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
-def matching_on(
-    state: State,
-    fm: FeatureMatchingConfig,
-    layers: Sequence[str],
-    shapes: Mapping[str, torch.Size],
-    weight: float,
-    **changes: Any,
-) -> FeatureMatching:
-    """A fresh `FeatureMatching` like the config's, on these layers and with these changes."""
-    config = fm.model_copy(update={"weight": weight, "layers": tuple(layers), **changes})
-    matching = FeatureMatching(config, {name: shapes[name] for name in layers}, state.config.seed)
-    return matching.to(device=state.device, dtype=state.task.dtype)
+def matching_on(state: State, layers: Sequence[str], **changes: Any) -> FeatureMatching:
+    """A fresh `FeatureMatching` like the config's, on these layers of the first discriminator and with these changes."""
+    return feature_matching(state.config, state.task.discriminators[0].net, state.task.image, layers=layers, **changes)
 
 
 def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
@@ -304,13 +349,12 @@ def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
     gives every batch the same mean. (MMD compares whole distributions: blind only if the features are constant.)
     Where images come with their originals, which they resemble, half of the pairs are swapped instead.
     """
-    fm = state.config.feature_matching
-    match = "sample" if fm.match == "mmd" else fm.match
-    shapes = {layer: real.shape[1:]}
-    statistic = matching_on(state, fm, (layer,), shapes, 1.0, match=match, estimator="batch", layer_weights="uniform")
+    match = state.config.feature_matching.match
+    changes = {"match": "sample" if match == "mmd" else match, "estimator": "batch", "layer_weights": "uniform"}
+    statistic = matching_on(state, (layer,), **changes)
 
     def distance(a: Tensor, b: Tensor) -> float:
-        return float(statistic.distance(layer, a, b, world=state.world, step=state.step))
+        return float(statistic.layer_distance(layer, a, b, ranks=state.world, step=state.step))
 
     pool, rng, count = torch.cat([real, fake]), torch_generator(state.config.seed, "probe", 2), len(real)
     noise = []
@@ -358,7 +402,7 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
         return hook
 
     task = state.task
-    watched = {"generator": task.generator, **{critic.name: critic.net for critic in task.critics}}
+    watched = {"generator": task.generator, **{role.name: role.net for role in task.discriminators}}
     handles = [
         module.register_forward_hook(watch(f"{net_name} {name}"))
         for net_name, module_root in watched.items()
@@ -367,12 +411,12 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
         and "parametrizations" not in name
         and not [n for n, _ in module.named_children() if n != "parametrizations"]
     ]
-    state.set_live(state.step)
+    state.set_scalars(state.step)
     d_updates = state.config.train.d_updates
     try:
         for batches in draws[:d_updates] if net == 0 else draws[d_updates - 1 :]:
             first.clear()
-            with held_averages(task.generator, *(c.net for c in task.critics)):
+            with frozen_running_stats(task.generator, *(c.net for c in task.discriminators)):
                 terms, gradients = _replay_d(state, batches) if net == 0 else _replay_g(state, batches)
             bad_terms = sorted(
                 (n for n, v in terms.items() if n.startswith(("loss/", "fm/")) and not torch.isfinite(v)), key=_breadth
@@ -404,20 +448,18 @@ def _as_trained(state: State, batches: list[Batch]) -> list[Batch]:
 
 def _replay_d(state: State, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Terms and weight gradients of every trained discriminator."""
-    terms: dict[str, Tensor] = {}
+    terms = StepLog()
     gradients: dict[str, Tensor] = {}
     batches = _as_trained(state, batches)
-    for critic, plan in zip(state.task.critics, state.task.plan(state.step).critics, strict=True):
+    for role, plan in zip(state.task.discriminators, state.task.plan(state.step).discriminators, strict=True):
         if not plan.train:
             continue
-        critic.net.zero_grad()
+        role.net.zero_grad()
         for batch in batches:
             with torch.no_grad():
                 image = state.task.generate(batch)
-            loss = discriminator_loss(critic, plan, batch, image)
-            terms |= {n: terms[n] + v if n in terms else v for n, v in loss.terms.items()}
-            loss.total.backward()
-        gradients |= {f"{critic.name} {n}": p.grad for n, p in critic.net.named_parameters() if p.grad is not None}
+            discriminator_loss(role, plan, batch, image, terms, 1 / len(batches)).backward()
+        gradients |= {f"{role.name} {n}": p.grad for n, p in role.net.named_parameters() if p.grad is not None}
     return terms, gradients
 
 
@@ -425,11 +467,8 @@ def _replay_g(state: State, batches: list[Batch]) -> tuple[dict[str, Tensor], di
     """Terms and weight gradients of the generator."""
     task, batches = state.task, _as_trained(state, batches)
     images = [task.generate(batch) for batch in batches]
-    with frozen(task.critics):
-        image_gradients, terms = generator_image_gradients(
-            task, task.plan(state.step), batches, images, state.live, state.world
-        )
+    at_images, terms = image_gradients(task, task.plan(state.step), batches, images, state.scalars, state.world)
     task.generator.zero_grad()
-    for image, gradient in zip(images, image_gradients, strict=True):
+    for image, gradient in zip(images, at_images.total, strict=True):
         image.backward(gradient)
     return terms, {f"generator {n}": p.grad for n, p in task.generator.named_parameters() if p.grad is not None}

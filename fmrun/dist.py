@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -165,7 +165,7 @@ class World:
         """Whether this process is the one that names, writes and speaks."""
         return self.rank == 0
 
-    def part(self, count: int) -> slice:
+    def local_slice(self, count: int) -> slice:
         """This process's share of `count` consecutive images of the global batch."""
         assert count % self.size == 0, (count, self.size)
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
@@ -196,23 +196,27 @@ class World:
         dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._host_group)
         return bool(word)
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Do `work` on the first process; every process gets its result, or its error."""
+    @contextmanager
+    def on_first_rank(self) -> Iterator[bool]:
+        """Around what the first process alone does: gives whether this is it. Every process raises its error."""
+        error = None
+        try:
+            yield self.first
+        except FmrunError as caught:
+            error = caught
+        if (shared := self.from_first(error)) is not None:
+            shared.everywhere = True
+            raise shared
+
+    def from_first(self, value: T) -> T:
+        """The first process's `value`, on every process."""
         if self.size == 1:
-            return work()
-        box: list = [None, None]
-        if self.first:
-            try:
-                box[0] = work()
-            except FmrunError as error:
-                box[1] = error
+            return value
+        box = [value]
         dist.broadcast_object_list(box, src=0, group=self._host_group)
-        if box[1] is not None:
-            box[1].everywhere = True
-            raise box[1]
         return box[0]
 
-    def collect(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Every process's `value`, in order, on every process."""
         if self.size == 1:
             return [value]

@@ -1,6 +1,6 @@
 """CUDA graphs: a step is recorded once for each plan, and from then on its kernels are launched all together.
 
-What a recorded step reads has to stay where it was: batches are copied to one place, the step's numbers are `Live`
+What a recorded step reads has to stay where it was: batches are copied to one place, the step's numbers are `StepScalars`
 scalars, learning rates and loss scales are tensors, and random directions are drawn outside, into memory that stays.
 What decides which kernels run is the plan; steps of another plan are another recording. All else that a step changes
 (weights, moments, averages, the balance, what the guard saw) it changes in place, so recorded steps and others can follow
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .step import Terms
-from .tasks import Batch, Plan
+from .step import StepLog
+from .tasks import Batch, StepPlan
 
 T = TypeVar("T")
 Draws = list[list[Batch]]
@@ -38,7 +38,7 @@ class Recorder(Protocol):
         """`work()`, where recordings are made too."""
         ...
 
-    def record(self, work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
+    def record(self, work: Callable[[], StepLog]) -> tuple[StepLog, Callable[[], None]]:
         """Record `work` without doing it: the tensors that its results will be in, and what does it."""
         ...
 
@@ -58,7 +58,7 @@ class CudaRecorder:
         outside.wait_stream(self.stream)
         return result
 
-    def record(self, work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
+    def record(self, work: Callable[[], StepLog]) -> tuple[StepLog, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
         # threads that pin decoded images go on meanwhile
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
@@ -72,11 +72,11 @@ class StepGraphs:
     def __init__(self, recorder: Recorder):
         self.recorder = recorder
         self.replays = 0
-        self._seen: Counter[Plan] = Counter()
-        self._recorded: dict[Plan, tuple[Terms, Callable[[], None]]] = {}
+        self._seen: Counter[StepPlan] = Counter()
+        self._recorded: dict[StepPlan, tuple[StepLog, Callable[[], None]]] = {}
         self._inputs: Draws | None = None
 
-    def run(self, plan: Plan, draws: Draws, work: Callable[[Draws], Terms]) -> Terms:
+    def run(self, plan: StepPlan, draws: Draws, work: Callable[[Draws], StepLog]) -> StepLog:
         """`work(draws)`, a step of this plan. The next step writes over the tensors returned."""
         inputs = self._take(draws)
         if plan not in self._recorded:
@@ -95,7 +95,7 @@ class StepGraphs:
         terms, replay = self._recorded[plan]
         replay()
         self.replays += 1
-        return dict(terms)
+        return StepLog(terms)
 
     def _take(self, draws: Draws) -> Draws:
         """The draws, in the place where recorded steps look for them."""

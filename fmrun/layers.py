@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .rng import torch_generator
-from .tasks import Critic
+from .tasks import DiscriminatorRole
 
 GLOBAL = "global"
 UNKNOWN = "unknown"
@@ -104,7 +104,7 @@ def flops(net: Any, image: Tensor) -> tuple[dict[str, int], dict[str, torch.Size
     return costs, shapes, counter.get_total_flops() // len(image)
 
 
-def activation_bytes(critic: Critic, layer: str, images: Tensor, batch_size: int) -> int:
+def activation_bytes(role: DiscriminatorRole, layer: str, images: Tensor, batch_size: int) -> int:
     """Memory that a pass which ends at `layer` keeps for its backward, for `batch_size` images: all that grows with
     the batch, so weights in no form. The frozen discriminator's, in the precision of training."""
 
@@ -118,7 +118,7 @@ def activation_bytes(critic: Critic, layer: str, images: Tensor, batch_size: int
 
         leaf = images[:count].clone(memory_format=torch.preserve_format).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            feature = critic(leaf, critic.mildest(leaf), (layer,), logits=False).features[layer]
+            feature = role(leaf, role.mildest(leaf), (layer,), logits=False).features[layer]
         del feature
         return sum(storage.nbytes() for storage in storages.values())
 

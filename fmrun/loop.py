@@ -10,23 +10,26 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import checkpoint
 from .checks import (
     FINITE,
     HELD,
-    Strength,
+    Start,
     blind_sentence,
     check_start,
+    compared,
     diagnose,
     review_balance,
 )
+from .config import Config
 from .errors import Diverged, FmrunError
 from .grid import save_png
 from .health import Health, share_sentence
-from .metrics.quick import QuickKid, extractor_name, metric_name, why_not
+from .metrics.quick import TrainingKid, extractor_name, metric_name, why_not
 from .report import Reporter, TensorBoard
 from .runs import Run, saving
 from .state import State
@@ -78,8 +81,12 @@ if hasattr(os, "register_at_fork"):  # a signal to a data worker is none to its 
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def explain(strength: Strength | None, state: State, report: Reporter) -> None:
-    """Say how strongly features will be matched, and what is odd about it."""
+def explain(start: Start, state: State, report: Reporter) -> None:
+    """Say how strong the generator's losses are beside each other, and what is odd about it."""
+    if start.shares:
+        shares = ", ".join(f"{name} {100 * share:.3g} %" for name, share in start.shares.items())
+        report.note(f"gradients at the generated images, beside {compared(state.task.discriminators[0])}: {shares}")
+    strength = start.strength
     if strength is None:
         return
     config, matching = state.config, state.config.feature_matching
@@ -92,12 +99,50 @@ def explain(strength: Strength | None, state: State, report: Reporter) -> None:
         )
     report.note(f"feature matching: {strength}{words}")
     if strength.blind:
-        known = state.task.critics[0].net.feature_names
+        known = state.task.discriminators[0].net.feature_names
         report.warn(blind_sentence(matching.match, strength.blind, known, config.discriminator.target is not None))
     if strength.held:
         report.warn(HELD.format(strength.balance))
     elif sentence := share_sentence(strength.share, strength.weight, strength.compared, matching.balance == "gradient"):
         report.warn(sentence)
+
+
+@dataclass(frozen=True)
+class Due:
+    """What happens after a step."""
+
+    log: bool
+    """The losses since the last read-out."""
+    evaluate: bool
+    """Measurements on held-out images."""
+    kid: bool
+    sample: bool
+    save: bool
+    stop: bool
+
+    @property
+    def row(self) -> bool:
+        return self.log or self.evaluate or self.kid
+
+
+def due(config: Config, step: int, *, stopped: bool, held_out: bool, kid: bool) -> Due:
+    """What is due once `step` updates have been made; a function of its arguments alone.
+
+    `stopped`: by a signal; `held_out`: whether there are such images; `kid`: whether KID is measured in this run.
+    """
+
+    def every(steps: int) -> bool:
+        return steps > 0 and step % steps == 0
+
+    last = step == config.train.steps
+    return Due(
+        log=last or every(config.log.every),
+        evaluate=held_out and config.eval.every > 0 and (last or every(config.eval.every)),
+        kid=kid and (last or every(config.eval.kid_every)),
+        sample=last or every(config.log.sample_every),
+        save=last or stopped or every(config.checkpoint.every),
+        stop=stopped,
+    )
 
 
 class Session:
@@ -113,7 +158,7 @@ class Session:
         stop: Stop,
         *,
         resumed: bool,
-        best: dict[str, Any] | None = None,
+        best: checkpoint.Best | None = None,
     ):
         self.run, self.state, self.train, self.valid = run, state, train, valid
         self.report, self.stop, self.world, self.config = report, stop, state.world, state.config
@@ -127,44 +172,39 @@ class Session:
         self.health = Health(run.metrics(), c.feature_matching.balance == "gradient")
         self.best = best
         # what the first process has on its machine decides for all
-        self.extractor = state.world.together(lambda: extractor_name(c, state.device))
-        self._kid = state.world.together(lambda: metric_name(self.extractor) if self.extractor is not None else None)
-        self.quick: QuickKid | None = None
+        self.extractor = self.world.from_first(extractor_name(c, state.device) if self.world.first else None)
+        self.kid: TrainingKid | None = None
         self._mark = (time.monotonic(), state.step)
 
     def loop(self) -> None:
         """Train to the last step, or until a signal."""
         state, world, c = self.state, self.world, self.config
-        draws = state.prepare(self.feed, state.step)
+        batches = state.prepare(self.feed, state.step)
         with state.task.eager():
-            strength = check_start(state, draws)
-        explain(strength, state, self.report)
-        measured = self._start_quick()
+            start = check_start(state, batches)
+        explain(start, state, self.report)
+        kid = self._start_kid()
         self._mark = (time.monotonic(), state.step)
         with self.report.progress(c.train.steps, state.step, c.train.batch_size) as progress:
             while state.step < c.train.steps:
                 with self._own_errors():
-                    state.advance(draws)
+                    state.advance(batches)
                 with state.task.eager():
-                    for sentence in review_balance(state, draws):
+                    for sentence in review_balance(state, batches):
                         self.report.warn(f"step {state.step}: {sentence}")
-                done, last = state.step, state.step == c.train.steps
                 stopped = world.any(bool(self.stop.signal))
-                row = self._row(
-                    log=last or done % c.log.every == 0,
-                    evaluate=last or self._due(c.eval.every),
-                    quick=measured and self._due(c.eval.kid_every) and world.together(self._affords_quick),
-                )
-                progress.advance(done, row)
-                if last or self._due(c.log.sample_every):
+                now = due(c, state.step, stopped=stopped, held_out=self.valid is not None, kid=kid)
+                row = self._row(now) if now.row else None
+                progress.advance(state.step, row)
+                if now.sample:
                     self._preview()
-                if self._is_best(row) or last or stopped or self._due(c.checkpoint.every):
+                if self._is_best(row) or now.save:
                     self.save()
-                if stopped:
+                if now.stop:
                     return
-                if not last:
+                if state.step < c.train.steps:
                     with self._own_errors():
-                        draws = state.prepare(self.feed, done)
+                        batches = state.prepare(self.feed, state.step)
 
     @contextmanager
     def _own_errors(self) -> Iterator[None]:
@@ -175,72 +215,45 @@ class Session:
             error.everywhere = self.world.size == 1
             raise
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.state.step % every == 0
-
-    def _start_quick(self) -> bool:
-        """Get ready to measure KID, where that is wanted before the last step; whether it will be."""
-        c, world = self.config, self.world
+    def _start_kid(self) -> bool:
+        """Get ready to measure KID, where that is wanted; whether it will be."""
+        c, task = self.config, self.state.task
         if reason := why_not(c, self.train, self.extractor):
             if not self.state.step:
                 self.report.note(reason)
             return False
-        if self.extractor is None or c.train.steps // c.eval.kid_every <= self.state.step // c.eval.kid_every:
+        if self.extractor is None:
             return False
-        task, name = self.state.task, self.extractor
-
-        def make() -> None:
-            self.quick = QuickKid(c, name, self.train, task.generated, task.device, self.report.warn)
-
-        self.state.fit_average()
-        world.together(make)
+        with self.world.on_first_rank() as first:
+            if first:
+                self.kid = TrainingKid(c, self.extractor, self.train, task.generated, task.device, self.report.warn)
         return True
 
-    def _affords_quick(self) -> bool:
-        return self.quick is not None and self.quick.budget.affords()
-
-    def _quick_row(self) -> dict[str, Any]:
-        """KID of the averaged generator, measured by the first process, and how long it took."""
-
-        def measure() -> dict[str, Any]:
-            assert self.quick is not None
-            return {self.quick.name: self.quick()}
-
-        start = time.monotonic()
-        with self.quick.budget.spending() if self.quick is not None else nullcontext():
-            self.state.fit_average()
-            row = self.world.together(measure)
-        return row | {"time/kid_seconds": time.monotonic() - start}
-
-    def _row(self, log: bool, evaluate: bool, quick: bool) -> dict[str, Any] | None:
-        """A row of metrics, if it is time for one: a read-out, a measurement on held-out images, a quick KID, or several of
-        them. The only place where training waits for the device."""
+    def _row(self, now: Due) -> dict[str, Any]:
+        """Make a row of metrics, write it, and say what it means. The only place where training waits for the device."""
         state, c = self.state, self.config
-        valid = self.valid if evaluate and c.eval.every else None
-        if not (log or quick) and valid is None:
-            return None
         row: dict[str, Any] = {"step": state.step}
-        if log:
+        if now.log:
             row |= self._read_out()
         self.refuse_divergence()
-        if valid is not None:
+        if now.evaluate:
             with state.task.eager():
-                row |= state.task.held_out(self.train, valid, c.eval.num)
-        if quick:
-            row |= self._quick_row()
-
-        def write() -> None:
-            self.run.append_metrics(row)
-            self.run.write_status(state="running", step=state.step)
-            if self.board:
-                with saving(self.run.tensorboard):
-                    self.board.row(row)
-
-        self.world.together(write)
-        if self.world.first and (sentence := self.health.read(row)):
-            self.report.warn(f"step {state.step}: {sentence}")
+                row |= state.task.held_out(self.train, self.valid, c.eval.num)
+        if now.kid:
+            state.fit_average()
+        with self.world.on_first_rank() as first:
+            if first:
+                if now.kid and self.kid is not None:
+                    row |= self.kid()
+                self.run.append_metrics(row)
+                self.run.write_status(state="running", step=state.step)
+                if self.board:
+                    with saving(self.run.tensorboard):
+                        self.board.row(row)
+                if sentence := self.health.read(row):
+                    self.report.warn(f"step {state.step}: {sentence}")
         self._mark = (time.monotonic(), state.step)
-        return self.world.together(lambda: row)  # what is decided by it, all decide alike
+        return self.world.from_first(row)  # what is decided by it, all decide alike
 
     def _read_out(self) -> dict[str, Any]:
         """Means since the last read-out."""
@@ -249,7 +262,7 @@ class Session:
         row: dict[str, Any] = state.window.read(self.world, empty=state.step % c.log.every == 0)
         since, step = self._mark
         if c.feature_matching.weight:
-            row["fm/lambda"] = state.task.critics[0].matching_weight(state.step - 1)
+            row["fm/lambda"] = state.task.discriminators[0].matching_weight(state.step - 1)
         row["optim/lr_generator"] = float(state.optimisers["generator"].lr)
         seconds = time.monotonic() - since
         row["time/images_per_second"] = (state.step - step) * c.train.batch_size / max(seconds, 1e-9)
@@ -263,7 +276,7 @@ class Session:
         step, net = bad
         self.state.step = step
         with self.state.task.eager():
-            causes = self.world.collect(diagnose(self.state, self.state.prepare(self.feed, step), net))
+            causes = self.world.all_gather_object(diagnose(self.state, self.state.prepare(self.feed, step), net))
         cause = next((c for c in causes if not c.startswith(FINITE)), causes[0])
         kept = checkpoint.steps(self.run.checkpoints)
         back = f"the last checkpoint is of step {kept[-1]}" if kept else "no checkpoint had been written"
@@ -279,57 +292,54 @@ class Session:
         state.fit_average()
         shown = self.valid if self.valid is not None else self.train
         sheet = state.task.preview(shown, self.config.log.sample_count)
-
-        def write() -> None:
-            save_png(sheet, self.run.samples / f"step-{state.step:08d}.png")
-            if self.board:
-                with saving(self.run.tensorboard):
-                    self.board.image("samples", sheet, state.step)
-
-        self.world.together(write)
+        with self.world.on_first_rank() as first:
+            if first:
+                save_png(sheet, self.run.samples / f"step-{state.step:08d}.png")
+                if self.board:
+                    with saving(self.run.tensorboard):
+                        self.board.image("samples", sheet, state.step)
 
     def save(self) -> None:
         """Write a checkpoint, then drop the ones no longer wanted. Never saves a state that diverged."""
         self.refuse_divergence()
         state, c = self.state, self.config
         tensors = state.tensors()
-        meta = {
-            "config": c.model_dump(mode="json"),
-            "data": self.train.fingerprint,
-            "held_out": None if self.valid is None else self.valid.fingerprint,
-            "images": {
-                "train": self.train.identity,
-                "held_out": None if self.valid is None else self.valid.identity,
-            },
-            "machine": checkpoint.machine(state.device, self.world.size),
-            "window": state.window.counts,
-            "best": self.best,
-        }
+        valid = self.valid
+        meta = checkpoint.Meta(
+            step=state.step,
+            config=c.model_dump(mode="json"),
+            data=self.train.fingerprint,
+            held_out=None if valid is None else valid.fingerprint,
+            images=checkpoint.ImagesIdentity(self.train.identity, None if valid is None else valid.identity),
+            machine=checkpoint.machine(state.device, self.world.size),
+            window=dict(state.window.counts),
+            best=self.best,
+        )
 
-        def write() -> None:
-            checkpoint.save(self.run.checkpoints, state.step, tensors, meta)
-            checkpoint.rotate(
-                self.run.checkpoints,
-                keep_last=c.checkpoint.keep_last,
-                keep_every=c.checkpoint.keep_every,
-                keep={self.best["step"]} if self.best is not None else set(),
-            )
-            self.run.write_status(state="running", step=state.step, saved=state.step, best=self.best)
-
-        self.world.together(write)
+        with self.world.on_first_rank() as first:
+            if first:
+                checkpoint.save(self.run.checkpoints, tensors, meta)
+                checkpoint.rotate(
+                    self.run.checkpoints,
+                    keep_last=c.checkpoint.keep_last,
+                    keep_every=c.checkpoint.keep_every,
+                    keep={self.best.step} if self.best is not None else set(),
+                )
+                best = None if self.best is None else asdict(self.best)
+                self.run.write_status(state="running", step=state.step, saved=state.step, best=best)
 
     def _is_best(self, row: dict[str, Any] | None) -> bool:
         """Whether this step is the best so far by the chosen metric; takes note of it."""
         metric, mode = self.config.checkpoint.best, self.config.checkpoint.best_mode
         if metric == "auto":
-            metric = self._kid
+            metric = metric_name(self.extractor) if self.extractor is not None else None
         value = row.get(metric) if row is not None and metric is not None else None
-        if value is None or not math.isfinite(value):
+        if metric is None or value is None or not math.isfinite(value):
             return False
         sign = 1 if mode == "min" else -1
-        if self.best is not None and self.best["metric"] == metric and sign * value >= sign * self.best["value"]:
+        if self.best is not None and self.best.metric == metric and sign * value >= sign * self.best.value:
             return False
-        self.best = {"metric": metric, "value": value, "step": self.state.step}
+        self.best = checkpoint.Best(metric, value, self.state.step)
         return True
 
     def close(self) -> None:

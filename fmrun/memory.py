@@ -18,7 +18,7 @@ from .config import Config
 from .data.memory import available_on, gigabytes
 from .dist import World
 from .errors import UserError
-from .models.norm import unchanged
+from .models.norm import restored_buffers
 from .optim import Optimiser
 from .precision import choose_device
 from .state import UPDATES, State
@@ -159,21 +159,21 @@ def step_bytes(state: State, images: int) -> list[int]:
     micro-batches of `images` images. Leaves parameters, buffers and random streams as they were."""
     task, train = state.task, state.config.train
     at = state.config.full_step
-    nets: list[nn.Module] = [task.generator, *(critic.net for critic in task.critics)]
-    moved = [*nets, *(critic.matching for critic in task.critics)]
+    nets: list[nn.Module] = [task.generator, *(role.net for role in task.discriminators)]
+    moved = [*nets, *(role.matching for role in task.discriminators)]
     draws = [[few(b, images) for b in task.prepare(task.blank(), d)] for d in range(state.draws_per_step)]
-    state.set_live(at)
+    state.set_scalars(at)
     with ExitStack() as kept:
         for module in moved:
-            kept.enter_context(unchanged(module))
+            kept.enter_context(restored_buffers(module))
         kept.enter_context(task.eager())
         there = [t for net in [*task.nets(), task.average] for t in (*net.parameters(), *net.buffers())]
         live = kept.enter_context(LiveBytes(there))
         still: Any = {name: _Still(optimiser) for name, optimiser in state.optimisers.items()}
-        UPDATES[train.update](task, draws, task.plan(at), state.live, still, state.world, train.d_updates)
+        UPDATES[train.update](task, draws, task.plan(at), state.scalars, still, state.world, train.d_updates)
     for net in nets:
         net.zero_grad(set_to_none=True)
-    state.set_live(state.step)
+    state.set_scalars(state.step)
     return live.course
 
 
@@ -291,9 +291,9 @@ def check_fit(state: State, images: int = 0) -> None:
     config, world = state.config, state.world
     ways = world.size * config.train.accumulate
     whole = config.train.batch_size // ways
-    here = 1 + max(world.collect(world.local_rank)) if state.device.type == "cpu" else 1
-    room = min(world.collect(available_on(state.device))) // here
-    images = max(world.collect(images))  # all have to go on alike
+    here = 1 + max(world.all_gather_object(world.local_rank)) if state.device.type == "cpu" else 1
+    room = min(world.all_gather_object(available_on(state.device))) // here
+    images = max(world.all_gather_object(images))  # all have to go on alike
     at_once = steps_at_once(state)
     if images <= room // 4 and _surely_small(state, room // (4 * at_once)):
         return

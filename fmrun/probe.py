@@ -10,12 +10,14 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import checkpoint
+from .checkpoint import named
 from .checks import (
     LOOK,
     blind,
@@ -26,22 +28,22 @@ from .checks import (
     full_plan,
     matching_on,
     passes_gradient,
-    unchanged,
+    restored_buffers,
 )
 from .config import Config, FeatureMatchingConfig
 from .dist import World
 from .feature_matching import FeatureMatching, select_layers
+from .feature_matching.frozen import frozen, frozen_running_stats
 from .health import share_sentence
 from .layers import activation_bytes, flops, receptive_fields
 from .models.base import parameter_count
-from .models.norm import held_averages
+from .models.custom import user_errors
 from .precision import choose_device, choose_precision, set_determinism
 from .report import Reporter, format_table
 from .rng import torch_generator
 from .state import TASKS, State
-from .step import frozen, generator_image_gradients
-from .tasks import Batch, Plan
-from .tasks.pair import feature_shapes
+from .step import image_gradients
+from .tasks import Batch, StepPlan
 
 PATIENCE = 2.0
 """Seconds between two words on how far it is."""
@@ -74,17 +76,12 @@ def probe(
     config = config.model_copy(update={"compile": False})
     state = State(config, device, World(), fresh=run_checkpoint is None)
     if run_checkpoint is not None:
-        own = {
-            f"matching.{c.name}.{name}": value
-            for c in state.task.critics
-            if c.matching is not None
-            for name, value in c.matching.state_dict().items()
-        }
         # The balance of other layers is still a start; a running mean of theirs is not.
+        own = named({f"matching.{d.name}": d.matching.state_dict() for d in state.task.discriminators if d.matching})
         saved = {
             k: v for k, v in run_checkpoint.tensors.items() if not k.startswith("matching.") or ".running_" not in k
         }
-        state.restore({**own, **saved}, run_checkpoint.meta)
+        state.restore(replace(run_checkpoint, tensors={**own, **saved}))
     elif data:
         notes.append("the nets are as a run starts with them: gap and share describe untrained nets")
     batches = None
@@ -104,6 +101,7 @@ def probe(
     return result
 
 
+@user_errors()
 def examine(
     state: State, batches: Sequence[Batch] | None, tell: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
@@ -124,8 +122,8 @@ def examine(
     losses, or None if there are none. `tell` hears how many of how many layers are done.
     """
     config, task, device = state.config, state.task, state.device
-    critic = task.critics[0]
-    net: Any = critic.net
+    role = task.discriminators[0]
+    net: Any = role.net
     names: tuple[str, ...] = net.feature_names
     fm = config.feature_matching
     selected = select_layers(fm.layers, net)
@@ -138,9 +136,9 @@ def examine(
     def tick() -> None:
         tell(next(done), total)
 
-    with torch.random.fork_rng(devices=cuda), unchanged(net), unchanged(task.generator):
+    with torch.random.fork_rng(devices=cuda), restored_buffers(net), restored_buffers(task.generator):
         fields = receptive_fields(net, image_shape, config.seed, tick)
-        with frozen(task.critics):
+        with frozen(*(d.net for d in task.discriminators)):
             rng = torch_generator(config.seed, "probe", 0)
             noise = (torch.rand(LOOK, *image_shape, generator=rng) * 2 - 1).to(device, task.dtype)
             noise = noise.contiguous(memory_format=torch.channels_last)
@@ -154,8 +152,8 @@ def examine(
                     "receptive_field": fields[name],
                     "flops": costs[name],
                     "flops_share": costs[name] / whole if whole else None,
-                    "activation_bytes": activation_bytes(critic, name, noise, config.train.batch_size),
-                    "gradient": passes_gradient(critic, name, noise),
+                    "activation_bytes": activation_bytes(role, name, noise, config.train.batch_size),
+                    "gradient": passes_gradient(role, name, noise),
                     "selected": name in selected,
                     "gap": None,
                     "gradient_share": None,
@@ -165,24 +163,23 @@ def examine(
             ]
             share = balance = None
             if batches is not None:
-                with held_averages(task.generator), torch.no_grad():
+                with frozen_running_stats(task.generator), torch.no_grad():
                     images = [task.generate(batch) for batch in batches]
-                real = features_of(critic, batches, [batch.real for batch in batches], names)
-                fake = features_of(critic, batches, images, names)
+                real = features_of(role, batches, [batch.real for batch in batches], names)
+                fake = features_of(role, batches, images, names)
                 for layer in layers:
                     name = layer["name"]
-                    alone = matching_on(state, fm, (name,), shapes, weight, layer_weights="uniform", balance="none")
+                    alone = matching_on(state, (name,), weight=weight, layer_weights="uniform", balance="none")
                     layer["gap"] = _finite(gap(real[name], fake[name], task.paired))
                     layer["blind"] = blind(state, name, real[name], fake[name])
                     layer["gradient_share"] = _share(state, alone, layer["gradient"], batches, images)
                     tick()
-                shapes |= feature_shapes(net, image_shape, selected)
-                together = matching_on(state, fm, selected, shapes, weight)
-                if critic.matching is not None:
-                    together.load_state_dict(critic.matching.state_dict())
+                together = matching_on(state, selected, weight=weight)
+                if role.matching is not None:
+                    together.load_state_dict(role.matching.state_dict())
                 reached = any(layer["gradient"] and layer["selected"] for layer in layers)
                 share = _share(state, together, reached, batches, images)
-                balance = float(together.balance)
+                balance = float(together.strength.balance)
 
     result = {
         "task": config.task,
@@ -193,7 +190,7 @@ def examine(
         **fm.model_dump(include={"match", "criterion", "elements", "balance"}),
         "lambda": weight,
         "share": share,
-        "share_of": compared(critic),
+        "share_of": compared(role),
         "balance_factor": balance if share is not None else None,
         "flops": whole,
         "groups": {name: list(members) for name, members in net.groups.items()},
@@ -233,19 +230,19 @@ def _share(
     """Gradient share of `matching`, measured as training does, every term at its full weight; `reached` is whether
     any of its layers passes a gradient to the image."""
     task = copy.copy(state.task)
-    critic = copy.copy(task.critics[0])
-    critic.matching = matching
-    task.critics = (critic,)
+    role = copy.copy(task.discriminators[0])
+    role.matching = matching
+    task.discriminators = (role,)
     others = task.plan(state.step).image_losses
-    plan = full_plan(critic, bool(others))
+    plan = full_plan(role, bool(others))
     if not plan.measure:
         return None
     if not reached:
         return 0.0
-    live = task.live()
-    live.set(state.step, [critic.gan.weight], [matching.config.weight], task.image_weights(state.step))
-    generator_image_gradients(task, Plan((plan,), image_losses=others), batches, images, live, state.world)
-    return _finite(float(matching.share))
+    scalars = task.scalars()
+    scalars.set(state.step, [role.gan.weight], [matching.weight], task.image_weights(state.step))
+    image_gradients(task, StepPlan((plan,), image_losses=others), batches, images, scalars, state.world)
+    return _finite(float(matching.strength.share))
 
 
 def _finite(value: float) -> float | None:

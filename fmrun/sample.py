@@ -16,7 +16,7 @@ from .config import Config
 from .errors import UserError
 from .grid import grid, save_png, to_uint8
 from .models.custom import expecting_old_code
-from .models.walked import placed
+from .models.layout import placed
 from .precision import set_determinism
 from .presets import from_json
 from .report import Reporter
@@ -83,7 +83,7 @@ def named_code(target: Run | Path) -> list[trust.Named]:
     seen = None
     for file in reversed(files):
         with suppress(UserError, KeyError):  # what cannot be read is left out, or refused, when it is opened
-            content = checkpoint.read_meta(file)["config"]
+            content = checkpoint.read_meta(file).config
             if content != seen:  # all but always the same
                 found += trust.named_by(from_json(content), file, run)
                 seen = content
@@ -93,7 +93,7 @@ def named_code(target: Run | Path) -> list[trust.Named]:
 def load_source(found: checkpoint.Checkpoint, folder: Path, *, raw: bool, device: torch.device) -> Source:
     """The averaged (or `raw`) generator of a checkpoint."""
     set_determinism(True, device)
-    config = without_init(from_json(found.meta["config"]))
+    config = without_init(from_json(found.meta.config))
     assert config.data.channels is not None
     net = BUILDERS[config.task](config, config.data.channels)
     prefix = "generator." if raw else "ema."

@@ -12,94 +12,84 @@ In units of one discriminator forward, g for the generator's, on one micro-batch
     D(real) 1 + 2    D(fake) 1 + 2, and 1 more to the images for G    G g + 2g
 
 7 + 3g, with feature matching or without. The two backward passes through D(fake) cannot be one: its logits' gradients
-differ image by image between the two losses, and batch norm and matched features mix the images. Two exceptions cost
-more: a compiled discriminator, whose backward pass is in one piece, takes its weight gradients twice (1 more), and batch
-statistics over several micro-batches need the whole batch's features first (a truncated pass without graph each for real
-and generated images).
+differ image by image between the two losses, and batch norm and matched features mix the images. A compiled
+discriminator, whose backward pass is in one piece, takes its weight gradients twice (1 more).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 from torch.nn.utils import parametrize
 
 from .dist import World
-from .models.base import Out, at_each_scale
+from .feature_matching.discriminator import DiscriminatorOutput, at_each_scale
+from .feature_matching.frozen import frozen
 from .models.norm import advance_spectral
 from .optim import Optimiser
 from .step import (
-    Terms,
-    View,
-    add,
-    apply_to_generator,
-    frozen,
+    ImageGradients,
+    StepLog,
+    add_discriminator_losses,
+    add_image_losses,
+    discriminator_passes,
+    diversity,
     generate,
-    generator_image_gradients,
-    judge,
-    look_frozen,
-    loss_of,
+    generator_passes,
+    loss_of_passes,
+    settle,
+    update_generator,
 )
-from .tasks import Batch, Critic, CriticPlan, Live, Plan, Task
+from .tasks import Batch, StepPlan, StepScalars, Task
 
 
 def simultaneous_step(
     task: Task,
-    draws: Sequence[Sequence[Batch]],
-    plan: Plan,
-    live: Live,
-    optimisers: dict[str, Optimiser],
+    batches: Sequence[Sequence[Batch]],
+    plan: StepPlan,
+    scalars: StepScalars,
+    optimisers: Mapping[str, Optimiser],
     world: World,
     d_updates: int = 1,
-) -> Terms:
-    """Update every discriminator and the generator once, on the same images and from the same weights.
-
-    Takes what `step` takes, with one draw; returns the same terms.
-    """
-    assert d_updates == len(draws) == 1
-    micro_batches = [one_augmentation(batch) for batch in draws[0]]
+) -> StepLog:
+    """Update every discriminator and the generator once, on the same images and from the same weights: takes what
+    `alternating_step` takes, with one global batch, and gives the same log."""
+    assert d_updates == len(batches) == 1
+    log, n = StepLog(), len(batches[0])
+    micro_batches = [one_augmentation(batch) for batch in batches[0]]
     images = generate(task, micro_batches, graph=True)
-    generator = optimisers["generator"]
     # a masked update changes the scale, and the gradients of both nets carry the one from before
-    scale = generator.guard.scale.clone()
-    terms: Terms = {}
-    trained = [c for c, critic_plan in zip(task.critics, plan.critics, strict=True) if critic_plan.train]
-    for critic in trained:
-        advance_spectral(critic.net)
-        optimisers[critic.name].zero_grad()
-
-    def look(
-        critic: Critic,
-        critic_plan: CriticPlan,
-        micro_batches: Sequence[Batch],
-        leaves: Sequence[Tensor],
-        reals: Sequence[Out] | None,
-    ) -> Iterator[View]:
-        """Views from the discriminator's own passes, which it learns from once the generator has."""
-        if not critic_plan.train:
-            with frozen([critic]):
-                yield from look_frozen(critic, critic_plan, micro_batches, leaves, reals)
-            return
-        weights = [p for p in critic.net.parameters() if p.requires_grad]
-        share = 1 / len(micro_batches)
-        for batch, leaf in zip(micro_batches, leaves, strict=True):
-            with parametrize.cached():
-                real, fake = judge(critic, critic_plan, batch, leaf, shared=True)
-            yield View(fake.source, _without_graph(real.out), fake.out, keep=True)
-            loss = loss_of(critic, critic_plan, real, fake)
-            for name, value in loss.terms.items():
-                add(terms, name, value, share)
-            (loss.total * (share * scale)).backward(inputs=weights)
-
-    gradients, told = generator_image_gradients(task, plan, micro_batches, images, live, world, scale, look)
-    terms |= told
+    scale = optimisers["generator"].guard.scale.clone()
+    gradients = ImageGradients(images, scale)
+    add_image_losses(task, plan, micro_batches, gradients, scalars, log)
+    trained = [d for _, d, _ in plan.trained(task)]
+    for d in trained:
+        advance_spectral(d.net)
+        optimisers[d.name].zero_grad()
+    for i, d, d_plan in plan.acting(task):
+        weights = [p for p in d.net.parameters() if p.requires_grad]
+        for m, (batch, fake) in enumerate(zip(micro_batches, gradients.images, strict=True)):
+            if d in trained:
+                with parametrize.cached():
+                    real, on_real, on_fake = discriminator_passes(d, d_plan, batch, fake, d_plan.layers)
+                on = (without_graph(on_real), on_fake)
+            else:
+                with frozen(d.net):
+                    on = generator_passes(d, d_plan, batch, fake)
+            add_discriminator_losses(gradients, m, i, d, d_plan, *on, scalars, world, log, retain_graph=d in trained)
+            if d in trained:
+                loss = loss_of_passes(d, d_plan, real, fake, on_real, on_fake, log, 1 / n)
+                (loss * (scale / n)).backward(inputs=weights)
+        settle(gradients, i, d, d_plan, scalars, world, log)
     # The generator first: where its update is not finite, the discriminator's weights stay those that made it so.
-    terms |= apply_to_generator(task, plan, micro_batches, images, gradients, generator, live, world, scale)
-    for critic in trained:
-        terms["health/d_grad_norm" + critic.suffix] = optimisers[critic.name].step(live.clock, scale)
-    return terms
+    update_generator(task, micro_batches, images, gradients.total, optimisers["generator"], scalars, log, scale=scale)
+    for d in trained:
+        log["health/d_grad_norm" + d.suffix] = optimisers[d.name].step(scalars.clock, scale)
+    if plan.log_diversity:
+        log["health/diversity"] = diversity(micro_batches, images, world)
+    return log
 
 
 def one_augmentation(batch: Batch) -> Batch:
@@ -107,6 +97,6 @@ def one_augmentation(batch: Batch) -> Batch:
     return batch if batch.augment is None else replace(batch, augment=batch.augment[:1].expand(2, -1, -1))
 
 
-def _without_graph(out: Out) -> Out:
+def without_graph(out: DiscriminatorOutput) -> DiscriminatorOutput:
     logits = at_each_scale(Tensor.detach, out.logits) if out.logits is not None else None
-    return Out(logits, {name: feature.detach() for name, feature in out.features.items()})
+    return DiscriminatorOutput(logits, {name: feature.detach() for name, feature in out.features.items()})

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checkpoint import Checkpoint, named
 from .config import Config
 from .dist import World
 from .graphs import CudaRecorder, Recorder, StepGraphs
 from .metrics.quick import extractor_name, metric_name
-from .models.custom import expecting_old_code
+from .models.custom import expecting_old_code, user_errors
 from .optim import Ema, Guard, Optimiser, lr_factor
 from .rng import torch_generator
 from .simultaneous import simultaneous_step
-from .step import Terms, step
+from .step import StepLog, alternating_step
 from .tasks import Batch
 from .tasks.generate import Generate
 from .tasks.upscale import Upscale
 
 TASKS: dict[str, Any] = {"generate": Generate, "upscale": Upscale}
-UPDATES: dict[str, Callable[..., Terms]] = {"alternating": step, "simultaneous": simultaneous_step}
+UPDATES: dict[str, Callable[..., StepLog]] = {"alternating": alternating_step, "simultaneous": simultaneous_step}
 
 
 class Window:
     """Sums of a step's scalars since the last read-out, on the device."""
 
     def __init__(self) -> None:
-        self.sums: Terms = {}
+        self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
-    def add(self, terms: Terms) -> None:
+    def add(self, terms: StepLog) -> None:
         known = [name for name in terms if name in self.sums]
         if known:
             torch._foreach_add_([self.sums[n] for n in known], [terms[n].detach() for n in known])
@@ -72,7 +73,7 @@ class State:
         self._fitted = False
         self.guard = Guard(scaled=self.task.precision == torch.float16).to(device)
         self.ema = Ema(self.task.average, config.ema)
-        self.live = self.task.live()
+        self.scalars = self.task.scalars()
         self.window = Window()
         self.graphs: StepGraphs | None = None
         """Recorded steps, where the config asks for them and the device has them."""
@@ -85,10 +86,10 @@ class State:
             "device": device,
         }
         self.optimisers = {"generator": Optimiser(self.task.generator, config.optim.generator, index=1, **shared)}
-        for critic in self.task.critics:
-            if critic.trained:
-                optimiser = Optimiser(critic.net, config.optim.discriminator, index=0, **shared)
-                self.optimisers[critic.name] = optimiser
+        for role in self.task.discriminators:
+            if role.trained:
+                optimiser = Optimiser(role.net, config.optim.discriminator, index=0, **shared)
+                self.optimisers[role.name] = optimiser
 
     @property
     def draws_per_step(self) -> int:
@@ -98,15 +99,17 @@ class State:
     def metric_names(self, held_out: bool) -> list[str]:
         """Keys that rows of metrics.jsonl have, now and then or always; `held_out`: whether there are such images."""
         found = ["loss/g", "health/g_grad_norm", "health/diversity", "optim/lr_generator", "time/images_per_second"]
-        for critic in self.task.critics:
-            end, gan, matching = critic.suffix, critic.gan, critic.matching
-            if critic.trained:
+        for role in self.task.discriminators:
+            end, gan, matching = role.suffix, role.gan, role.matching
+            if role.trained:
                 found += [name + end for name in ("loss/d", "health/d_real", "health/d_fake", "health/d_grad_norm")]
                 found += [f"loss/d{end}_{name}" for name, gamma in (("r1", gan.r1), ("r2", gan.r2)) if gamma]
             if gan.weight:
                 found.append("loss/g_adv" + end)
             if matching is not None:
-                shares = ["share", "balance"] if gan.weight or self.task.image_loss_names else []
+                others = self.task.image_loss_names
+                shares = ["share", "balance", *(f"share.{name}" for name in others)] if gan.weight or others else []
+                shares += ["cosine"] if gan.weight else []
                 found += [f"fm/{name}{end}" for name in ("distance", "weight", "loss", *matching.layers, *shares)]
         found += [f"loss/{name}" for name in self.task.image_loss_names]
         if self.config.feature_matching.weight:
@@ -120,50 +123,47 @@ class State:
     def record_with(self, recorder: Recorder) -> None:
         """Record steps from now on."""
         self.graphs = StepGraphs(recorder)
-        for critic in self.task.critics:
-            if critic.matching is not None:
-                critic.matching.kept = {}
+        for role in self.task.discriminators:
+            if role.matching is not None:
+                role.matching.fixed_directions = {}
 
     def prepare(self, feed: Any, step: int) -> list[list[Batch]]:
         """The batches of `step`: for each draw its micro-batches."""
         first = step * self.draws_per_step
         return [self.task.prepare(feed.batch(d), d) for d in range(first, first + self.draws_per_step)]
 
-    def set_live(self, step: int) -> None:
+    def set_scalars(self, step: int) -> None:
         """Put the numbers that depend on the step alone onto the device."""
-        critics = self.task.critics
-        self.live.set(
+        discriminators = self.task.discriminators
+        self.scalars.set(
             step,
-            [c.adversarial_weight(step) for c in critics],
-            [c.matching_weight(step) for c in critics],
+            [c.adversarial_weight(step) for c in discriminators],
+            [c.matching_weight(step) for c in discriminators],
             self.task.image_weights(step),
         )
-        for critic in critics:
-            if critic.matching is not None:
-                critic.matching.renew(step)
+        for role in discriminators:
+            if role.matching is not None:
+                role.matching.resample(step)
         factor = lr_factor(self.config.optim.schedule, step)
         for optimiser in self.optimisers.values():
             optimiser.lr.fill_(optimiser.config.lr * factor)
 
-    def advance(self, draws: list[list[Batch]]) -> None:
+    @user_errors()
+    def advance(self, batches: list[list[Batch]]) -> None:
         """Make one step. Waits for nothing."""
         if self.config.compile_mode != "default":
             torch.compiler.cudagraph_mark_step_begin()
-        self.set_live(self.step)
+        self.set_scalars(self.step)
         if self.task.own_nets:  # dropout and noise within them draw from the global generators
             torch.manual_seed(torch_generator(self.config.seed, "own nets", self.step, self.world.rank).initial_seed())
         plan = self.task.plan(self.step)
         train = self.config.train
 
-        def work(draws: list[list[Batch]]) -> Terms:
+        def work(batches: list[list[Batch]]) -> StepLog:
             update = UPDATES[train.update]
-            return update(self.task, draws, plan, self.live, self.optimisers, self.world, train.d_updates)
+            return update(self.task, batches, plan, self.scalars, self.optimisers, self.world, train.d_updates)
 
-        terms = work(draws) if self.graphs is None else self.graphs.run(plan, draws, work)
-        for critic, critic_plan in zip(self.task.critics, plan.critics, strict=True):
-            if critic_plan.measure and critic.matching is not None:
-                terms["fm/share" + critic.suffix] = critic.matching.share
-                terms["fm/balance" + critic.suffix] = critic.matching.balance
+        terms = work(batches) if self.graphs is None else self.graphs.run(plan, batches, work)
         self.ema.update(self.task.generator, self.step)
         self.window.add(terms)
         self.step += 1
@@ -178,47 +178,32 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """All that has to be saved, by name. Fits the averaged generator's batch norm first."""
         self.fit_average()
-        tensors: dict[str, Tensor] = {}
+        parts = {"generator": self.task.generator.state_dict(), "ema": self.task.average.state_dict()}
+        for role in self.task.discriminators:
+            parts[role.name] = role.net.state_dict()
+            if role.matching is not None:
+                parts[f"matching.{role.name}"] = role.matching.state_dict()
+        parts |= {f"optimiser.{name}": optimiser.state() for name, optimiser in self.optimisers.items()}
+        parts["guard"] = self.guard.state_dict()
+        # averaged over processes, so that one file serves them all
+        parts["window"] = {name: self.world.mean(value) for name, value in self.window.sums.items()}
+        return named(parts)
 
-        def put(prefix: str, values: Mapping[str, Tensor]) -> None:
-            tensors.update({f"{prefix}.{name}": value for name, value in values.items()})
-
-        put("generator", self.task.generator.state_dict())
-        put("ema", self.task.average.state_dict())
-        for critic in self.task.critics:
-            put(critic.name, critic.net.state_dict())
-            if critic.matching is not None:
-                put(f"matching.{critic.name}", critic.matching.state_dict())
-        for name, optimiser in self.optimisers.items():
-            put(f"optimiser.{name}", optimiser.state())
-        put("guard", self.guard.state_dict())
-        put("window", self._window_means())
-        return tensors
-
-    def _window_means(self) -> Terms:
-        """The window's sums, averaged over processes so that one file serves them all."""
-        return {name: self.world.mean(value) for name, value in self.window.sums.items()}
-
-    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def restore(self, found: Checkpoint) -> None:
         """Put back what `tensors` gave, to the bit."""
-
-        def take(prefix: str) -> dict[str, Tensor]:
-            start = f"{prefix}."
-            return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-
         with expecting_old_code(self.config):
-            self.task.generator.load_state_dict(take("generator"))
-            self.task.average.load_state_dict(take("ema"))
-            for critic in self.task.critics:
-                critic.net.load_state_dict(take(critic.name))
-        for critic in self.task.critics:
-            if critic.matching is not None:
-                critic.matching.load_state_dict(take(f"matching.{critic.name}"))
+            self.task.generator.load_state_dict(found.part("generator"))
+            self.task.average.load_state_dict(found.part("ema"))
+            for role in self.task.discriminators:
+                role.net.load_state_dict(found.part(role.name))
+        for role in self.task.discriminators:
+            if role.matching is not None:
+                role.matching.load_state_dict(found.part(f"matching.{role.name}"))
         for name, optimiser in self.optimisers.items():
-            optimiser.restore(take(f"optimiser.{name}"))
+            optimiser.restore(found.part(f"optimiser.{name}"))
             optimiser.remember()
-        self.guard.load_state_dict(take("guard"))
-        self.window.sums = {name: value.to(self.device) for name, value in take("window").items()}
-        self.window.counts = dict(meta["window"])
-        self.step = int(meta["step"])
+        self.guard.load_state_dict(found.part("guard"))
+        self.window.sums = {name: value.to(self.device) for name, value in found.part("window").items()}
+        self.window.counts = dict(found.meta.window)
+        self.step = found.step
         self._fitted = False

@@ -1,64 +1,87 @@
-"""One training step, for any task: who is run when, with what frozen, and how often.
+"""One training step: which network runs when, and which one is frozen.
 
-In units of one discriminator forward, g for the generator's, on one micro-batch, the step costs
+With discriminator D, generator G, latents or low-resolution images z, and real images r, one step is
 
-    D's update    D(real) 1 + 2    D(fake) 1 + 2    G forward g
-    G's update    D(fake) 1 + 1 (frozen: no weight gradients)    G backward 2g    [D(real) truncated, no graph: <= 1]
+    D's update    theta <- theta - h grad_theta L_D(D(r), D(G(z)))                                   G(z) without gradient
+    G's update    phi   <- phi   - h grad_phi [sum_i w_i L_i(G(z), r) + a L_adv(D(G(z))) + s L_FM(D_k(r), D_k(G(z)))]
 
-8 + 3g, and at most 9 + 3g with feature matching. The generator's loss is differentiated down to the images first and
-through the generator after; that is the same sum, and where the gradient share is measured the two parts of the image
-gradient are at hand.
+with D frozen in G's update: it passes gradients on, and none of its weights, running averages or power iterations moves.
+L_FM compares features of layers k; D(r) is run without graph and no further than the last of them. s is lambda times the
+balance (`feature_matching.strength`), which is measured at the generated images x = G(z): the generator's loss is
+differentiated down to x first, and grad_x goes through G afterwards. That is the same gradient, and on measuring steps
+the parts of it are at hand.
+
+In units of one discriminator forward, g for the generator's, on one micro-batch:
+
+    D's update    D(r) 1 + 2    D(G(z)) 1 + 2    G forward g
+    G's update    D(G(z)) 1 + 1 (frozen: no weight gradients)    G backward 2g    [D(r) truncated, no graph: <= 1]
+
+8 + 3g, and at most 9 + 3g with feature matching. Micro-batches are a loop: what is computed of a batch, as batch norm
+and the statistics, is then of each micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
 from .dist import World
-from .losses import Loss
+from .feature_matching.discriminator import DiscriminatorOutput, mean_logit
+from .feature_matching.frozen import frozen, frozen_running_stats
+from .feature_matching.strength import gradient_unit
 from .losses.adversarial import D_LOSSES, G_LOSSES, squared_gradient
-from .losses.statistics import widen
-from .models.base import Out, mean_logit
-from .models.norm import advance_spectral, held_averages
+from .models.norm import advance_spectral
 from .optim import Optimiser
-from .tasks import Batch, Critic, CriticPlan, Live, Plan, Task
-
-Terms = dict[str, Tensor]
+from .tasks import Batch, DiscriminatorPlan, DiscriminatorRole, StepPlan, StepScalars, Task
 
 
-def step(
+class StepLog(dict[str, Tensor]):
+    """Named scalars on the device, of this process: means over micro-batches and over the updates of a step."""
+
+    def add(self, name: str, value: Tensor, fraction: float = 1.0) -> None:
+        value = value.detach() * fraction
+        self[name] = self[name] + value if name in self else value
+
+    def merge(self, update: StepLog, fraction: float) -> None:
+        for name, value in update.items():
+            self.add(name, value, fraction)
+
+
+def alternating_step(
     task: Task,
-    draws: Sequence[Sequence[Batch]],
-    plan: Plan,
-    live: Live,
-    optimisers: dict[str, Optimiser],
+    batches: Sequence[Sequence[Batch]],
+    plan: StepPlan,
+    scalars: StepScalars,
+    optimisers: Mapping[str, Optimiser],
     world: World,
     d_updates: int = 1,
-) -> Terms:
-    """Update every discriminator `d_updates` times and the generator once for each remaining draw.
+) -> StepLog:
+    """Update every discriminator `d_updates` times, then the generator once for each remaining global batch.
 
-    `draws` are lists of micro-batches, one list an update: the discriminators take the first `d_updates`, the generator
-    the last of those and all that follow. Images made for the last discriminator update are used again for the first
-    generator update. Returns named scalars on the device, this process's share of them.
+    `batches` are lists of micro-batches, one list a global batch: the discriminators take the first `d_updates`, the
+    generator the last of those and all that follow. The last discriminator update and the first generator update share
+    their images.
     """
-    terms: Terms = {}
-    images: list[Tensor] = []
-    for draw in range(d_updates):
-        images = generate(task, draws[draw], graph=draw == d_updates - 1)
-        for critic, critic_plan in zip(task.critics, plan.critics, strict=True):
-            if critic_plan.train:
-                terms |= _update_discriminator(critic, critic_plan, draws[draw], images, optimisers[critic.name], live)
-    for draw in range(d_updates - 1, len(draws)):
-        if draw >= d_updates:
-            images = generate(task, draws[draw], graph=True)
-        terms |= _update_generator(task, plan, draws[draw], images, optimisers["generator"], live, world)
-    return terms
+    log, g_updates = StepLog(), len(batches) - d_updates + 1
+    for k in range(d_updates):
+        images = generate(task, batches[k], graph=k == d_updates - 1)
+        for _, d, d_plan in plan.trained(task):
+            update = update_discriminator(d, d_plan, batches[k], images, optimisers[d.name], scalars)
+            log.merge(update, 1 / d_updates)
+    for k in range(d_updates - 1, len(batches)):
+        if k >= d_updates:
+            images = generate(task, batches[k], graph=True)
+        gradients, update = image_gradients(
+            task, plan, batches[k], images, scalars, world, optimisers["generator"].guard.scale
+        )
+        update_generator(task, batches[k], images, gradients.total, optimisers["generator"], scalars, update)
+        log.merge(update, 1 / g_updates)
+    if plan.log_diversity:
+        log["health/diversity"] = diversity(batches[-1], images, world)
+    return log
 
 
 def generate(task: Task, micro_batches: Sequence[Batch], graph: bool) -> list[Tensor]:
@@ -67,327 +90,280 @@ def generate(task: Task, micro_batches: Sequence[Batch], graph: bool) -> list[Te
         return [task.generate(batch) for batch in micro_batches]
 
 
-def add(terms: Terms, name: str, value: Tensor, share: float = 1.0) -> None:
-    value = value.detach() * share
-    terms[name] = terms[name] + value if name in terms else value
+# ---- the discriminator's update
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Images that no graph leads to, and what a discriminator says of them, with a graph to its weights."""
-
-    source: Tensor
-    out: Out
-
-
-def judge(
-    critic: Critic, plan: CriticPlan, batch: Batch, image: Tensor, *, shared: bool = False
-) -> tuple[Judged, Judged]:
-    """Real and generated images of one micro-batch as the discriminator's own update needs them.
-
-    `shared`: the generator learns from the same passes, so they give its features and a gradient at its images too.
-    Features that are compared are then of one arithmetic, also where one of the two is penalised.
-    """
-    numbers = batch.augment[0] if batch.augment is not None else None
-    taps = plan.taps if shared else ()
-    gammas = (critic.gan.r1, critic.gan.r2)
-    judged = []
-    for source, gamma, leaf in ((batch.real, gammas[0], False), (image, gammas[1], shared)):
-        exact = plan.penalty and (gamma > 0 or (bool(taps) and max(gammas) > 0))
-        source = source.detach().requires_grad_(leaf or (plan.penalty and gamma > 0))
-        judged.append(Judged(source, critic(source, numbers, taps, exact=exact)))
-    return judged[0], judged[1]
-
-
-def discriminator_loss(critic: Critic, plan: CriticPlan, batch: Batch, image: Tensor) -> Loss:
-    """The discriminator's loss on one micro-batch, its penalties included."""
-    return loss_of(critic, plan, *judge(critic, plan, batch, image))
-
-
-def loss_of(critic: Critic, plan: CriticPlan, on_real: Judged, on_fake: Judged) -> Loss:
-    """The discriminator's loss, its penalties included, from what it said of a micro-batch."""
-    gan = critic.gan
-    real, fake = on_real.out.logits, on_fake.out.logits
-    assert real is not None
-    assert fake is not None
-    adversarial = D_LOSSES[gan.type](real, fake)
-    prefix = "loss/d" + critic.suffix
-    total = adversarial
-    terms = {
-        prefix: adversarial,
-        "health/d_real" + critic.suffix: mean_logit(real),
-        "health/d_fake" + critic.suffix: mean_logit(fake),
-    }
-    if plan.penalty:
-        for name, gamma, logits, source in (
-            ("r1", gan.r1, real, on_real.source),
-            ("r2", gan.r2, fake, on_fake.source),
-        ):
-            if gamma:
-                penalty = squared_gradient(logits, source)
-                terms[f"{prefix}_{name}"] = penalty
-                total = total + 0.5 * gamma * gan.penalty_every * penalty
-    return Loss(total, terms)
-
-
-def _update_discriminator(
-    critic: Critic,
-    plan: CriticPlan,
+def update_discriminator(
+    d: DiscriminatorRole,
+    plan: DiscriminatorPlan,
     micro_batches: Sequence[Batch],
     images: Sequence[Tensor],
     optimiser: Optimiser,
-    live: Live,
-) -> Terms:
-    terms: Terms = {}
-    share = 1 / len(micro_batches)
-    advance_spectral(critic.net)
+    scalars: StepScalars,
+) -> StepLog:
+    log, fraction = StepLog(), 1 / len(micro_batches)
+    advance_spectral(d.net)
     optimiser.zero_grad()
     for batch, image in zip(micro_batches, images, strict=True):
-        with parametrize.cached():
-            loss = discriminator_loss(critic, plan, batch, image)
-        for name, value in loss.terms.items():
-            add(terms, name, value, share)
-        (loss.total * (share * optimiser.guard.scale)).backward()
-    terms["health/d_grad_norm" + critic.suffix] = optimiser.step(live.clock)
-    return terms
+        loss = discriminator_loss(d, plan, batch, image.detach(), log, fraction)
+        (loss * (fraction * optimiser.guard.scale)).backward()
+    log["health/d_grad_norm" + d.suffix] = optimiser.step(scalars.clock)
+    return log
 
 
-@contextmanager
-def frozen(critics: Sequence[Critic]) -> Iterator[None]:
-    """Inside, discriminators take no weight gradients, move no statistics, and normalise their weights once."""
-    parameters = [p for critic in critics for p in critic.net.parameters() if p.requires_grad]
-    for p in parameters:
-        p.requires_grad_(False)
-    with ExitStack() as stack:
-        stack.enter_context(held_averages(*(critic.net for critic in critics)))
-        stack.enter_context(parametrize.cached())
-        try:
-            yield
-        finally:
-            for p in parameters:
-                p.requires_grad_(True)
+def discriminator_loss(
+    d: DiscriminatorRole, plan: DiscriminatorPlan, batch: Batch, fake: Tensor, log: StepLog, fraction: float = 1.0
+) -> Tensor:
+    """L_D on one micro-batch, its penalties included; `fake` are generated images (b, C, H, W) without a graph."""
+    with parametrize.cached():
+        real, on_real, on_fake = discriminator_passes(d, plan, batch, fake)
+    return loss_of_passes(d, plan, real, fake, on_real, on_fake, log, fraction)
 
 
-def _generator_numbers(batch: Batch) -> Tensor | None:
-    return batch.augment[1] if batch.augment is not None else None
+def discriminator_passes(
+    d: DiscriminatorRole, plan: DiscriminatorPlan, batch: Batch, fake: Tensor, layers: tuple[str, ...] = ()
+) -> tuple[Tensor, DiscriminatorOutput, DiscriminatorOutput]:
+    """The real images as the discriminator saw them, D(real) and D(fake), with graphs to its weights and, where a penalty
+    needs it, to the images. With `layers` their features, of one arithmetic also where one of the two is penalised."""
+    real = batch.real.detach()
+    numbers = batch.augment[0] if batch.augment is not None else None
+    outputs = []
+    for images, gamma in ((real, d.gan.r1), (fake, d.gan.r2)):
+        penalised = plan.penalty and gamma > 0
+        if penalised:
+            images.requires_grad_()
+        exact = penalised or (plan.penalty and bool(layers) and max(d.gan.r1, d.gan.r2) > 0)
+        outputs.append(d(images, numbers, layers, exact=exact))
+    return real, outputs[0], outputs[1]
 
 
-@torch.no_grad()
-def _judge_real(critic: Critic, plan: CriticPlan, batch: Batch) -> Out:
-    """Features of the real images, and their logits only where the generator's loss reads them."""
-    logits = critic.paired and plan.adversarial
-    if not logits and not plan.taps:
-        return Out(None)
-    return critic(batch.real, _generator_numbers(batch), plan.taps, logits=logits)
+def loss_of_passes(
+    d: DiscriminatorRole,
+    plan: DiscriminatorPlan,
+    real: Tensor,
+    fake: Tensor,
+    on_real: DiscriminatorOutput,
+    on_fake: DiscriminatorOutput,
+    log: StepLog,
+    fraction: float,
+) -> Tensor:
+    """L_D from D's passes over real and generated images (b, C, H, W)."""
+    assert on_real.logits is not None
+    assert on_fake.logits is not None
+    loss = D_LOSSES[d.gan.type](on_real.logits, on_fake.logits)
+    log.add("loss/d" + d.suffix, loss, fraction)
+    log.add("health/d_real" + d.suffix, mean_logit(on_real.logits), fraction)
+    log.add("health/d_fake" + d.suffix, mean_logit(on_fake.logits), fraction)
+    penalties = (("r1", d.gan.r1, on_real.logits, real), ("r2", d.gan.r2, on_fake.logits, fake))
+    for name, gamma, logits, images in penalties if plan.penalty else ():
+        if gamma:
+            penalty = squared_gradient(logits, images)
+            log.add(f"loss/d{d.suffix}_{name}", penalty, fraction)
+            loss = loss + 0.5 * gamma * d.gan.penalty_every * penalty
+    return loss
 
 
-def _magnitude(loss: Tensor, world: World) -> Tensor:
-    """The size of a statistic, in units of which it is differentiated: before it is balanced, a small one's gradient would
-    underflow half precision on its way through the discriminator. The same for all processes, whose gradients meet there."""
-    size = world.mean(loss.detach().abs())
-    return torch.where(size > 0, size, torch.ones_like(size))
+# ---- the generator's update
 
 
-def _norm(gradients: Sequence[Tensor], world: World) -> Tensor:
-    """Norm over the global batch (up to the factor that all norms share)."""
-    return world.mean(torch.stack([g.square().sum() for g in gradients]).sum()).sqrt()
+class ImageGradients:
+    """The gradient of the generator's loss at the generated images, micro-batch by micro-batch, times the loss scale.
 
-
-def _matching_gradients(
-    critic: Critic,
-    plan: CriticPlan,
-    micro_batches: Sequence[Batch],
-    leaves: Sequence[Tensor],
-    reals: Sequence[Out],
-    live: Live,
-    world: World,
-) -> tuple[Loss, list[dict[str, Tensor]]]:
-    """The loss of a batch statistic over all micro-batches, and its gradient at each one's features.
-
-    Features of the whole batch are held, but no graph: the gradient goes back through the discriminator micro-batch by
-    micro-batch afterwards (Gao et al. 2021, arXiv:2101.06983).
+    `total` is the sum; terms that are measured are also kept apart.
     """
-    assert critic.matching is not None
-    with torch.no_grad():
-        fakes = [
-            critic(leaf, _generator_numbers(batch), plan.taps, logits=False).features
-            for batch, leaf in zip(micro_batches, leaves, strict=True)
-        ]
-    # widened: a mean's gradient underflows half precision
-    whole = {name: widen(torch.cat([f[name] for f in fakes])).requires_grad_() for name in plan.taps}
-    real = {name: torch.cat([r.features[name] for r in reals]) for name in plan.taps}
-    loss = critic.matching(real, whole, step=live.step, world=world)
-    gradients = torch.autograd.grad(loss.total, list(whole.values()))
-    sizes = [leaf.shape[0] for leaf in leaves]
-    split = [g.split(sizes) for g in gradients]
-    return loss, [dict(zip(plan.taps, parts, strict=True)) for parts in zip(*split, strict=True)]
+
+    def __init__(self, images: Sequence[Tensor], scale: Tensor | float = 1.0):
+        self.images = [image.detach().requires_grad_() for image in images]
+        self.total = [torch.zeros_like(image) for image in self.images]
+        self.by_term: dict[str, list[Tensor]] = {}
+        self.scale = scale / len(images)
+
+    def add(self, m: int, loss: Tensor, retain_graph: bool = False) -> None:
+        """Add the gradient of `loss`, of micro-batch m."""
+        self.total[m] += torch.autograd.grad(loss * self.scale, self.images[m], retain_graph=retain_graph)[0]
+
+    def keep(self, name: str, m: int, loss: Tensor, unit: Tensor | float = 1.0, retain_graph: bool = False) -> None:
+        """Keep the gradient of `loss` apart, differentiated in units of `unit`."""
+        (gradient,) = torch.autograd.grad(loss * (self.scale / unit), self.images[m], retain_graph=retain_graph)
+        self.by_term.setdefault(name, []).append(gradient * unit)
+
+    def join(self, name: str, weight: Tensor | float = 1.0) -> None:
+        """Add `weight` times a term that was kept apart."""
+        for total, part in zip(self.total, self.by_term[name], strict=True):
+            total += part * weight
 
 
-@dataclass(frozen=True)
-class View:
-    """One micro-batch as a discriminator shows it to the generator."""
-
-    leaf: Tensor
-    """The generated images: where the generator's loss is differentiated at."""
-    real: Out
-    """What it says of the real images, without graph."""
-    fake: Out
-    """What it says of the generated ones, with a graph down to `leaf`."""
-    keep: bool = False
-    """Whether that graph is wanted afterwards."""
-
-
-Look = Callable[[Critic, CriticPlan, Sequence[Batch], Sequence[Tensor], Sequence[Out] | None], Iterator[View]]
-"""Views of all micro-batches, each made when it is asked for; the real images' `Out` where they are at hand."""
-
-
-def look_frozen(
-    critic: Critic,
-    plan: CriticPlan,
-    micro_batches: Sequence[Batch],
-    leaves: Sequence[Tensor],
-    reals: Sequence[Out] | None,
-) -> Iterator[View]:
-    """Views of a discriminator that is `frozen`."""
-    for m, (batch, leaf) in enumerate(zip(micro_batches, leaves, strict=True)):
-        real = reals[m] if reals is not None else _judge_real(critic, plan, batch)
-        yield View(leaf, real, critic(leaf, _generator_numbers(batch), plan.taps, logits=plan.adversarial))
-
-
-def generator_image_gradients(
+def image_gradients(
     task: Task,
-    plan: Plan,
+    plan: StepPlan,
     micro_batches: Sequence[Batch],
     images: Sequence[Tensor],
-    live: Live,
+    scalars: StepScalars,
     world: World,
     scale: Tensor | float = 1.0,
-    look: Look = look_frozen,
-) -> tuple[list[Tensor], Terms]:
-    """Gradient of the generator's loss at each micro-batch's images, times `scale`, and the loss's terms.
-
-    `look_frozen` wants to be called inside `frozen(task.critics)`. Measures the gradient share where the plan says so.
-    """
-    terms: Terms = {}
-    count = len(micro_batches)
-    leaves = [image.detach().requires_grad_() for image in images]
-    totals: list[Tensor] = [torch.zeros_like(leaf) for leaf in leaves]
-    if plan.image_losses:
-        for m, (batch, leaf) in enumerate(zip(micro_batches, leaves, strict=True)):
-            for name, loss in task.image_losses(batch, leaf, live.step, live.image).items():
-                add(terms, f"loss/{name}", loss, 1 / count)
-                add(terms, "loss/g", loss, 1 / count)
-                totals[m] += torch.autograd.grad(loss * (scale / count), leaf)[0]
-
-    for i, (critic, critic_plan) in enumerate(zip(task.critics, plan.critics, strict=True)):
-        if not critic_plan.adversarial and not critic_plan.taps:
-            continue
-        matching = critic.matching
-        reals = cached = None
-        if critic_plan.taps and count > 1 and matching is not None and matching.whole_batch:
-            with held_averages(critic.net), parametrize.cached():
-                reals = [_judge_real(critic, critic_plan, batch) for batch in micro_batches]
-                whole, cached = _matching_gradients(critic, critic_plan, micro_batches, leaves, reals, live, world)
-            _matching_terms(terms, critic, whole, 1.0)
-        parts: dict[str, list[Tensor]] = {"adversarial": [], "matching": []}
-        for m, view in enumerate(look(critic, critic_plan, micro_batches, leaves, reals)):
-            losses: dict[str, Tensor] = {}
-            if critic_plan.adversarial:
-                assert view.fake.logits is not None
-                adversarial = G_LOSSES[critic.gan.type](view.fake.logits, view.real.logits)
-                add(terms, "loss/g_adv" + critic.suffix, adversarial, 1 / count)
-                add(terms, "loss/g", live.adversarial[i] * adversarial, 1 / count)
-                losses["adversarial"] = live.adversarial[i] * adversarial / count
-            if critic_plan.taps:
-                assert matching is not None
-                if cached is not None:
-                    pairs = [(view.fake.features[name], cached[m][name]) for name in critic_plan.taps]
-                    losses["matching"] = torch.stack([(widen(f) * g).sum() for f, g in pairs]).sum()
-                else:
-                    distance = matching(view.real.features, view.fake.features, step=live.step, world=world)
-                    _matching_terms(terms, critic, distance, 1 / count)
-                    losses["matching"] = distance.total / count
-            if critic_plan.measure:
-                for name, loss in losses.items():
-                    keep = view.keep or name != list(losses)[-1]
-                    unit = _magnitude(loss, world) if name == "matching" else 1.0
-                    (gradient,) = torch.autograd.grad(loss * (scale / unit), view.leaf, retain_graph=keep)
-                    parts[name].append(gradient * unit)
-            else:
-                strength = matching.strength(live.matching[i]) if matching is not None else 1.0
-                weighted = [value * strength if name == "matching" else value for name, value in losses.items()]
-                loss = torch.stack(weighted).sum() * scale
-                totals[m] += torch.autograd.grad(loss, view.leaf, retain_graph=view.keep)[0]
-        if critic_plan.measure:
-            assert matching is not None
-            # before the adversarial term acts, the share is of the generator's other losses
-            reference = parts["adversarial"] or totals
-            matching.measure(_norm(reference, world), _norm(parts["matching"], world), live.matching[i])
-            strength = matching.strength(live.matching[i])
-            for m, distance in enumerate(parts["matching"]):
-                totals[m] += strength * distance
-            for m, adversarial in enumerate(parts["adversarial"]):
-                totals[m] += adversarial
-        if critic_plan.taps:
-            assert matching is not None
-            weight = matching.strength(live.matching[i])
-            terms["fm/weight" + critic.suffix] = weight
-            terms["fm/loss" + critic.suffix] = terms["fm/distance" + critic.suffix] * weight
-            add(terms, "loss/g", terms["fm/loss" + critic.suffix])
-
-    return totals, terms
+) -> tuple[ImageGradients, StepLog]:
+    """Everything that the generator learns from, differentiated down to its images, times `scale`."""
+    gradients, log = ImageGradients(images, scale), StepLog()
+    add_image_losses(task, plan, micro_batches, gradients, scalars, log)
+    with frozen(*(d.net for d in task.discriminators)):
+        for i, d, d_plan in plan.acting(task):
+            for m, batch in enumerate(micro_batches):
+                real, fake = generator_passes(d, d_plan, batch, gradients.images[m])
+                add_discriminator_losses(gradients, m, i, d, d_plan, real, fake, scalars, world, log)
+            settle(gradients, i, d, d_plan, scalars, world, log)
+    return gradients, log
 
 
-def _matching_terms(terms: Terms, critic: Critic, loss: Loss, share: float) -> None:
-    add(terms, "fm/distance" + critic.suffix, loss.total, share)
-    for layer, value in loss.terms.items():
-        add(terms, f"fm/{layer}{critic.suffix}", value, share)
-
-
-def _update_generator(
+def add_image_losses(
     task: Task,
-    plan: Plan,
+    plan: StepPlan,
     micro_batches: Sequence[Batch],
-    images: Sequence[Tensor],
-    optimiser: Optimiser,
-    live: Live,
+    gradients: ImageGradients,
+    scalars: StepScalars,
+    log: StepLog,
+) -> None:
+    """The losses w_i L_i between generated images and their originals, which no discriminator judges."""
+    for m, batch in enumerate(micro_batches if plan.image_losses else ()):
+        for name, loss in task.image_losses(batch, gradients.images[m], plan.image_losses, scalars.image).items():
+            for key in (f"loss/{name}", "loss/g"):
+                log.add(key, loss, 1 / len(micro_batches))
+            if plan.measure:
+                gradients.keep(name, m, loss)
+            else:
+                gradients.add(m, loss)
+    for name in tuple(gradients.by_term):
+        gradients.join(name)
+
+
+def generator_passes(
+    d: DiscriminatorRole, plan: DiscriminatorPlan, batch: Batch, images: Tensor
+) -> tuple[DiscriminatorOutput, DiscriminatorOutput]:
+    """D(real), without graph and no further than the generator's loss reads it, and D(images) with a graph down to them."""
+    numbers = batch.augment[1] if batch.augment is not None else None
+    logits = d.relativistic and plan.adversarial
+    real = DiscriminatorOutput(None)
+    if logits or plan.layers:
+        with torch.no_grad():
+            real = d(batch.real, numbers, plan.layers, logits=logits)
+    return real, d(images, numbers, plan.layers, logits=plan.adversarial)
+
+
+def add_discriminator_losses(
+    gradients: ImageGradients,
+    m: int,
+    i: int,
+    d: DiscriminatorRole,
+    plan: DiscriminatorPlan,
+    real: DiscriminatorOutput,
+    fake: DiscriminatorOutput,
+    scalars: StepScalars,
     world: World,
-) -> Terms:
-    with frozen(task.critics):
-        gradients, terms = generator_image_gradients(
-            task, plan, micro_batches, images, live, world, optimiser.guard.scale
-        )
-    return terms | apply_to_generator(task, plan, micro_batches, images, gradients, optimiser, live, world)
+    log: StepLog,
+    retain_graph: bool = False,
+) -> None:
+    """a L_adv and s L_FM of discriminator i on micro-batch m: in one backward pass, or apart where they are measured."""
+    fraction, losses = 1 / len(gradients.images), []
+    if plan.adversarial:
+        assert fake.logits is not None
+        adversarial = G_LOSSES[d.gan.type](fake.logits, real.logits)
+        losses.append(scalars.adversarial[i] * adversarial)
+        log.add("loss/g_adv" + d.suffix, adversarial, fraction)
+        log.add("loss/g", losses[0], fraction)
+        if plan.measure:
+            gradients.keep("adversarial" + d.suffix, m, losses[0], retain_graph=True)
+    if plan.layers:
+        assert d.matching is not None
+        distance = d.matching.distance(real.features, fake.features, step=scalars.step, ranks=world)
+        losses.append(scalars.matching[i] * d.matching.strength.balance * distance.total)
+        log.add("fm/distance" + d.suffix, distance.total, fraction)
+        for layer, value in distance.terms.items():
+            log.add(f"fm/{layer}{d.suffix}", value, fraction)
+        if plan.measure:
+            unit = gradient_unit(distance.total, world)
+            gradients.keep("matching" + d.suffix, m, distance.total, unit, retain_graph)
+    if not plan.measure:
+        gradients.add(m, torch.stack(losses).sum(), retain_graph)
 
 
-def apply_to_generator(
+def settle(
+    gradients: ImageGradients,
+    i: int,
+    d: DiscriminatorRole,
+    plan: DiscriminatorPlan,
+    scalars: StepScalars,
+    world: World,
+    log: StepLog,
+) -> None:
+    """On measuring steps set the balance and add what was kept apart; log how strongly features are matched."""
+    if plan.measure:
+        measure(gradients, i, d, scalars, world, log)
+        if plan.adversarial:
+            gradients.join("adversarial" + d.suffix)
+    if plan.layers:
+        assert d.matching is not None
+        weight = scalars.matching[i] * d.matching.strength.balance
+        if plan.measure:
+            gradients.join("matching" + d.suffix, weight)
+        log["fm/weight" + d.suffix] = weight
+        log["fm/loss" + d.suffix] = log["fm/distance" + d.suffix] * weight
+        log.add("loss/g", log["fm/loss" + d.suffix])
+
+
+def measure(
+    gradients: ImageGradients, i: int, d: DiscriminatorRole, scalars: StepScalars, world: World, log: StepLog
+) -> None:
+    """Shares: the norm of each loss's gradient at the generated images over that of the adversarial one, or, before that
+    acts, over that of all others together. And the cosine between the matching gradient and the adversarial one."""
+    adversarial, matching = (
+        gradients.by_term.get("adversarial" + d.suffix),
+        gradients.by_term.get("matching" + d.suffix),
+    )
+    reference = adversarial or gradients.total
+    others = {
+        name: part for name, part in gradients.by_term.items() if not name.startswith(("adversarial", "matching"))
+    }
+    pairs = [(reference, reference), *((part, part) for part in others.values())]
+    pairs += [(matching, matching), (matching, reference)] if matching else []
+    products = world.mean(torch.stack([_dot(a, b) for a, b in pairs]))
+    norm = products[0].sqrt()
+    for place, name in enumerate(others, 1):
+        log[f"fm/share.{name}{d.suffix}"] = products[place].sqrt() / norm
+    if matching:
+        assert d.matching is not None
+        d.matching.strength.measure(norm, products[-2].sqrt(), scalars.matching[i])
+        log["fm/share" + d.suffix] = d.matching.strength.share.clone()
+        log["fm/balance" + d.suffix] = d.matching.strength.balance.clone()
+        if adversarial:
+            log["fm/cosine" + d.suffix] = products[-1] / (norm * products[-2].sqrt())
+
+
+def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
+
+
+def update_generator(
     task: Task,
-    plan: Plan,
     micro_batches: Sequence[Batch],
     images: Sequence[Tensor],
     gradients: Sequence[Tensor],
     optimiser: Optimiser,
-    live: Live,
-    world: World,
+    scalars: StepScalars,
+    log: StepLog,
     scale: Tensor | None = None,
-) -> Terms:
+) -> None:
     """Send the gradients at the images, which carry the loss scale `scale`, through the generator, and update it."""
-    terms: Terms = {}
     optimiser.zero_grad()
     if len(micro_batches) == 1:
         images[0].backward(gradients[0])
     else:
-        with held_averages(task.generator):
+        with frozen_running_stats(task.generator):  # they have moved when the images were made
             for batch, gradient in zip(micro_batches, gradients, strict=True):
                 task.generate(batch).backward(gradient)
-    terms["health/g_grad_norm"] = optimiser.step(live.clock, scale)
-    if plan.observe:
-        terms["health/diversity"] = _diversity(micro_batches, images, world)
-    return terms
+    log["health/g_grad_norm"] = optimiser.step(scalars.clock, scale)
 
 
 @torch.no_grad()
-def _diversity(micro_batches: Sequence[Batch], images: Sequence[Tensor], world: World) -> Tensor:
+def diversity(micro_batches: Sequence[Batch], images: Sequence[Tensor], world: World) -> Tensor:
     """Spread of the generated images over that of the real ones: ratio of the root mean variance per pixel."""
 
     def variance(stack: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ from .loop import Session, Stop, explain
 from .memory import check_fit, is_out_of_memory, memory_line, within_memory
 from .metrics.extractors import HOW, available
 from .models.base import parameter_count
+from .models.layout import layout_of
 from .models.norm import has_batch_norm, has_spectral_norm
-from .models.walked import layout_of
 from .optim import lr_factor
 from .precision import choose_device, choose_precision, deterministic_or_said, set_determinism, set_threads
 from .presets import FREE_ON_RESUME, HORIZONS, PLACES, covers, flatten, from_json, render
@@ -79,7 +79,7 @@ def warnings(config: Config, state: State) -> list[str]:
     if config.train.accumulate > 1:
         normed = [
             n
-            for n, net in (("generator", task.generator), ("discriminator", task.critics[0].net))
+            for n, net in (("generator", task.generator), ("discriminator", task.discriminators[0].net))
             if has_batch_norm(net)
         ]
         if normed:
@@ -94,17 +94,21 @@ def warnings(config: Config, state: State) -> list[str]:
                 f"{config.train.batch_size // config.train.accumulate}, not the batch of {config.train.batch_size}; "
                 "this is not the same experiment as accumulate=1"
             )
-    if fm.weight and fm.estimator == "unbiased" and has_batch_norm(task.critics[0].net):
+    if fm.weight and fm.estimator == "unbiased" and has_batch_norm(task.discriminators[0].net):
         found.append(
             "estimator 'unbiased' takes the features of a batch for independent, which batch norm makes them not: behind it "
             "more is subtracted than their noise; match before the norm, or use a discriminator without batch norm"
         )
-    if getattr(task.critics[0].net, "ends_in_sigmoid", False) and config.losses.gan.type != "lsgan":
+    if getattr(task.discriminators[0].net, "ends_in_sigmoid", False) and config.losses.gan.type != "lsgan":
         found.append(
             f"the discriminator ends in a sigmoid, and losses.gan.type '{config.losses.gan.type}' takes logits, of any size: "
             "return them without the sigmoid, or add -s losses.gan.type=lsgan, which is for values from 0 to 1"
         )
-    if config.losses.gan.type == "wgan" and not config.losses.gan.r1 and not has_spectral_norm(task.critics[0].net):
+    if (
+        config.losses.gan.type == "wgan"
+        and not config.losses.gan.r1
+        and not has_spectral_norm(task.discriminators[0].net)
+    ):
         own = config.discriminator.target is not None
         ways = "-s losses.gan.r1=10" if own else "-s discriminator.norm=spectral or -s losses.gan.r1=10"
         found.append(f"a Wasserstein critic has to be kept Lipschitz: add {ways}")
@@ -120,18 +124,18 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
     lines = [
         f"data: {task.describe(train, valid)}, from {c.data.path}",
         f"nets: generator {parameter_count(task.generator):,} weights, "
-        f"discriminator {parameter_count(task.critics[0].net):,}, on {state.device} in {precision[task.precision]}",
+        f"discriminator {parameter_count(task.discriminators[0].net):,}, on {state.device} in {precision[task.precision]}",
         *(
             f"{name}: in the ordinary memory format (NCHW), for {net.target} does not take channels_last"
             for name, net, made in (
                 ("generator", c.generator, task.generator),
-                ("discriminator", c.discriminator, task.critics[0].net),
+                ("discriminator", c.discriminator, task.discriminators[0].net),
             )
             if layout_of(made) == torch.contiguous_format
         ),
         *(
             [f"logits: the mean over those at {len(paths)} places of what the discriminator returns"]
-            if len(paths := getattr(task.critics[0].net, "paths", ())) > 1
+            if len(paths := getattr(task.discriminators[0].net, "paths", ())) > 1
             else []
         ),
         f"training: steps {state.step} to {c.train.steps}, batch {c.train.batch_size}"
@@ -142,7 +146,7 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
         ahead = range(first, c.train.steps)
         low = ahead[bisect_left(ahead, True, key=lambda step: lr_factor(schedule, step) < LOW_RATE)]
         lines.append(f"learning rates: below a tenth of what is set from step {low} on (optim.schedule)")
-    matching = task.critics[0].matching
+    matching = task.discriminators[0].matching
     if matching is None:
         lines.append("feature matching: off")
     else:
@@ -204,9 +208,12 @@ def start(
     def work() -> int:
         final, train, valid, state = prepare(config, world, report)
         resolved = final.model_dump(mode="json")
-        run = world.together(
-            lambda: runs.create(runs_dir, name, preset, resolved, list(command), *trust.record(final), world.job)
-        )
+        run = None
+        with world.on_first_rank() as first:
+            if first:
+                run = runs.create(runs_dir, name, preset, resolved, list(command), *trust.record(final), world.job)
+        run = world.from_first(run)
+        assert run is not None
         report.note(f"run {run.name} in {run.path}")
         return _work(run, state, train, valid, report)
 
@@ -222,7 +229,7 @@ def dry_run(config: Config, report: Reporter, world: World, show: Callable[[Conf
     config, train, valid, state = prepare(config, world, report)
     feed = state.task.feed(train, cache="auto", workers=0, start=0)
     with state.task.eager(), deterministic_or_said():
-        strength = check_start(state, state.prepare(feed, 0))
+        measured = check_start(state, state.prepare(feed, 0))
     feed.close()
     if show is not None:
         show(config)
@@ -230,7 +237,7 @@ def dry_run(config: Config, report: Reporter, world: World, show: Callable[[Conf
             report.note(line)
     for sentence in warnings(config, state):
         report.warn(sentence)
-    explain(strength, state, report)
+    explain(measured, state, report)
 
 
 def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Reporter, world: World) -> int:
@@ -279,8 +286,8 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
         else:
             _refuse_others(run, config, found, train, valid)
             _warn_inexact(found, train, valid, state, report)
-            state.restore(found.tensors, found.meta)
-        best = found.meta["best"] if found else None
+            state.restore(found)
+        best = found.meta.best if found else None
         return _work(run, state, train, valid, report, resumed=True, best=best)
 
     with deterministic_or_said():
@@ -289,7 +296,7 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
 
 def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> None:
     """UserError if the run's config file no longer describes the experiment its checkpoint belongs to."""
-    then, now = flatten(from_json(found.meta["config"])), flatten(config)
+    then, now = flatten(from_json(found.meta.config)), flatten(config)
     may = (*FREE_ON_RESUME, *HORIZONS, *PLACES)
     edited = [key for key, value in then.items() if now[key] != value and not covers(may, key)]
     if edited:
@@ -301,7 +308,7 @@ def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> Non
 
 def _refuse_other_past(run: Run, config: Config, found: checkpoint.Checkpoint) -> None:
     """UserError where a horizon that has been changed would have made steps different that the run has made."""
-    before = from_json(found.meta["config"])
+    before = from_json(found.meta.config)
     then, now = flatten(before), flatten(config)
     moved = [key for key in now if covers(HORIZONS, key) and then.get(key) != now[key]]
     if (
@@ -323,15 +330,14 @@ def _course(config: Config, step: int) -> tuple[float, ...]:
 def _refuse_others(run: Run, config: Config, found: checkpoint.Checkpoint, train: Any, valid: Any) -> None:
     """UserError where other images than the run's lie where its own were said to be now, or where files can or cannot be
     read that could not or could before, of which leaving out other ones would hold others out of training."""
-    before = from_json(found.meta["config"])
+    before = from_json(found.meta.config)
     then, now = ({key: flatten(c)[key] for key in PLACES} for c in (_placed(before), _placed(config)))
     moved = [key for key in PLACES if then[key] != now[key]]
-    known = found.meta.get("images")  # checkpoints of older versions have none
-    if known is None or not (moved or config.data.skip_unreadable):
+    if not (moved or config.data.skip_unreadable):
         return
     problems = []
     for key, name, images in (("train", "trained on", train), ("held_out", "held out", valid)):
-        if how := unlike(known[key], None if images is None else images.identity):
+        if how := unlike(getattr(found.meta.images, key), None if images is None else images.identity):
             problems.append(f"{name}: {how}")
     if problems:
         said = " and ".join(render(key, now[key]) for key in moved or PLACES[:1])
@@ -346,11 +352,11 @@ def _placed(config: Config) -> Config:
 
 
 def _warn_inexact(found: checkpoint.Checkpoint, train: Any, valid: Any, state: State, report: Reporter) -> None:
-    changes = checkpoint.differences(found.meta["machine"], checkpoint.machine(state.device, state.world.size))
-    if found.meta["data"] != train.fingerprint:
+    changes = checkpoint.differences(found.meta.machine, checkpoint.machine(state.device, state.world.size))
+    if found.meta.data != train.fingerprint:
         changes.append("the data has changed")
     held_out = None if valid is None else valid.fingerprint
-    if found.meta.get("held_out", held_out) != held_out:
+    if found.meta.held_out != held_out:
         changes.append("the held-out data has changed")
     if changes:
         report.warn(f"resuming, but not to the bit as if uninterrupted: {'; '.join(changes)}")
@@ -364,23 +370,15 @@ def _work(
     report: Reporter,
     *,
     resumed: bool = False,
-    best: dict[str, Any] | None = None,
+    best: checkpoint.Best | None = None,
 ) -> int:
     """Train under the run's lock, and leave its status true however it ends."""
     world, config = state.world, state.config
     with ExitStack() as held, Stop().watching() as stop:
-
-        def begin() -> None:
-            held.enter_context(run.lock())
-            for folder in (run.path, run.checkpoints, run.samples):
-                runs.clean(folder)
-            if resumed:
-                run.cut_back(state.step)
-                with runs.saving(run.config_file):
-                    runs.write_atomic(run.config_file, runs.to_json(config.model_dump(mode="json")))
-            run.write_status(state="running", step=state.step, steps=config.train.steps, exit_code=None, message=None)
-
-        world.together(begin)
+        with world.on_first_rank() as first:
+            if first:
+                held.enter_context(run.lock())
+                _begin(run, state, resumed)
         for line in plan_lines(config, state, train, valid):
             report.note(line)
         for sentence in warnings(config, state):
@@ -406,6 +404,17 @@ def _work(
             run.write_status(state="finished" if finished else "stopped", step=state.step, exit_code=code)
     _say_next(run, state, finished, report)
     return code
+
+
+def _begin(run: Run, state: State, resumed: bool) -> None:
+    """Make the folder that of a run which is about to take the step after the state's."""
+    for folder in (run.path, run.checkpoints, run.samples):
+        runs.clean(folder)
+    if resumed:
+        run.cut_back(state.step)
+        with runs.saving(run.config_file):
+            runs.write_atomic(run.config_file, runs.to_json(state.config.model_dump(mode="json")))
+    run.write_status(state="running", step=state.step, steps=state.config.train.steps, exit_code=None, message=None)
 
 
 def _say_next(run: Run, state: State, finished: bool, report: Reporter) -> None:

@@ -156,7 +156,7 @@ def record(name: str) -> dict[str, Any]:
     path = Path("runs") / name
     meta = saved(path, STEPS).meta
     table = [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows(path)]
-    return {"rows": table, "data": meta["data"], "held_out": meta["held_out"]}
+    return {"rows": table, "data": meta.data, "held_out": meta.held_out}
 
 
 def pictures(name: str) -> dict[str, Path]:

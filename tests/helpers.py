@@ -70,10 +70,10 @@ def tensors_of(net: nn.Module) -> dict[str, Tensor]:
 def everything(state: State) -> dict[str, Tensor]:
     """Copies of all that a step can change, the log's window left out."""
     parts = {"g": state.task.generator, "ema": state.task.average, "guard": state.guard}
-    for critic in state.task.critics:
-        parts[critic.name] = critic.net
-        if critic.matching is not None:
-            parts["matching." + critic.name] = critic.matching
+    for role in state.task.discriminators:
+        parts[role.name] = role.net
+        if role.matching is not None:
+            parts["matching." + role.name] = role.matching
     found = {f"{part}.{name}": value for part, net in parts.items() for name, value in tensors_of(net).items()}
     for name, optimiser in state.optimisers.items():
         found |= {f"adam.{name}.{key}": value.clone() for key, value in optimiser.state().items()}

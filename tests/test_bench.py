@@ -238,11 +238,11 @@ def test_hooks_see_the_features_that_fmrun_matches(built):
     book, batch = published(built, "textbook_fm")
     seen = book.features(batch.real)
     state = next(v.owner.state for v in built.variants if v.name == "fm")
-    critic = state.task.critics[0]
+    role = state.task.discriminators[0]
     layers = built.matched["textbook_fm"]
     assert layers == built.matched["fm"]
     assert len(seen) == len(layers)
-    net = copy.deepcopy(critic.net)
+    net = copy.deepcopy(role.net)
     source = book.discriminator.net if hasattr(book.discriminator, "net") else None
     if source is not None:
         net.load_state_dict(source.state_dict())
@@ -319,11 +319,11 @@ def test_both_learn_the_same_losses(built):
 def test_a_step_is_made_where_everything_acts_and_nothing_is_looked_at(built, measuring):
     state = next(v.owner.state for v in built.variants if v.name == "fm")
     plan = state.task.plan(ordinary_step(state, measuring))
-    (critic,) = plan.critics
-    assert critic.train
-    assert critic.adversarial
-    assert critic.taps
-    assert critic.measure == measuring
+    (role,) = plan.discriminators
+    assert role.train
+    assert role.adversarial
+    assert role.layers
+    assert role.measure == measuring
     assert not plan.observe
 
 

@@ -11,10 +11,10 @@ from torch import nn
 from fmrun import trust
 from fmrun.errors import UserError
 from fmrun.models import custom
-from fmrun.models.base import Discriminator, Out
+from fmrun.feature_matching.discriminator import Discriminator, DiscriminatorOutput
 from fmrun.models.custom import custom_discriminator, custom_generator, load_target
 from fmrun.models.norm import advance_spectral
-from fmrun.models.walked import WalkedDiscriminator
+from fmrun.feature_matching.walked import WalkedDiscriminator
 
 IMAGE = (3, 16, 16)
 
@@ -149,7 +149,7 @@ class Returns(nn.Module):
         lambda y: (y, {"a": y}),
         lambda y: [y],
         lambda y: {"logits": y, "more": 0},
-        lambda y: Out(y, {}),
+        lambda y: DiscriminatorOutput(y, {}),
     ],
     ids=["tensor", "tuple", "list", "mapping", "out"],
 )
@@ -209,7 +209,7 @@ def test_taps_alone_or_together_are_the_same_and_leave_the_logits_alone(build):
         assert alone.logits is None
         assert list(alone.features) == [name]
         assert torch.equal(alone.features[name], whole.features[name])
-    assert net(image, (), False) == Out(None, {})
+    assert net(image, (), False) == DiscriminatorOutput(None, {})
 
 
 def test_nothing_is_run_beyond_the_last_tap():

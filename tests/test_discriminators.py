@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fmrun.errors import UserError
-from fmrun.models.base import Discriminator
+from fmrun.feature_matching.discriminator import Discriminator
 from fmrun.models.norm import advance_spectral, hold_spectral, spectral_norm
 from fmrun.models.patchgan import PatchGan
 from fmrun.models.unet import UNet

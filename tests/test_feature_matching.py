@@ -12,7 +12,7 @@ from fmrun.errors import UserError
 from fmrun.feature_matching import DENSE_MEASUREMENTS, FeatureMatching, select_layers
 from fmrun.models.dcgan import DcganDiscriminator
 from fmrun.step import frozen, generator_image_gradients
-from fmrun.tasks import CriticPlan, Plan
+from fmrun.tasks import DiscriminatorPlan, StepPlan
 
 NAMES = ("block1.conv", "block1", "block2.conv", "block2", "block3.conv", "block3")
 SHAPES = {"block1": torch.Size((2, 4, 4)), "block2": torch.Size((3, 2, 2))}
@@ -109,12 +109,12 @@ def test_total_is_the_reduction_of_weighted_distances(weights, reduction):
     assert list(loss.terms) == list(SHAPES)
 
 
-def image_gradient(state, plan: CriticPlan) -> torch.Tensor:
+def image_gradient(state, plan: DiscriminatorPlan) -> torch.Tensor:
     batches = draws_of(state, 0)[0]
     rng = torch.Generator().manual_seed(5)
     images = [torch.rand(b.real.shape, generator=rng, dtype=torch.float64) * 2 - 1 for b in batches]
-    with frozen(state.task.critics):
-        gradients, _ = generator_image_gradients(state.task, Plan((plan,)), batches, images, state.live, WORLD)
+    with frozen(state.task.discriminators):
+        gradients, _ = generator_image_gradients(state.task, StepPlan((plan,)), batches, images, state.scalars, WORLD)
     return torch.cat(gradients)
 
 
@@ -135,9 +135,9 @@ def test_lambda_acts_once(weights, reduction, match, accumulate):
             train__accumulate=accumulate,
         )
         state.set_live(0)
-        plan = state.task.plan(0).critics[0]
-        layers = plan.taps if taps else ()
-        return image_gradient(state, CriticPlan(True, adversarial, layers, False, False))
+        plan = state.task.plan(0).discriminators[0]
+        layers = plan.layers if taps else ()
+        return image_gradient(state, DiscriminatorPlan(True, adversarial, layers, False, False))
 
     adversarial, unweighted = gradient(0.1, True, False), gradient(1.0, False, True)
     assert torch.allclose(gradient(0.1, True, True), adversarial + 0.1 * unweighted, rtol=1e-10, atol=1e-18)
@@ -151,15 +151,15 @@ def test_balance_comes_after_reduction_and_multiplies_lambda_with_its_ramp():
         feature_matching__balance="gradient",
         discriminator__norm="group",
     )
-    module = state.task.critics[0].matching
+    module = state.task.discriminators[0].matching
     module.balance.fill_(7.0)
     state.set_live(3)
-    assert module.strength(state.live.matching[0]).item() == pytest.approx(7 * 0.2 * 3 / 4)
+    assert module.strength(state.scalars.matching[0]).item() == pytest.approx(7 * 0.2 * 3 / 4)
     layers = module.layers
-    got = image_gradient(state, CriticPlan(True, False, layers, False, False))
+    got = image_gradient(state, DiscriminatorPlan(True, False, layers, False, False))
     module.balance.fill_(1.0)
-    state.live.set(3, [1.0], [1.0])
-    unweighted = image_gradient(state, CriticPlan(True, False, layers, False, False))
+    state.scalars.set(3, [1.0], [1.0])
+    unweighted = image_gradient(state, DiscriminatorPlan(True, False, layers, False, False))
     assert torch.allclose(got, 7 * 0.2 * 0.75 * unweighted, rtol=1e-10, atol=0)
 
 
@@ -175,9 +175,9 @@ def test_ramp():
 
 def test_zero_weight_builds_nothing_and_runs_no_real_pass():
     state = tiny_state(feature_matching__weight=0.0)
-    critic = state.task.critics[0]
-    assert critic.matching is None
-    calls = Calls(critic.net)
+    role = state.task.discriminators[0]
+    assert role.matching is None
+    calls = Calls(role.net)
     advance(state)
     assert len(calls) == 3  # D: real, fake; G: fake
     assert all(call["taps"] == () for call in calls.asked)
@@ -187,7 +187,7 @@ def test_zero_weight_builds_nothing_and_runs_no_real_pass():
 def test_before_its_start_it_runs_nothing_and_changes_nothing(settings):
     late = tiny_state(feature_matching__weight=0.5, **{f"feature_matching__{k}": v for k, v in settings.items()})
     without = tiny_state(feature_matching__weight=0.0)
-    calls = Calls(late.task.critics[0].net)
+    calls = Calls(late.task.discriminators[0].net)
     for done in (1, 2):
         advance(late)
         advance(without)
@@ -212,24 +212,24 @@ def test_first_measurement_under_balance_makes_the_share_lambda():
 def test_a_step_under_balance_adds_lambda_times_the_adversarial_gradient():
     state = tiny_state(feature_matching__weight=0.25, feature_matching__balance="gradient")
     state.set_live(0)
-    plan = state.task.plan(0).critics[0]
+    plan = state.task.plan(0).discriminators[0]
     assert plan.measure
     whole = image_gradient(state, plan)
-    adversarial = image_gradient(state, CriticPlan(True, True, (), False, False))
+    adversarial = image_gradient(state, DiscriminatorPlan(True, True, (), False, False))
     assert (whole - adversarial).norm().item() == pytest.approx(0.25 * adversarial.norm().item(), rel=1e-9)
-    assert state.task.critics[0].matching.share.item() == pytest.approx(0.25)
+    assert state.task.discriminators[0].matching.share.item() == pytest.approx(0.25)
 
 
 def test_share_without_balance_is_that_of_the_raw_term_and_counts_the_adversarial_weight():
     state = tiny_state(feature_matching__weight=0.25, losses__gan__weight=0.5)
     state.set_live(0)
-    image_gradient(state, state.task.plan(0).critics[0])
-    adversarial = image_gradient(state, CriticPlan(True, True, (), False, False))
-    term = image_gradient(state, CriticPlan(True, False, state.task.critics[0].matching.layers, False, False))
-    state.live.set(0, [1.0], [0.25])
-    unweighted = image_gradient(state, CriticPlan(True, True, (), False, False))
+    image_gradient(state, state.task.plan(0).discriminators[0])
+    adversarial = image_gradient(state, DiscriminatorPlan(True, True, (), False, False))
+    term = image_gradient(state, DiscriminatorPlan(True, False, state.task.discriminators[0].matching.layers, False, False))
+    state.scalars.set(0, [1.0], [0.25])
+    unweighted = image_gradient(state, DiscriminatorPlan(True, True, (), False, False))
     assert torch.allclose(adversarial, 0.5 * unweighted, rtol=1e-10, atol=1e-18)
-    module = state.task.critics[0].matching
+    module = state.task.discriminators[0].matching
     assert module.share.item() == pytest.approx((term.norm() / adversarial.norm()).item(), rel=1e-9)
     assert module.balance.item() == 1.0
 
@@ -237,9 +237,9 @@ def test_share_without_balance_is_that_of_the_raw_term_and_counts_the_adversaria
 def test_measuring_does_not_change_the_gradient_without_balance():
     state = tiny_state(feature_matching__weight=0.25)
     state.set_live(0)
-    plan = state.task.plan(0).critics[0]
+    plan = state.task.plan(0).discriminators[0]
     measured = image_gradient(state, plan)
-    plain = image_gradient(state, CriticPlan(True, True, plan.taps, False, False))
+    plain = image_gradient(state, DiscriminatorPlan(True, True, plan.layers, False, False))
     assert torch.allclose(measured, plain, rtol=1e-10, atol=1e-18)
 
 

@@ -12,7 +12,7 @@ import torch
 from helpers import tiny_state
 from torch import nn
 
-from fmrun.models.base import Out
+from fmrun.feature_matching.discriminator import DiscriminatorOutput
 from fmrun.tasks.pair import _Kept
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "gpu.py"
@@ -43,15 +43,15 @@ def test_every_part_runs_and_what_is_done_is_not_done_again(tmp_path: Path) -> N
 
 def test_outputs_of_recorded_memory_are_copied_out_of_it() -> None:
     """A replayed graph writes to the same memory the next time."""
-    net = tiny_state().task.critics[0].net
+    net = tiny_state().task.discriminators[0].net
     memory: dict[str, torch.Tensor] = {}
 
     class Replayed(nn.Module):
-        def forward(self, image: torch.Tensor, taps: tuple[str, ...], logits: bool) -> Out:
+        def forward(self, image: torch.Tensor, taps: tuple[str, ...], logits: bool) -> DiscriminatorOutput:
             out = net(image, taps, logits)
             for name, value in {"logits": out.logits, **out.features}.items():
                 memory[name] = value.detach() if name not in memory else memory[name].copy_(value.detach())
-            return Out(memory["logits"], {name: memory[name] for name in taps})
+            return DiscriminatorOutput(memory["logits"], {name: memory[name] for name in taps})
 
     kept, rng = _Kept(Replayed()), torch.Generator().manual_seed(0)
     images = torch.randn(2, 4, 1, 28, 28, generator=rng, dtype=torch.float64)

@@ -155,13 +155,13 @@ def test_what_a_step_gives_is_not_taken_for_the_next_ones() -> None:
 
 def test_a_step_that_waits_for_the_device_cannot_be_recorded() -> None:
     state = taped(tiny_state(log__every=1000))
-    forward = state.task.critics[0].net.forward
+    forward = state.task.discriminators[0].net.forward
 
     def waits(image: torch.Tensor, *rest: Any) -> Any:
         float(image.detach().mean())
         return forward(image, *rest)
 
-    state.task.critics[0].net.forward = waits
+    state.task.discriminators[0].net.forward = waits
     advance(state, WARM_UP)
     with pytest.raises(
         UserError, match=r"cannot be recorded \(operation not permitted .* capturing\); leave cuda_graphs out"

@@ -1,4 +1,4 @@
-"""Out of memory is one sentence with a batch size that was tried; what will not fit is said before the first step."""
+"""DiscriminatorOutput of memory is one sentence with a batch size that was tried; what will not fit is said before the first step."""
 
 import random
 import re

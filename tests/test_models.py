@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fmrun.errors import UserError
-from fmrun.models.base import Discriminator, init_normal
+from fmrun.feature_matching.discriminator import Discriminator
+from fmrun.models.base import init_normal
 from fmrun.models.dcgan import KERNELS, DcganDiscriminator, DcganGenerator
 from fmrun.models.norm import SpectralNorm
 from fmrun.models.weights import load_weights

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmrun.errors import UserError
 from fmrun.models import munet
-from fmrun.models.base import Discriminator, Doubling, init_normal
+from fmrun.feature_matching.discriminator import Discriminator
+from fmrun.models.base import Doubling, init_normal
 from fmrun.models.munet import BINOMIAL as TAPS
 from fmrun.models.munet import MUNet, WindowAttention, log_spectrum, luma, sobel
 from fmrun.models.norm import advance_spectral

@@ -12,8 +12,8 @@ from torch import nn
 
 from fmrun.dist import World
 from fmrun.errors import UserError
-from fmrun.losses.statistics import STATISTICS, random_directions
-from fmrun.models.norm import GlobalBatchNorm, calibrate, globalise, held_averages
+from fmrun.feature_matching.statistics import STATISTICS, random_directions
+from fmrun.models.norm import GlobalBatchNorm, calibrate, globalise, frozen_running_stats
 from fmrun.state import State
 
 RANKS = 2
@@ -235,7 +235,7 @@ def test_held_averages_normalise_by_the_batch_and_move_nothing():
     norm, twin = fresh_norm(), fresh_norm()
     expected = twin(whole_batch())
     before = {n: b.clone() for n, b in norm.named_buffers()}
-    with held_averages(norm), held_averages(norm):
+    with frozen_running_stats(norm), frozen_running_stats(norm):
         assert torch.equal(norm(whole_batch()), expected)
     assert all(torch.equal(b, before[n]) for n, b in norm.named_buffers())
     norm(whole_batch())
@@ -244,7 +244,7 @@ def test_held_averages_normalise_by_the_batch_and_move_nothing():
 
 def test_held_averages_are_let_go_after_an_error():
     norm = fresh_norm()
-    with pytest.raises(ValueError, match="4D"), held_averages(norm):
+    with pytest.raises(ValueError, match="4D"), frozen_running_stats(norm):
         norm(torch.zeros(3))
     assert norm.track_running_stats
 
@@ -253,7 +253,7 @@ def test_held_averages_in_eval_mode_still_use_them():
     norm = fresh_norm().eval()
     norm.running_mean.fill_(3.0)
     expected = norm(whole_batch())
-    with held_averages(norm):
+    with frozen_running_stats(norm):
         assert torch.equal(norm(whole_batch()), expected)
 
 

@@ -13,7 +13,7 @@ import torch
 from commands import BARE, Background, Done, fmrun, good, rows, same_runs, steps
 from torch import Tensor
 
-from fmrun.models.walked import WalkedDiscriminator
+from fmrun.feature_matching.walked import WalkedDiscriminator
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

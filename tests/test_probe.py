@@ -16,8 +16,8 @@ from fmrun.config import Config
 from fmrun.dist import World
 from fmrun.errors import UserError
 from fmrun.feature_matching import FeatureMatching
-from fmrun.losses.statistics import mean
-from fmrun.models.base import Out
+from fmrun.feature_matching.statistics import mean
+from fmrun.feature_matching.discriminator import DiscriminatorOutput
 from fmrun.models.dcgan import DcganDiscriminator
 from fmrun.report import Reporter
 from fmrun.rng import torch_generator
@@ -83,13 +83,13 @@ class Stages(nn.Module):
         self.norm = nn.BatchNorm2d(16)
         self.head = nn.Conv2d(16, 1, 1)
 
-    def forward(self, image, taps=(), logits=True):
+    def forward(self, image, layers=(), logits=True):
         conv = self.conv(image)
         code = self.norm(conv)
         with torch.no_grad():
             cut = self.conv(image)
         every = {"code.conv": conv, "code": code, "cut": cut, "constant": image[:, :, :1, :1] * 0}
-        return Out(self.head(code).flatten() if logits else None, {n: every[n] for n in every if n in taps})
+        return DiscriminatorOutput(self.head(code).flatten() if logits else None, {n: every[n] for n in every if n in taps})
 
 
 @pytest.fixture
@@ -157,9 +157,9 @@ def test_receptive_field_beyond_the_image_and_of_a_zero_branch():
             self.flat = nn.Linear(28 * 28, 3)
             nn.init.zeros_(self.zero.weight)
 
-        def forward(self, x, taps=(), logits=True):
+        def forward(self, x, layers=(), logits=True):
             made = {"wide": lambda: self.wide(x), "zero": lambda: self.zero(x), "flat": lambda: self.flat(x.flatten(1))}
-            return Out(None, {n: made.get(n, lambda: x.detach())() for n in taps})
+            return DiscriminatorOutput(None, {n: made.get(n, lambda: x.detach())() for n in taps})
 
     found = layers.receptive_fields(Net(), (1, 28, 28), 0)
     assert found == {"wide": 41, "zero": 3, "flat": "global", "none": None}
@@ -282,11 +282,11 @@ def test_share_of_each_layer():
     for weight in (0.0, 0.2):
         state = make_state(feature_matching={"weight": weight, "balance": "gradient", "elements": "sum"})
         shares[weight] = column(probe.examine(state, make_batches(state)), "gradient_share")
-    (batch,), critic = make_batches(state), state.task.critics[0]
+    (batch,), role = make_batches(state), state.task.discriminators[0]
     image = state.task.generate(batch).detach().requires_grad_()
-    with frozen([critic]):
-        out = critic(image, None, critic.net.feature_names)
-        real = critic(batch.real, None, critic.net.feature_names, logits=False).features
+    with frozen([role]):
+        out = role(image, None, role.net.feature_names)
+        real = role(batch.real, None, role.net.feature_names, logits=False).features
         adversarial = torch.nn.functional.softplus(-out.logits).mean()
         (reference,) = torch.autograd.grad(adversarial, image, retain_graph=True)
         for name, fake in out.features.items():
@@ -313,13 +313,13 @@ def test_the_state_is_what_it_was(norm):
     )
     batches = make_batches(state)
     state.advance([batches])
-    critic = state.task.critics[0]
-    modules = {"G": state.task.generator, "average": state.task.average, "D": critic.net, "matching": critic.matching}
+    role = state.task.discriminators[0]
+    modules = {"G": state.task.generator, "average": state.task.average, "D": role.net, "matching": role.matching}
 
     def everything():
         tensors = {f"{n}.{k}": v.clone() for n, m in modules.items() for k, v in m.state_dict().items()}
         tensors |= {f"{n}.{k}": v.clone() for n, o in state.optimisers.items() for k, v in o.state().items()}
-        tensors |= {"live": state.live.matching.clone(), "rng": torch.get_rng_state()}
+        tensors |= {"live": state.scalars.matching.clone(), "rng": torch.get_rng_state()}
         flags = [
             (n, k, m.training, getattr(m, "track_running_stats", None), [p.requires_grad for p in m.parameters()])
             for n, root in modules.items()
@@ -382,7 +382,7 @@ def test_probe_of_a_run(weight):
     assert column(result, "gap") != column(fresh, "gap")
     assert result == probe.probe(asked, run_checkpoint=replace(saved), data=True, report=quiet)
     if weight:
-        matching = state.task.critics[0].matching
+        matching = state.task.discriminators[0].matching
         assert isinstance(matching, FeatureMatching)
         assert result["balance_factor"] == pytest.approx(float(matching.balance), rel=0.5)
     else:

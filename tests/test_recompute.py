@@ -39,7 +39,7 @@ def both(**sections: Any) -> tuple[State, State]:
 def test_steps_are_the_same_to_the_bit(sections: dict[str, Any]) -> None:
     """Gradients, penalties differentiated twice, spectral norms and all that follows."""
     kept, again = both(**sections)
-    assert again.task.critics[0].net.recompute
+    assert again.task.discriminators[0].net.recompute
     for state in (kept, again):
         advance(state)
     assert differing(everything(kept), everything(again)) == []
@@ -81,7 +81,7 @@ def test_only_what_goes_in_and_out_of_the_parts_is_kept() -> None:
 def test_passes_without_a_graph_are_run_once() -> None:
     _, again = both(feature_matching={"layers": ["enc1"]})
     advance(again)
-    net, image = again.task.critics[0].net, draws_of(again)[0][0].real
+    net, image = again.task.discriminators[0].net, draws_of(again)[0][0].real
     calls = Calls(net)
     with torch.no_grad():
         once = flops(lambda: net(image))

@@ -20,17 +20,17 @@ def both_at_once(**settings) -> State:
 
 
 def critic_of(state: State):
-    return state.task.critics[0]
+    return state.task.discriminators[0]
 
 
 def textbook(state: State, batch, gan: str, r1: float, r2: float, policy: tuple[str, ...], strength: float):
     """Both losses, each written out on passes of its own, and the gradients of both at the weights as they are."""
-    task, critic = state.task, critic_of(state)
-    d, matching = critic.net, critic.matching
+    task, role = state.task, critic_of(state)
+    d, matching = role.net, role.matching
     numbers = batch.augment[0] if policy else None
     fake = task.generate(batch)
 
-    def judge(image, taps=()):
+    def judge(image, layers=()):
         return d(augment(image, numbers, policy), taps)
 
     def penalty(image):
@@ -179,11 +179,11 @@ def test_running_averages_and_power_iterations_move_as_in_the_discriminators_own
 
 def test_real_features_have_no_graph_and_are_of_the_weights_from_before():
     state = both_at_once(discriminator__norm="none")
-    critic, draws = critic_of(state), draws_of(state)
+    role, draws = critic_of(state), draws_of(state)
     with torch.no_grad():
-        before = critic.net(draws[0][0].real, critic.matching.layers, False).features
-    seen, forward = {}, critic.matching.forward
-    critic.matching.forward = lambda real, fake, **k: (seen.update(real=real, fake=fake), forward(real, fake, **k))[1]
+        before = role.net(draws[0][0].real, role.matching.layers, False).features
+    seen, forward = {}, role.matching.forward
+    role.matching.forward = lambda real, fake, **k: (seen.update(real=real, fake=fake), forward(real, fake, **k))[1]
     state.advance(draws)
     for name, feature in seen["real"].items():
         assert not feature.requires_grad
@@ -195,9 +195,9 @@ def test_features_are_compared_in_one_arithmetic_where_one_of_them_is_penalised(
     state = both_at_once(
         precision="bf16", losses__gan__r1=1.0, losses__gan__penalty_every=2, discriminator__norm="none"
     )
-    critic, seen = critic_of(state), []
-    forward = critic.matching.forward
-    critic.matching.forward = lambda real, fake, **k: (
+    role, seen = critic_of(state), []
+    forward = role.matching.forward
+    role.matching.forward = lambda real, fake, **k: (
         seen.append({f.dtype for x in (real, fake) for f in x.values()}),
         forward(real, fake, **k),
     )[1]
@@ -234,7 +234,7 @@ def test_before_the_adversarial_term_begins_the_discriminator_learns_all_the_sam
 def test_compiled_nets_make_the_same_step():
     eager, compiled = both_at_once(), both_at_once()
     torch._dynamo.reset()
-    critic_of(compiled).fast = torch.compile(critic_of(compiled).net, backend="aot_eager")
+    critic_of(compiled).compiled = torch.compile(critic_of(compiled).net, backend="aot_eager")
     for state in (eager, compiled):
         advance(state, 2)
     a, b = everything(eager), everything(compiled)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fmrun.dist import World
-from fmrun.losses.statistics import (
+from fmrun.feature_matching.statistics import (
     RATIONAL_QUADRATIC_ALPHAS,
     RBF_BANDWIDTHS,
     STATISTICS,

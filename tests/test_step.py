@@ -13,13 +13,13 @@ from fmrun.checks import check_start, diagnose
 from fmrun.losses.adversarial import D_LOSSES, G_LOSSES
 from fmrun.state import State
 from fmrun.step import _matching_gradients, discriminator_loss, frozen, generator_image_gradients
-from fmrun.tasks import Batch, CriticPlan, Live, Plan
+from fmrun.tasks import Batch, DiscriminatorPlan, StepScalars, StepPlan
 
 MATCHES = ("sample", "mean", "moments", "coral", "mmd", "sliced")
 
 
 def critic_of(state: State):
-    return state.task.critics[0]
+    return state.task.discriminators[0]
 
 
 def per_image(**settings) -> State:
@@ -74,11 +74,11 @@ def test_a_batch_statistic_by_micro_batch_would_be_another_objective():
     state = per_image(feature_matching__weight=1.0, feature_matching__match="mean")
     batch = draws_of(state)[0][0]
     image = state.task.generate(batch).detach()
-    critic = critic_of(state)
-    real, fake = (critic(x, None, critic.matching.layers, logits=False).features for x in (batch.real, image))
-    whole = critic.matching(real, fake, step=0, world=WORLD).total
+    role = critic_of(state)
+    real, fake = (role(x, None, role.matching.layers, logits=False).features for x in (batch.real, image))
+    whole = role.matching(real, fake, step=0, world=WORLD).total
     halves = [
-        critic.matching(*({n: f[part] for n, f in x.items()} for x in (real, fake)), step=0, world=WORLD).total
+        role.matching(*({n: f[part] for n, f in x.items()} for x in (real, fake)), step=0, world=WORLD).total
         for part in (slice(0, 4), slice(4, 8))
     ]
     assert (sum(halves) / 2).item() != pytest.approx(whole.item(), rel=1e-3)
@@ -93,13 +93,13 @@ def test_gradients_held_between_the_two_passes_are_float32():
         precision="bf16",
         discriminator__norm="none",
     )
-    critic, draws = critic_of(state), draws_of(state)[0]
+    role, draws = critic_of(state), draws_of(state)[0]
     leaves = [state.task.generate(b).detach() for b in draws]
-    with frozen([critic]):
-        plan = CriticPlan(True, False, critic.matching.layers, False, False)
-        reals = [critic(b.real, None, plan.taps, logits=False) for b in draws]
+    with frozen([role]):
+        plan = DiscriminatorPlan(True, False, role.matching.layers, False, False)
+        reals = [role(b.real, None, plan.layers, logits=False) for b in draws]
         assert reals[0].features["block1"].dtype == torch.bfloat16
-        _, cached = _matching_gradients(critic, plan, draws, leaves, reals, state.live, WORLD)
+        _, cached = _matching_gradients(role, plan, draws, leaves, reals, state.scalars, WORLD)
     assert all(g.dtype == torch.float32 for part in cached for g in part.values())
 
 
@@ -113,18 +113,18 @@ def test_a_large_loss_scale_passes_through_half_precision_features(accumulate):
         precision="fp32",
         discriminator__norm="none",
     )
-    critic = critic_of(state)
-    critic.precision = torch.float16
+    role = critic_of(state)
+    role.precision = torch.float16
     draws = draws_of(state)[0]
     images = [state.task.generate(b).detach() for b in draws]
-    state.live.set(0, [0.0], [300.0])
-    plan = Plan((CriticPlan(True, False, ("block1.conv",), False, False),))
-    critic.matching.layers = ("block1.conv",)
-    critic.matching.weights = {"block1.conv": 1.0}
-    with frozen([critic]):
-        scaled, _ = generator_image_gradients(state.task, plan, draws, images, state.live, WORLD, 2.0**10)
-        critic.precision = torch.float32
-        exact, _ = generator_image_gradients(state.task, plan, draws, images, state.live, WORLD)
+    state.scalars.set(0, [0.0], [300.0])
+    plan = StepPlan((DiscriminatorPlan(True, False, ("block1.conv",), False, False),))
+    role.matching.layers = ("block1.conv",)
+    role.matching.weights = {"block1.conv": 1.0}
+    with frozen([role]):
+        scaled, _ = generator_image_gradients(state.task, plan, draws, images, state.scalars, WORLD, 2.0**10)
+        role.precision = torch.float32
+        exact, _ = generator_image_gradients(state.task, plan, draws, images, state.scalars, WORLD)
     scaled, exact = torch.cat(scaled) / 2.0**10, torch.cat(exact)
     assert scaled.isfinite().all()
     assert (scaled - exact).norm() < 0.02 * exact.norm()
@@ -152,7 +152,7 @@ def test_gradients_of_a_step_are_those_of_the_textbook(kind, match):
     fake = task.generate(batch)
     d = critic_of(twin).net
 
-    def judge(image, numbers, taps=()):
+    def judge(image, numbers, layers=()):
         return d(augment(image, numbers, policy), taps)
 
     loss = D_LOSSES[kind](judge(batch.real, batch.augment[0]).logits, judge(fake.detach(), batch.augment[0]).logits)
@@ -186,11 +186,11 @@ def test_gradients_of_a_step_are_those_of_the_textbook(kind, match):
 @pytest.mark.parametrize("policy", [(), ("color", "translation")])
 def test_penalties_equal_an_explicit_double_backward(policy):
     state = tiny_state(losses__gan__r1=2.0, losses__gan__r2=3.0, discriminator__norm="spectral", train__augment=policy)
-    batch, critic = draws_of(state)[0][0], critic_of(state)
+    batch, role = draws_of(state)[0][0], critic_of(state)
     image = state.task.generate(batch).detach()
-    plan = state.task.plan(0).critics[0]
+    plan = state.task.plan(0).discriminators[0]
     assert plan.penalty
-    got = discriminator_loss(critic, plan, batch, image)
+    got = discriminator_loss(role, plan, batch, image)
     numbers = batch.augment[0] if policy else None
 
     def norm(x):
@@ -198,17 +198,17 @@ def test_penalties_equal_an_explicit_double_backward(policy):
         values = []
         for i in range(len(x)):
             leaf = x[i : i + 1].clone().requires_grad_()
-            logit = critic.net(augment(leaf, None if numbers is None else numbers[i : i + 1], policy)).logits
+            logit = role.net(augment(leaf, None if numbers is None else numbers[i : i + 1], policy)).logits
             values.append(torch.autograd.grad(logit.sum(), leaf, create_graph=True)[0].square().sum())
         return torch.stack(values).mean()
 
     r1, r2 = norm(batch.real), norm(image)
-    logits = [critic.net(augment(x, numbers, policy)).logits for x in (batch.real, image)]
+    logits = [role.net(augment(x, numbers, policy)).logits for x in (batch.real, image)]
     expected = D_LOSSES["vanilla"](*logits) + 2.0 / 2 * r1 + 3.0 / 2 * r2
     assert got.total.item() == pytest.approx(expected.item(), rel=1e-10)
     assert got.terms["loss/d_r1"].item() == pytest.approx(r1.item(), rel=1e-10)
     assert got.terms["loss/d_r2"].item() == pytest.approx(r2.item(), rel=1e-10)
-    parameters = [p for n, p in critic.net.named_parameters() if "head.bias" not in n]
+    parameters = [p for n, p in role.net.named_parameters() if "head.bias" not in n]
     gradients = [torch.autograd.grad(x, parameters, retain_graph=True) for x in (got.total, expected)]
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-14)
@@ -216,10 +216,10 @@ def test_penalties_equal_an_explicit_double_backward(policy):
 
 def test_lazy_penalties_are_due_every_so_many_steps_and_scaled_by_as_many():
     lazy, eager = (tiny_state(losses__gan__r1=1.0, losses__gan__penalty_every=k) for k in (4, 1))
-    assert [lazy.task.plan(s).critics[0].penalty for s in range(6)] == [True, False, False, False, True, False]
+    assert [lazy.task.plan(s).discriminators[0].penalty for s in range(6)] == [True, False, False, False, True, False]
     batch = draws_of(lazy)[0][0]
     image = lazy.task.generate(batch).detach()
-    plan = lazy.task.plan(0).critics[0]
+    plan = lazy.task.plan(0).discriminators[0]
     a, b = (discriminator_loss(critic_of(s), plan, batch, image) for s in (lazy, eager))
     plain = a.terms["loss/d"]
     assert (a.total - plain).item() == pytest.approx(4 * (b.total - plain).item(), rel=1e-10)
@@ -228,7 +228,7 @@ def test_lazy_penalties_are_due_every_so_many_steps_and_scaled_by_as_many():
 
 
 def test_without_penalties_none_is_planned():
-    assert not tiny_state().task.plan(0).critics[0].penalty
+    assert not tiny_state().task.plan(0).discriminators[0].penalty
 
 
 # Who moves when, on which images
@@ -363,15 +363,15 @@ def test_a_poisoned_generator_loss_changes_no_generator_weight_and_is_named(valu
     advance(state)
     before = {k: v for k, v in everything(state).items() if k.startswith(("g.", "ema.", "adam.generator"))}
     before = {k: v for k, v in before.items() if "running" not in k and "num_batches" not in k}
-    draws, critic = draws_of(state), critic_of(state)
-    forward = critic.matching.forward
+    draws, role = draws_of(state), critic_of(state)
+    forward = role.matching.forward
 
     def bad(real, fake, **k):
         loss = forward(real, fake, **k)
         loss.total = loss.total * value
         return loss
 
-    critic.matching.forward = bad
+    role.matching.forward = bad
     state.advance(draws)
     assert state.guard.read() == (1, 1)
     after = everything(state)
@@ -439,7 +439,7 @@ def test_frozen_gives_back_what_it_found():
     net.head.bias.requires_grad_(False)
 
     def fail():
-        with frozen(state.task.critics):
+        with frozen(state.task.discriminators):
             assert not any(p.requires_grad for p in net.parameters())
             raise RuntimeError
 
@@ -461,7 +461,7 @@ def test_the_check_at_the_start_reports_lambda_balance_and_share():
 
 def test_a_live_number_changes_in_place():
     """A captured graph would otherwise go on with the old one."""
-    live = Live(1, torch.device("cpu"), torch.float64)
+    live = StepScalars(1, torch.device("cpu"), torch.float64)
     places = live.adversarial.data_ptr(), live.matching.data_ptr()
     live.set(3, [0.5], [0.25])
     assert (live.adversarial.data_ptr(), live.matching.data_ptr()) == places
@@ -470,14 +470,14 @@ def test_a_live_number_changes_in_place():
 
 def test_precision_bf16_keeps_weights_statistics_and_logits_wide():
     state = tiny_state(precision="bf16", feature_matching__weight=0.1)
-    draws, critic = draws_of(state), critic_of(state)
-    out = critic(draws[0][0].real, None, critic.matching.layers)
+    draws, role = draws_of(state), critic_of(state)
+    out = role(draws[0][0].real, None, role.matching.layers)
     assert out.logits.dtype == torch.float32
     assert {f.dtype for f in out.features.values()} == {torch.bfloat16}
-    before = tensors_of(critic.net)
+    before = tensors_of(role.net)
     state.advance(draws)
-    assert {p.dtype for p in critic.net.parameters()} == {torch.float32}
-    assert differing(before, tensors_of(critic.net))
+    assert {p.dtype for p in role.net.parameters()} == {torch.float32}
+    assert differing(before, tensors_of(role.net))
     assert all(math.isfinite(v) for v in state.window.read(WORLD).values())
 
 
@@ -485,6 +485,6 @@ def test_penalties_are_exact_also_in_bf16():
     half, full = (tiny_state(precision=p, losses__gan__r1=1.0, discriminator__norm="none") for p in ("bf16", "fp32"))
     batch = draws_of(full)[0][0]
     image = full.task.generate(batch).detach()
-    plan = full.task.plan(0).critics[0]
+    plan = full.task.plan(0).discriminators[0]
     a, b = (discriminator_loss(critic_of(s), plan, batch, image).terms["loss/d_r1"] for s in (half, full))
     assert a.item() == b.item()

@@ -12,7 +12,7 @@ from helpers import WORLD, draws_of, tiny_state
 from pair_states import make_state
 from torch import Tensor, nn
 
-from fmrun.losses.statistics import STATISTICS, random_directions
+from fmrun.feature_matching.statistics import STATISTICS, random_directions
 from fmrun.models.norm import advance_spectral
 from fmrun.rng import torch_generator
 from fmrun.state import State
@@ -63,7 +63,7 @@ def distance(state: State, match: str, real: dict[str, Tensor], fake: dict[str, 
 
 def textbook(twin: State, state: State, batch: Any, match: str, update: str) -> list[list[Tensor]]:
     """Gradients of both nets, from a step whose optimiser is the fast one's."""
-    d, generator = contiguous(twin.task.critics[0].net), contiguous(twin.task.generator)
+    d, generator = contiguous(twin.task.discriminators[0].net), contiguous(twin.task.generator)
     half = twin.task.precision == torch.bfloat16
     advance_spectral(d)
     real = batch.real.contiguous()
@@ -85,7 +85,7 @@ def textbook(twin: State, state: State, batch: Any, match: str, update: str) -> 
     d_loss = F.softplus(-logits(real)).mean() + F.softplus(logits(generate().detach())).mean()
     d_gradients = torch.autograd.grad(d_loss, list(d.parameters()))
     if update == "alternating":
-        d.load_state_dict(state.task.critics[0].net.state_dict())
+        d.load_state_dict(state.task.discriminators[0].net.state_dict())
     adversarial = F.softplus(-logits(generate())).mean()
     layers = d.feature_names
     matched = distance(state, match, judge(real, layers).features, judge(generate(), layers).features)
@@ -99,7 +99,7 @@ def gradients(pair: str, match: str, precision: str, update: str, *others: str) 
     state = make(match, precision, update)
     batch = draws(state)[0][0]
     state.advance([[batch]])
-    nets = (state.task.critics[0].net, state.task.generator)
+    nets = (state.task.discriminators[0].net, state.task.generator)
     flat = [[torch.cat([p.grad.double().flatten() for p in net.parameters()])] for net in nets]
     for other in others:
         twin = make(match, other, update)

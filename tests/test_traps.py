@@ -12,8 +12,8 @@ from torch import nn
 
 from fmrun.checks import check_start, passes_gradient
 from fmrun.errors import UserError
-from fmrun.losses.statistics import STATISTICS
-from fmrun.models.base import Out
+from fmrun.feature_matching.statistics import STATISTICS
+from fmrun.feature_matching.discriminator import DiscriminatorOutput
 from fmrun.models.dcgan import DcganDiscriminator
 from fmrun.models.norm import SpectralNorm, advance_spectral
 from fmrun.optim import Optimiser
@@ -27,7 +27,7 @@ def fm_state(**settings) -> State:
 
 
 def critic_of(state: State):
-    return state.task.critics[0]
+    return state.task.discriminators[0]
 
 
 def noise_images(state: State, seed: int = 0) -> torch.Tensor:
@@ -43,9 +43,9 @@ def test_trap_01_a_layer_without_gradient_is_refused_before_training():
     state = fm_state(feature_matching__layers="all")
     net = critic_of(state).net
 
-    def cut(image, taps=(), logits=True):
+    def cut(image, layers=(), logits=True):
         out = DcganDiscriminator.forward(net, image, taps, logits)
-        return Out(out.logits, {n: f.detach() if n == "block2" else f for n, f in out.features.items()})
+        return DiscriminatorOutput(out.logits, {n: f.detach() if n == "block2" else f for n, f in out.features.items()})
 
     net.forward = cut
     with pytest.raises(UserError, match="layer 'block2' of discriminator passes no gradient to the image"):
@@ -56,9 +56,9 @@ def test_trap_01_a_loss_without_gradient_is_refused_before_training():
     state = fm_state()
     net = critic_of(state).net
 
-    def cut(image, taps=(), logits=True):
+    def cut(image, layers=(), logits=True):
         out = DcganDiscriminator.forward(net, image, taps, logits)
-        return Out(None if out.logits is None else out.logits * 0.0, out.features)
+        return DiscriminatorOutput(None if out.logits is None else out.logits * 0.0, out.features)
 
     net.forward = cut
     with pytest.raises(UserError, match="the adversarial loss gives the generator no gradient"):
@@ -82,7 +82,7 @@ def test_trap_01_a_generator_without_gradient_is_refused_before_training():
 @pytest.mark.parametrize("norm", ["batch", "spectral", "group", "none"])
 def test_trap_01_every_layer_of_every_dcgan_passes_gradient(norm):
     state = fm_state(discriminator__norm=norm, train__augment=("color", "translation", "cutout"))
-    with frozen(state.task.critics):
+    with frozen(state.task.discriminators):
         for layer in critic_of(state).net.feature_names:
             assert passes_gradient(critic_of(state), layer, noise_images(state)), layer
 
@@ -139,12 +139,12 @@ def spectral_state(**settings) -> State:
 
 def test_trap_04_equal_images_have_equal_features_in_train_mode():
     state = spectral_state()
-    critic = critic_of(state)
-    assert critic.net.training
-    layers = critic.matching.layers
-    with frozen(state.task.critics):
-        a, b = (critic(noise_images(state), None, layers, logits=False).features for _ in range(2))
-        assert critic.matching(a, b, step=0, world=WORLD).total.item() == 0.0
+    role = critic_of(state)
+    assert role.net.training
+    layers = role.matching.layers
+    with frozen(state.task.discriminators):
+        a, b = (role(noise_images(state), None, layers, logits=False).features for _ in range(2))
+        assert role.matching(a, b, step=0, world=WORLD).total.item() == 0.0
 
 
 def test_trap_04_torchs_own_spectral_norm_fails_that():
@@ -240,14 +240,14 @@ def test_trap_06_training_adds_no_hooks():
 @pytest.mark.parametrize("norm", ["batch", "spectral"])
 def test_trap_06_a_compiled_discriminator_gives_the_same_taps_also_after_its_first_call(norm):
     state = fm_state(discriminator__norm=norm)
-    critic = critic_of(state)
+    role = critic_of(state)
     torch._dynamo.reset()
-    compiled = torch.compile(critic.net, backend="eager")
+    compiled = torch.compile(role.net, backend="eager")
     image = noise_images(state)
-    with frozen(state.task.critics):
+    with frozen(state.task.discriminators):
         compiled(image)
-        for taps in (("block2",), critic.net.feature_names):
-            got, expected = compiled(image, taps, False).features, critic.net(image, taps, False).features
+        for taps in (("block2",), role.net.feature_names):
+            got, expected = compiled(image, taps, False).features, role.net(image, taps, False).features
             assert list(got) == list(expected) == list(taps)
             assert all(torch.equal(got[n], expected[n]) for n in taps)
 
@@ -255,7 +255,7 @@ def test_trap_06_a_compiled_discriminator_gives_the_same_taps_also_after_its_fir
 def test_trap_06_a_step_through_compiled_nets_is_the_eager_step():
     eager, compiled = fm_state(), fm_state()
     torch._dynamo.reset()
-    critic_of(compiled).fast = torch.compile(critic_of(compiled).net, backend="eager")
+    critic_of(compiled).compiled = torch.compile(critic_of(compiled).net, backend="eager")
     advance(eager, 2)
     advance(compiled, 2)
     assert differing(everything(eager), everything(compiled)) == []
@@ -266,16 +266,16 @@ def test_trap_06_a_step_through_compiled_nets_is_the_eager_step():
 
 def test_trap_07_real_and_generated_features_both_come_from_the_updated_discriminator():
     state = fm_state(discriminator__norm="none")
-    critic = critic_of(state)
-    seen, forward = {}, critic.matching.forward
-    critic.matching.forward = lambda real, fake, **k: (seen.update(real=real, fake=fake), forward(real, fake, **k))[1]
+    role = critic_of(state)
+    seen, forward = {}, role.matching.forward
+    role.matching.forward = lambda real, fake, **k: (seen.update(real=real, fake=fake), forward(real, fake, **k))[1]
     draws = draws_of(state)
-    calls = Calls(critic.net)
+    calls = Calls(role.net)
     state.advance(draws)
     fake = next(c["image"] for c in calls.asked if c["taps"] and c["grad"])
     with torch.no_grad():
-        now = [critic.net(x, critic.matching.layers, False).features for x in (draws[0][0].real, fake)]
-    for name in critic.matching.layers:
+        now = [role.net(x, role.matching.layers, False).features for x in (draws[0][0].real, fake)]
+    for name in role.matching.layers:
         assert torch.equal(seen["real"][name], now[0][name])
         assert torch.equal(seen["fake"][name], now[1][name])
 
@@ -293,11 +293,11 @@ def test_trap_08_feature_matching_costs_one_truncated_real_forward(layers):
         advance(state)
     for state in (plain, matched):
         state.step = 50  # not a step that measures the share
-    critic = critic_of(matched)
+    role = critic_of(matched)
     draws = draws_of(matched)
-    with torch.no_grad(), frozen([critic]):
-        truncated = flops(lambda: critic(draws[0][0].real, None, critic.matching.layers, logits=False))
-        whole = flops(lambda: critic(draws[0][0].real, None))
+    with torch.no_grad(), frozen([role]):
+        truncated = flops(lambda: role(draws[0][0].real, None, role.matching.layers, logits=False))
+        whole = flops(lambda: role(draws[0][0].real, None))
     assert 0 < truncated < whole
     assert flops(lambda: matched.advance(draws)) - flops(lambda: plain.advance(draws)) == truncated
 
@@ -305,8 +305,8 @@ def test_trap_08_feature_matching_costs_one_truncated_real_forward(layers):
 def test_trap_08_passes_of_a_step():
     """D: real and fake with weights; G: real truncated without graph, fake once with everything asked of it."""
     state = fm_state(feature_matching__layers=("block1", "block2"))
-    critic = critic_of(state)
-    calls = Calls(critic.net)
+    role = critic_of(state)
+    calls = Calls(role.net)
     advance(state)
     asked = [(c["taps"], c["logits"], c["grad"], c["weights"]) for c in calls.asked]
     taps = ("block1", "block2")
@@ -341,7 +341,7 @@ def test_trap_08_the_discriminators_weights_take_no_gradient_in_the_generators_u
     draws, plan = draws_of(alone), alone.task.plan(0)
     images = [alone.task.generate(b) for b in draws[0]]
     _update_discriminator(
-        critic_of(alone), plan.critics[0], draws[0], images, alone.optimisers["discriminator"], alone.live
+        critic_of(alone), plan.discriminators[0], draws[0], images, alone.optimisers["discriminator"], alone.live
     )
     for p, q in zip(critic_of(state).net.parameters(), critic_of(alone).net.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
@@ -364,9 +364,9 @@ def test_trap_08_a_relativistic_loss_shares_its_real_pass():
 
 def test_trap_08_real_features_have_no_graph():
     state = fm_state()
-    critic = critic_of(state)
-    seen, forward = [], critic.matching.forward
-    critic.matching.forward = lambda real, fake, **k: (seen.append((real, fake)), forward(real, fake, **k))[1]
+    role = critic_of(state)
+    seen, forward = [], role.matching.forward
+    role.matching.forward = lambda real, fake, **k: (seen.append((real, fake)), forward(real, fake, **k))[1]
     advance(state)
     real, fake = seen[0]
     assert not any(f.requires_grad for f in real.values())
@@ -381,11 +381,11 @@ def test_trap_13_real_and_generated_images_of_different_size_are_an_error_that_n
     draws = draws_of(state)
     batch = draws[0][0]
     larger = Batch(real=F.pad(batch.real, (0, 4, 0, 4)), noise=batch.noise)
-    critic = critic_of(state)
-    calls = critic(larger.real, None, ("block1",), logits=False).features
-    fake = critic(batch.real, None, ("block1",), logits=False).features
+    role = critic_of(state)
+    calls = role(larger.real, None, ("block1",), logits=False).features
+    fake = role(batch.real, None, ("block1",), logits=False).features
     with pytest.raises(UserError, match=r"'block1' has shape \(4, 4, 16, 16\) for real and \(4, 4, 14, 14\)"):
-        critic.matching.distance("block1", calls["block1"], fake["block1"], world=WORLD, step=0)
+        role.matching.distance("block1", calls["block1"], fake["block1"], world=WORLD, step=0)
 
 
 # 14 Feature matching before the GAN starts
@@ -393,15 +393,15 @@ def test_trap_13_real_and_generated_images_of_different_size_are_an_error_that_n
 
 def test_trap_14_start_step_delays_the_generators_term_only():
     state = fm_state(losses__gan__start_step=2)
-    critic = critic_of(state)
+    role = critic_of(state)
     for step in range(3):
-        plan = state.task.plan(step).critics[0]
+        plan = state.task.plan(step).discriminators[0]
         assert plan.train
         assert plan.adversarial == (step == 2)
-        assert plan.taps == critic.matching.layers
-    before = tensors_of(critic.net)
+        assert plan.layers == role.matching.layers
+    before = tensors_of(role.net)
     advance(state)
-    assert differing(before, tensors_of(critic.net))
+    assert differing(before, tensors_of(role.net))
     row = state.window.read(WORLD)
     assert "loss/d" in row
     assert "loss/g_adv" not in row
@@ -411,8 +411,8 @@ def test_trap_14_start_step_delays_the_generators_term_only():
 
 
 def test_trap_14_ramp_of_the_adversarial_term():
-    critic = critic_of(fm_state(losses__gan__start_step=2, losses__gan__ramp=4, losses__gan__weight=0.5))
-    assert [critic.adversarial_weight(s) for s in (0, 2, 3, 4, 6, 9)] == [0, 0, 0.125, 0.25, 0.5, 0.5]
+    role = critic_of(fm_state(losses__gan__start_step=2, losses__gan__ramp=4, losses__gan__weight=0.5))
+    assert [role.adversarial_weight(s) for s in (0, 2, 3, 4, 6, 9)] == [0, 0, 0.125, 0.25, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral"])

@@ -166,8 +166,8 @@ def test_pictures_and_measurements_change_no_bit() -> None:
 
 
 def counted(state: State) -> Calls:
-    critic = state.task.critics[0]
-    return Calls(critic.net)
+    role = state.task.discriminators[0]
+    return Calls(role.net)
 
 
 def test_before_anything_reads_it_the_discriminator_is_not_run() -> None:
@@ -175,7 +175,7 @@ def test_before_anything_reads_it_the_discriminator_is_not_run() -> None:
         losses={"charbonnier": {}, "gan": {"start_step": 2}}, feature_matching={"start_step": 3, "balance": "gradient"}
     )
     calls = counted(state)
-    net = state.task.critics[0].net
+    net = state.task.discriminators[0].net
     before = tensors_of(net)
     advance(state, 2)
     assert len(calls) == 0
@@ -215,16 +215,16 @@ def test_the_generator_runs_the_discriminator_once_on_fakes_and_once_on_reals(ty
 def shares_by_hand(state: State, adversarial: bool) -> float:
     """||grad lambda L_FM|| over that of the adversarial term, or of the pixel losses, at the generated images."""
     (batch,) = draws_of(state)[0]
-    critic = state.task.critics[0]
+    role = state.task.discriminators[0]
     leaf = state.task.generate(batch).detach().requires_grad_()
-    taps = critic.matching.layers
+    taps = role.matching.layers
     with torch.no_grad():
-        real = critic(batch.real, None, taps).features
-    out = critic(leaf, None, taps)
+        real = role(batch.real, None, taps).features
+    out = role(leaf, None, taps)
     distance = torch.stack([(out.features[name] - real[name]).abs().mean() for name in taps]).mean()
-    above = torch.autograd.grad(critic.matching.config.weight * distance, leaf, retain_graph=True)[0].norm()
+    above = torch.autograd.grad(role.matching.config.weight * distance, leaf, retain_graph=True)[0].norm()
     if adversarial:
-        below = critic.gan.weight * nn.functional.softplus(-out.logits).mean()
+        below = role.gan.weight * nn.functional.softplus(-out.logits).mean()
     else:
         below = ((leaf - batch.real).square() / 4 + 1e-12).sqrt().mean()
     return float(above / torch.autograd.grad(below, leaf)[0].norm())
@@ -237,7 +237,7 @@ def test_the_share_is_of_the_pixel_losses_until_the_adversarial_term_acts() -> N
     for step, adversarial in ((0, False), (1, True)):
         expected[step] = shares_by_hand(state, adversarial)
         advance(state)
-        assert float(state.task.critics[0].matching.share) == pytest.approx(expected[step], rel=0.01)
+        assert float(state.task.discriminators[0].matching.share) == pytest.approx(expected[step], rel=0.01)
     assert expected[0] != pytest.approx(expected[1], rel=0.5)
 
 
@@ -253,9 +253,9 @@ def test_without_an_adversarial_term_the_share_is_of_the_pixel_losses() -> None:
 
 
 def test_the_balance_is_measured_densely_again_when_the_adversarial_term_begins() -> None:
-    critic = make_state(losses={"charbonnier": {}, "gan": {"start_step": 101}}).task.critics[0]
-    assert [critic.plan(step, True).measure for step in (0, 31, 33, 100)] == [True, True, False, False]
-    assert all(critic.plan(step, True).measure for step in range(101, 133))
+    role = make_state(losses={"charbonnier": {}, "gan": {"start_step": 101}}).task.discriminators[0]
+    assert [role.plan(step, True).measure for step in (0, 31, 33, 100)] == [True, True, False, False]
+    assert all(role.plan(step, True).measure for step in range(101, 133))
 
 
 @pytest.mark.parametrize("start", [0, 5])
@@ -281,7 +281,7 @@ def test_the_batch_that_fits_is_found_with_everything_acting(monkeypatch: pytest
     plans = []
 
     def advance_(state: State, draws: Any) -> None:
-        plans.append(state.task.plan(state.step).critics[0])
+        plans.append(state.task.plan(state.step).discriminators[0])
 
     monkeypatch.setattr(State, "advance", advance_)
     assert memory.largest_batch(config, WORLD) == 4
@@ -751,9 +751,9 @@ def test_control_trains_the_discriminator_once_the_adversarial_term_acts() -> No
 
 
 def test_sizes_of_discriminators_come_from_the_config() -> None:
-    small = make_state(discriminator={"type": "patchgan", "norm": "batch", "blocks": 2}).task.critics[0].net
+    small = make_state(discriminator={"type": "patchgan", "norm": "batch", "blocks": 2}).task.discriminators[0].net
     assert small.feature_names == ("block1.conv", "block1", "block2.conv", "block2")
-    munet = make_state(discriminator={"window": 3}).task.critics[0].net
+    munet = make_state(discriminator={"window": 3}).task.discriminators[0].net
     assert munet.bottleneck.attention.window == 3
 
 

@@ -111,8 +111,8 @@ def test_what_a_gpu_would_wait_for_is_found(wrong: Any, words: str) -> None:
     """Put into the discriminator's forward."""
     state = tiny_state(**settings({}))
     advance(state)
-    forward = state.task.critics[0].net.forward
-    state.task.critics[0].net.forward = lambda image, *rest: forward(wrong(image), *rest)
+    forward = state.task.discriminators[0].net.forward
+    state.task.discriminators[0].net.forward = lambda image, *rest: forward(wrong(image), *rest)
     draws = draws_of(state)
     with pytest.raises(Refused, match=words), nothing_waits():
         state.advance(draws)

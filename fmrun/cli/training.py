@@ -81,10 +81,12 @@ def train(
     with joined(resolved.device) as (world, report):
         from .. import train as training
 
-        if restarted := world.together(lambda: of_job(runs_dir, name, world.job)):
+        if restarted := world.from_first(of_job(runs_dir, name, world.job) if world.first else None):
             report.note(f"the processes were restarted; they go on with run {restarted.name}")
             return training.resume(restarted, from_json, report=report, world=world)
-        world.together(lambda: check_new(runs_dir, name))
+        with world.on_first_rank() as first:
+            if first:
+                check_new(runs_dir, name)
         if dry_run:
 
             def show(final: Config) -> None:

@@ -103,7 +103,7 @@ def evaluate(
         own = []
         changed = False
         for found in _readable(target, paths, report):
-            if as_trained and not changed and found.meta["data"] != measure.trained_on(config):
+            if as_trained and not changed and found.meta.data != measure.trained_on(config):
                 changed = True
                 report.warn(
                     f"the images of {_name(target)} are not those it was trained on: what is held out of them now, the "
@@ -151,7 +151,7 @@ def _name(target: Run | Path) -> str:
 
 
 def _config(target: Run | Path, overrides: Sequence[Override]) -> Config:
-    data = checkpoint.read_meta(target)["config"] if isinstance(target, Path) else target.config()
+    data = checkpoint.read_meta(target).config if isinstance(target, Path) else target.config()
     if not overrides:
         return from_json(data)
     return revise(data, overrides, FREE)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.base import Logits, scales
+from ..feature_matching.discriminator import Logits, scales
 
 
 def d_vanilla(real: Tensor, fake: Tensor) -> Tensor:

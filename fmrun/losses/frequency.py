@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..dist import World
 from ..errors import UserError
-from .statistics import widen
+from ..feature_matching.statistics import at_least_float32
 
 FACTOR = 50.0
 """Weights in use were chosen with it."""
@@ -44,7 +44,7 @@ def focal_frequency(
     slice. Images (B, C, H, W); computed in at least float32, whatever the autocast.
     """
     world = world or World()
-    difference = widen(image) - widen(target)
+    difference = at_least_float32(image) - at_least_float32(target)
     if average_spectrum:  # the transform is linear: one of the mean difference is the difference of the mean spectra
         difference = world.mean(difference.mean(0, keepdim=True))
     with torch.autocast(difference.device.type, enabled=False):

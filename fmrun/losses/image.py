@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -88,10 +88,6 @@ class ImageLosses:
         """Weight of every section's loss at `step`."""
         return {name: strength(c, step) for name, c in self.configs.items()}
 
-    def active(self, step: int) -> tuple[str, ...]:
-        """Sections whose loss acts at `step`."""
-        return tuple(name for name, weight in self.weights(step).items() if weight > 0)
-
     @property
     def whole_batch(self) -> tuple[str, ...]:
         """Sections whose loss is of the batch, not of its images: on micro-batches they are another loss."""
@@ -99,26 +95,17 @@ class ImageLosses:
         return ("frequency",) if c is not None and (c.average_spectrum or c.batch_weights) else ()
 
     def __call__(
-        self,
-        image: Tensor,
-        target: Tensor,
-        step: int,
-        weights: Mapping[str, Tensor | float] | None = None,
+        self, image: Tensor, target: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
     ) -> dict[str, Tensor]:
-        """Every loss that acts at `step`, by its name in the log, times its weight, which `weights` may hold.
+        """The losses of the named sections, by their names in the log, times their weights.
 
-        `image` and `target` are (B, C, H, W) in [-1, 1]. Each loss has a graph of its own from `image` on, so that they can be
-        differentiated one after the other.
+        `image` and `target` are (B, C, H, W) in [-1, 1]. Each loss has a graph of its own from `image` on, so that they
+        can be differentiated one after the other.
         """
-        terms = {}
-        weights = self.weights(step) if weights is None else weights
         with torch.no_grad():
             target = _unit(target)
         with torch.autocast(image.device.type, enabled=False):
-            for name in self.active(step):
-                loss = self._loss(name, _unit(image), target)
-                terms[NAMES.get(name, name)] = loss * weights[name]
-        return terms
+            return {NAMES.get(name, name): self._loss(name, _unit(image), target) * weights[name] for name in names}
 
     def _loss(self, name: str, image: Tensor, target: Tensor) -> Tensor:
         function, config = self.functions[name], self.configs[name]

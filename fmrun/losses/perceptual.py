@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..config.losses import DistsLossConfig, FeatureLossConfig, LpipsLossConfig
 from ..errors import UserError
+from ..feature_matching.statistics import at_least_float32, pointwise
 from .pretrained import BACKBONES, Features, as_rgb, choose_layers, load_features
-from .statistics import pointwise, widen
 
 CUSTOMARY: dict[str, dict[tuple[str, ...], tuple[float, ...]]] = {
     "vgg19": {("conv1_2", "conv2_2", "conv3_4", "conv4_4", "conv5_4"): (0.1, 0.1, 1.0, 1.0, 1.0)},
@@ -40,7 +40,10 @@ class FeatureLoss(nn.Module):
         fake = self.features(image)
         total = torch.stack(
             [
-                weight * pointwise(widen(fake[layer]) - widen(real[layer]), self.criterion, self.eps).mean()
+                weight
+                * pointwise(
+                    at_least_float32(fake[layer]) - at_least_float32(real[layer]), self.criterion, self.eps
+                ).mean()
                 for weight, layer in zip(self.weights, real, strict=True)
             ]
         ).sum()

@@ -10,22 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .statistics import pointwise, widen
+from ..feature_matching.statistics import at_least_float32, pointwise
 
 
 def l1(image: Tensor, target: Tensor) -> Tensor:
     """mean |d|, d = image - target."""
-    return pointwise(widen(image) - widen(target), "l1", 0.0).mean()
+    return pointwise(at_least_float32(image) - at_least_float32(target), "l1", 0.0).mean()
 
 
 def l2(image: Tensor, target: Tensor) -> Tensor:
     """mean d^2."""
-    return pointwise(widen(image) - widen(target), "l2", 0.0).mean()
+    return pointwise(at_least_float32(image) - at_least_float32(target), "l2", 0.0).mean()
 
 
 def charbonnier(image: Tensor, target: Tensor, *, eps: float = 1e-12) -> Tensor:
     """mean sqrt(d^2 + eps) (Charbonnier et al. 1994; Lai et al. 2017, LapSRN): eps itself, not its square."""
-    return pointwise(widen(image) - widen(target), "charbonnier", eps).mean()
+    return pointwise(at_least_float32(image) - at_least_float32(target), "charbonnier", eps).mean()
 
 
 def laplacian_of_gaussian(size: int, sigma: float, like: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def hfen(
 ) -> Tensor:
     """Distance between the Laplacian-of-Gaussian responses of each channel (high-frequency error norm, Ravishankar &
     Bresler 2011), zero-padded. The filter is linear, so it is run once, on the difference."""
-    difference = widen(image) - widen(target)
+    difference = at_least_float32(image) - at_least_float32(target)
     channels = difference.shape[1]
     kernel = laplacian_of_gaussian(kernel_size, sigma, difference).expand(channels, 1, -1, -1)
     with torch.autocast(difference.device.type, enabled=False):

@@ -1,55 +1,13 @@
-"""The face every discriminator shows to the step, and small things all nets share."""
+"""Small things that all nets share."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-Logits = Tensor | tuple[Tensor, ...]
-"""(B,) or (B, 1, h, w); several such where a discriminator judges at several scales, which count alike."""
-
-
-def scales(logits: Logits) -> tuple[Tensor, ...]:
-    return logits if isinstance(logits, tuple) else (logits,)
-
-
-def at_each_scale(work: Callable[[Tensor], Tensor], logits: Logits) -> Logits:
-    return tuple(map(work, logits)) if isinstance(logits, tuple) else work(logits)
-
-
-def mean_logit(logits: Logits) -> Tensor:
-    """Mean over the elements of each scale, and over scales."""
-    return torch.stack([scale.mean() for scale in scales(logits)]).mean()
-
-
-@dataclass(frozen=True)
-class Out:
-    """What a discriminator was asked for: logits or None; features by name, in order."""
-
-    logits: Logits | None
-    features: dict[str, Tensor] = field(default_factory=dict)
-
-
-@runtime_checkable
-class Discriminator(Protocol):
-    """A net that judges images and can be read at any of its layers."""
-
-    feature_names: tuple[str, ...]
-    """In the order they are computed; an index into it names the same layer."""
-    groups: Mapping[str, tuple[str, ...]]
-    """`early`, `mid`, `key` and `all`."""
-    auto: str
-    """The last intermediate convolution: the one that feeds the head."""
-
-    def __call__(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
-        """Judge `image` (B, C, H, W) in [-1, 1], computing only what the taps and logits asked for depend on."""
-        ...
 
 
 @torch.no_grad()

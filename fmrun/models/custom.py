@@ -15,10 +15,23 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import UserError, nearest
+from ..feature_matching.discriminator import Discriminator
+from ..feature_matching.errors import FeatureMatchingError
+from ..feature_matching.given import discriminator_of
+from ..feature_matching.walked import attempt, example_of, materialise, out_of_place, said
 from ..report import divert_prints
 from ..trust import Target, admitted
-from .base import Discriminator
-from .walked import WalkedDiscriminator, attempt, materialise, said, settle_layout, twin_of
+from .layout import layout_of, settle_layout, twin_of
+from .norm import hold_spectral
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Inside, and in functions that are decorated with it, what feature matching refuses is a UserError."""
+    try:
+        yield
+    except FeatureMatchingError as error:
+        raise UserError(str(error)) from error
 
 
 def load_target(target: str, params: Mapping[str, Any], field: str, generator: torch.Generator) -> nn.Module:
@@ -100,6 +113,7 @@ def _check_arguments(make: Any, params: Mapping[str, Any], what: str) -> None:
         raise UserError(f"{what} does not take what it is given ({error}); it takes {shown}") from None
 
 
+@user_errors()
 def custom_generator(
     target: str,
     params: Mapping[str, Any],
@@ -185,7 +199,7 @@ def _as_maps(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 def _takes(net: nn.Module, latents: Tensor, shape: Sequence[int], what: str) -> bool:
     try:
         materialise(net, latents, what)
-    except UserError:
+    except FeatureMatchingError:
         return False
     return _makes(net, latents, shape)
 
@@ -194,7 +208,7 @@ def _takes(net: nn.Module, latents: Tensor, shape: Sequence[int], what: str) -> 
 def _makes(net: nn.Module, example: Tensor, shape: Sequence[int]) -> bool:
     try:
         made = attempt(twin_of(net), example, "")
-    except UserError:
+    except FeatureMatchingError:
         return False
     return isinstance(made, Tensor) and tuple(made.shape) == tuple(shape)
 
@@ -208,6 +222,7 @@ def _enlarged(example: Tensor, shape: Sequence[int], multiple: int) -> tuple[Ten
     return example.new_full((*example.shape[:2], height, width), 0.5), (*shape[:2], scale * height, scale * width)
 
 
+@user_errors()
 def custom_discriminator(
     target: str,
     params: Mapping[str, Any],
@@ -220,7 +235,14 @@ def custom_discriminator(
     Raises UserError if it cannot be made, does not take such images, gives no logits, or has nothing to train.
     """
     net = load_target(target, params, field, generator)
+    what = f"{field}.target: '{target}'"
     if not isinstance(net, Discriminator):
-        net = WalkedDiscriminator(net, image, field=field, name=target)
-    _check_trainable(net, f"{field}.target: '{target}'")
+        example = example_of(net, image, what)
+        hold_spectral(net)
+        out_of_place(net)
+        settle_layout(net, example)
+        layout = layout_of(net)
+        net = discriminator_of(net, image, what)
+        net.memory_format = layout  # type: ignore[assignment]
+    _check_trainable(net, what)
     return net

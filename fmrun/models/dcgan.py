@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Out, init_normal
+from ..feature_matching.discriminator import DiscriminatorOutput
+from .base import init_normal
 from .norm import spectral_norm
 
 KERNELS = {28: (4, 4, 3), 32: (4, 4, 4), 64: (4, 4, 4, 4), 128: (4, 4, 4, 4, 4)}
@@ -85,18 +86,18 @@ class DcganDiscriminator(nn.Module):
             "all": self.feature_names,
         }
 
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
+    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         assert set(taps) <= set(self.feature_names), taps
         features: dict[str, Tensor] = {}
         x = image
         for i, block in enumerate(self.blocks, 1):
             if not logits and len(features) == len(taps):
-                return Out(None, features)
+                return DiscriminatorOutput(None, features)
             x = block["conv"](x)  # type: ignore[index]
             if f"block{i}.conv" in taps:
                 features[f"block{i}.conv"] = x
                 if not logits and len(features) == len(taps):
-                    return Out(None, features)
+                    return DiscriminatorOutput(None, features)
             normed = "norm" in block  # type: ignore[operator]
             if normed:
                 x = block["norm"](x)  # type: ignore[index]
@@ -104,6 +105,6 @@ class DcganDiscriminator(nn.Module):
             if f"block{i}" in taps:
                 features[f"block{i}"] = x
         if not logits:
-            return Out(None, features)
+            return DiscriminatorOutput(None, features)
         with torch.autocast(x.device.type, enabled=False):  # half precision would lose the differences between logits
-            return Out(self.head(x.to(self.head.weight.dtype)).flatten(), features)
+            return DiscriminatorOutput(self.head(x.to(self.head.weight.dtype)).flatten(), features)

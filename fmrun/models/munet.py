@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from .base import Doubling, Out, init_normal
+from ..feature_matching.discriminator import DiscriminatorOutput
+from .base import Doubling, init_normal
 from .norm import spectral_norm
 
 SMALLEST = 32
@@ -279,7 +280,7 @@ class MUNet(nn.Module):
             return recomputed(part, owners, *inputs)
         return part(*inputs)
 
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
+    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         if min(image.shape[2:]) < SMALLEST:
             raise UserError(
                 f"discriminator: munet judges images of at least {SMALLEST} px, not {image.shape[3]} x {image.shape[2]}"
@@ -314,7 +315,7 @@ class MUNet(nn.Module):
             branches = [found[name] for name in self.branches]
             found["fusion"] = self._part(self._fuse, (self.weigh, self.fusion), *branches)
             judged = self.head(_activate(found["fusion"], inplace=False)) if logits else None
-        return Out(judged, {name: found[name] for name in self.feature_names if name in taps})
+        return DiscriminatorOutput(judged, {name: found[name] for name in self.feature_names if name in taps})
 
     def _frequency(self, image: Tensor) -> Tensor:
         x = log_spectrum(luma(image))

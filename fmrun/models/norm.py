@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _SpectralNorm as ParametrizedSpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as HookedSpectralNorm
 
 from ..dist import World
+from ..feature_matching.frozen import torch_spectral_norms
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -70,7 +69,7 @@ def globalise(net: nn.Module, world: World, device: torch.device, double_backwar
 
 
 @contextmanager
-def unchanged(*modules: nn.Module | None) -> Iterator[None]:
+def restored_buffers(*modules: nn.Module | None) -> Iterator[None]:
     """Put every buffer of these modules back at the end."""
     saved = [(m, {name: b.clone() for name, b in m.named_buffers()}) for m in modules if m is not None]
     try:
@@ -100,24 +99,11 @@ def perturbed(net: nn.Module) -> Iterator[None]:
 def has_spectral_norm(net: nn.Module) -> bool:
     chains: list[Any] = [m.parametrizations for m in net.modules() if parametrize.is_parametrized(m, "weight")]
     own = any(isinstance(norm, SpectralNorm) for chain in chains for norm in chain["weight"])
-    return own or any(True for _ in _torch_spectral_norms(net))
+    return own or any(True for _ in torch_spectral_norms(net))
 
 
 def has_batch_norm(net: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) for m in net.modules())
-
-
-@contextmanager
-def held_averages(*nets: nn.Module) -> Iterator[None]:
-    """Inside, a train-mode forward normalises as ever but leaves batch norm's running averages where they are."""
-    norms = [m for net in nets for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for m in norms:
-        m.track_running_stats = False
-    try:
-        yield
-    finally:
-        for m in norms:
-            m.track_running_stats = True
 
 
 @torch.no_grad()
@@ -187,26 +173,12 @@ def spectral_norm(module: M, generator: torch.Generator) -> M:
     return module
 
 
-def _torch_spectral_norms(net: nn.Module) -> Iterator[tuple[Any, Callable[[], object]]]:
-    """torch's own spectral norms in `net`, of either kind, each with the call that computes its weight."""
-    for module in net.modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, HookedSpectralNorm):
-                yield hook, partial(hook.compute_weight, module, do_power_iteration=True)
-        if parametrize.is_parametrized(module):
-            chains: Any = module.parametrizations
-            for chain in chains.values():
-                for norm in chain:
-                    if isinstance(norm, ParametrizedSpectralNorm) and hasattr(norm, "n_power_iterations"):
-                        yield norm, partial(norm, chain.original)
-
-
 def hold_spectral(net: nn.Module) -> None:
     """Make torch's own spectral norms in `net` iterate in `advance_spectral` and nowhere else.
 
     By themselves they iterate in every train-mode forward, so that no two forwards see the same weights.
     """
-    for norm, compute in _torch_spectral_norms(net):
+    for norm, compute in torch_spectral_norms(net):
         if isinstance(norm, HookedSpectralNorm):  # the older kind begins with random vectors, and a norm near 0
             norm.n_power_iterations = 15
             compute()
@@ -216,7 +188,7 @@ def hold_spectral(net: nn.Module) -> None:
 @torch.no_grad()
 def advance_spectral(net: nn.Module) -> None:
     """One power iteration of every spectral norm in `net`."""
-    for norm, compute in _torch_spectral_norms(net):
+    for norm, compute in torch_spectral_norms(net):
         if norm.n_power_iterations == 0:
             norm.n_power_iterations = 1
             compute()

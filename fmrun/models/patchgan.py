@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .base import Out, init_normal
+from ..feature_matching.discriminator import DiscriminatorOutput
+from .base import init_normal
 from .norm import spectral_norm
 
 WIDEST = 8
@@ -69,7 +70,7 @@ class PatchGan(nn.Module):
             "all": self.feature_names,
         }
 
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
+    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         if min(image.shape[2:]) < self.smallest:
             raise UserError(
                 f"discriminator: patchgan with {len(self.blocks)} blocks judges images of at least {self.smallest} px, "
@@ -79,16 +80,16 @@ class PatchGan(nn.Module):
         x = image
         for i, block in enumerate(self.blocks, 1):
             if not logits and len(features) == len(taps):
-                return Out(None, features)
+                return DiscriminatorOutput(None, features)
             x = block["conv"](x)  # type: ignore[index]
             if f"block{i}.conv" in taps:
                 features[f"block{i}.conv"] = x
                 if not logits and len(features) == len(taps):
-                    return Out(None, features)
+                    return DiscriminatorOutput(None, features)
             normed = "norm" in block  # type: ignore[operator]
             if normed:
                 x = block["norm"](x)  # type: ignore[index]
             x = F.leaky_relu(x, 0.2, inplace=normed)  # in place only where no tap holds the same memory
             if f"block{i}" in taps:
                 features[f"block{i}"] = x
-        return Out(self.head(x) if logits else None, features)
+        return DiscriminatorOutput(self.head(x) if logits else None, features)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .base import Doubling, Out, init_normal
+from ..feature_matching.discriminator import DiscriminatorOutput
+from .base import Doubling, init_normal
 from .norm import spectral_norm
 
 SMALLEST = 8
@@ -57,7 +58,7 @@ class UNet(nn.Module):
             "all": self.feature_names,
         }
 
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
+    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         if min(image.shape[2:]) < SMALLEST:
             raise UserError(
                 f"discriminator: unet judges images of at least {SMALLEST} px, not {image.shape[3]} x {image.shape[2]}"
@@ -67,11 +68,11 @@ class UNet(nn.Module):
         x = image
         for name in self.feature_names:
             if not logits and len(features) == len(taps):
-                return Out(None, features)
+                return DiscriminatorOutput(None, features)
             x = self._layer(name, x, skips)
             if name in taps:
                 features[name] = x
-        return Out(self.head(x) if logits else None, features)
+        return DiscriminatorOutput(self.head(x) if logits else None, features)
 
     def _layer(self, name: str, x: Tensor, skips: list[Tensor]) -> Tensor:
         if name == "input":

@@ -74,7 +74,7 @@ def _other_settings(file: Path, field: str, config: Config) -> dict[str, Any]:
     """Settings of the run that wrote a checkpoint, of the net in the section of `field` and the size of its images, where
     `config` has others."""
     try:
-        then = read_meta(file)["config"]
+        then = read_meta(file).config
     except (CorruptCheckpoint, KeyError):
         return {}
     now, section = config.model_dump(mode="json"), field.partition(".")[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -14,9 +14,9 @@ from ..augment import NUMBERS, augment
 from ..config import GanLossConfig
 from ..config.losses import ramped
 from ..feature_matching import FeatureMatching
+from ..feature_matching.discriminator import Discriminator, DiscriminatorOutput, at_each_scale, read
+from ..feature_matching.statistics import at_least_float32
 from ..losses.adversarial import PAIRED
-from ..losses.statistics import widen
-from ..models.base import Discriminator, Out, at_each_scale
 
 
 @dataclass(frozen=True)
@@ -34,39 +34,56 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class CriticPlan:
+class DiscriminatorPlan:
     """What one discriminator does in a step; a function of the step alone."""
 
-    train: bool
-    adversarial: bool
-    taps: tuple[str, ...]
-    penalty: bool
-    measure: bool
+    train: bool = False
+    adversarial: bool = False
+    layers: tuple[str, ...] = ()
+    """Those that are matched."""
+    penalty: bool = False
+    measure: bool = False
+    """Whether the share of the gradient is measured."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """A step's shape. Steps with equal plans run the same kernels."""
 
-    critics: tuple[CriticPlan, ...]
-    observe: bool = False
-    """Whether the generated images are themselves looked at, for the log."""
+    discriminators: tuple[DiscriminatorPlan, ...]
+    log_diversity: bool = False
     image_losses: tuple[str, ...] = ()
-    """The losses that act and no discriminator judges."""
+    """The losses between generated images and their originals that act."""
+
+    @property
+    def measure(self) -> bool:
+        return any(plan.measure for plan in self.discriminators)
+
+    def trained(self, task: Task) -> Iterator[tuple[int, DiscriminatorRole, DiscriminatorPlan]]:
+        """Discriminators that are updated, each with its place and its plan."""
+        roles = enumerate(zip(task.discriminators, self.discriminators, strict=True))
+        return ((i, d, plan) for i, (d, plan) in roles if plan.train)
+
+    def acting(self, task: Task) -> Iterator[tuple[int, DiscriminatorRole, DiscriminatorPlan]]:
+        """Discriminators that the generator learns from, each with its place and its plan."""
+        roles = enumerate(zip(task.discriminators, self.discriminators, strict=True))
+        return ((i, d, plan) for i, (d, plan) in roles if plan.adversarial or plan.layers)
 
 
-class Live:
+class StepScalars:
     """A step's numbers, as scalars on the device that stay where they are: changing them recompiles and waits for nothing,
     and a step that was recorded reads the new ones."""
 
-    def __init__(self, critics: int, device: torch.device, dtype: torch.dtype, image_losses: tuple[str, ...] = ()):
+    def __init__(
+        self, discriminators: int, device: torch.device, dtype: torch.dtype, image_losses: tuple[str, ...] = ()
+    ):
         self.step = 0
         self.clock = torch.zeros((), device=device, dtype=torch.int64)
         """The step, for what only the device has to know."""
         self.image = {name: torch.zeros((), device=device, dtype=dtype) for name in image_losses}
         """Weights of losses that no discriminator judges."""
-        self.adversarial = torch.zeros(critics, device=device, dtype=dtype)
-        self.matching = torch.zeros(critics, device=device, dtype=dtype)
+        self.adversarial = torch.zeros(discriminators, device=device, dtype=dtype)
+        self.matching = torch.zeros(discriminators, device=device, dtype=dtype)
 
     def set(
         self,
@@ -84,7 +101,7 @@ class Live:
             self.matching[i].fill_(m)
 
 
-class Critic:
+class DiscriminatorRole:
     """A discriminator and all that belongs to it."""
 
     def __init__(
@@ -101,24 +118,26 @@ class Critic:
         assert isinstance(net, Discriminator)
         self.name, self.net, self.gan, self.matching = name, net, gan, matching
         self.policy, self.trained, self.precision = policy, trained, precision
-        self.fast: nn.Module = net
+        self.compiled: nn.Module = net
         """Compiled, where the config asks for it; the same parameters as `net`."""
 
     def __call__(
         self,
         image: Tensor,
         numbers: Tensor | None,
-        taps: tuple[str, ...] = (),
+        layers: tuple[str, ...] = (),
         *,
         logits: bool = True,
         exact: bool = False,
-    ) -> Out:
-        """Judge augmented images. `exact` runs eagerly in at least float32, as double backward needs."""
+    ) -> DiscriminatorOutput:
+        """Logits and features of augmented images. `exact` runs eagerly in at least float32, as double backward needs."""
         image = augment(image, numbers, self.policy)
         half = self.precision in (torch.bfloat16, torch.float16) and not exact
         with torch.autocast(image.device.type, dtype=self.precision if half else None, enabled=half):
-            out = (self.net if exact else self.fast)(image, taps, logits)
-        return out if out.logits is None or not half else Out(at_each_scale(widen, out.logits), out.features)
+            out = read(self.net if exact else self.compiled, image, layers, logits)
+        if out.logits is None or not half:
+            return out
+        return DiscriminatorOutput(at_each_scale(at_least_float32, out.logits), out.features)
 
     def mildest(self, image: Tensor) -> Tensor | None:
         """Numbers for the mildest augmentation of `image`, where there is any: for looking, not for training."""
@@ -130,11 +149,11 @@ class Critic:
 
     @property
     def suffix(self) -> str:
-        """What tells this critic's metrics from those of the first, which is called `discriminator`."""
+        """What tells this one's metrics from those of the first, which is called `discriminator`."""
         return "" if self.name == "discriminator" else f".{self.name}"
 
     @property
-    def paired(self) -> bool:
+    def relativistic(self) -> bool:
         return self.gan.type in PAIRED
 
     def adversarial_weight(self, step: int) -> float:
@@ -143,22 +162,20 @@ class Critic:
 
     def matching_weight(self, step: int) -> float:
         """lambda with its start and ramp."""
-        return self.matching.config.weight * ramped(self.matching.config, step) if self.matching is not None else 0.0
+        return self.matching.ramped(step) if self.matching is not None else 0.0
 
-    def plan(self, step: int, others: bool = False) -> CriticPlan:
-        """What it does at `step`; `others`: whether the generator has losses besides, to compare the matching with."""
-        matching = self.matching is not None and self.matching.active(step)
+    def plan(self, step: int, has_other_losses: bool = False) -> DiscriminatorPlan:
+        """What it does at `step`; `has_other_losses`: whether the generator has some, to compare the matching with."""
+        matching = self.matching if self.matching is not None and self.matching.active(step) else None
         adversarial = self.adversarial_weight(step) > 0
-        penalised = (self.gan.r1 > 0 or self.gan.r2 > 0) and step % self.gan.penalty_every == 0
-        return CriticPlan(
-            train=self.trained and (adversarial or matching),
+        return DiscriminatorPlan(
+            train=self.trained and (adversarial or matching is not None),
             adversarial=adversarial,
-            taps=self.matching.layers if matching and self.matching is not None else (),
-            penalty=penalised,
-            measure=matching
-            and (adversarial or others)
-            and self.matching is not None
-            and self.matching.due(step, self.gan.start_step if adversarial else 0),
+            layers=matching.layers if matching is not None else (),
+            penalty=(self.gan.r1 > 0 or self.gan.r2 > 0) and step % self.gan.penalty_every == 0,
+            measure=matching is not None
+            and (adversarial or has_other_losses)
+            and matching.due(step, self.gan.start_step if adversarial else 0),
         )
 
 
@@ -166,9 +183,9 @@ class Task(Protocol):
     """What the step and the loop need of a task."""
 
     generator: nn.Module
-    critics: tuple[Critic, ...]
+    discriminators: tuple[DiscriminatorRole, ...]
 
-    def plan(self, step: int) -> Plan: ...
+    def plan(self, step: int) -> StepPlan: ...
 
     def prepare(self, raw: Any, draw: int) -> list[Batch]:
         """Micro-batches of global draw number `draw` from this process's uint8 images (b, C, H, W)."""
@@ -183,7 +200,8 @@ class Task(Protocol):
         ...
 
     def image_losses(
-        self, batch: Batch, image: Tensor, step: int, weights: Mapping[str, Tensor | float] | None = None
+        self, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
     ) -> dict[str, Tensor]:
-        """Those that act at `step`, by their names in the log, times `weights` (else: those of `image_weights`)."""
+        """Those of `image_weights` that are named, by what the log calls them, times their weights. Each has a graph of its
+        own, so that they can be differentiated one after the other."""
         ...

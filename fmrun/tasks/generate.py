@@ -15,12 +15,13 @@ from ..data.files import Progress
 from ..data.sources import open_images
 from ..data.store import Images, to_float, to_uint8
 from ..dist import World
+from ..feature_matching.discriminator import mean_logit
+from ..feature_matching.frozen import frozen_running_stats
 from ..grid import grid, save_png
 from ..metrics.reals import share
-from ..models.base import mean_logit
 from ..models.custom import custom_generator
 from ..models.dcgan import DcganGenerator
-from ..models.norm import calibrate, held_averages, unchanged
+from ..models.norm import calibrate, restored_buffers
 from ..models.weights import load_weights
 from ..rng import torch_generator
 from . import Batch
@@ -76,7 +77,7 @@ class Generate(PairTask):
     def feed(self, images: Images, *, cache: str, workers: int, start: int) -> Feed:
         """This process's share of the real images of each draw, from draw `start` on."""
         config = self.config
-        part = self.world.part(config.train.batch_size)
+        part = self.world.local_slice(config.train.batch_size)
         windows = Windows(
             images, seed=config.seed, global_batch=config.train.batch_size, part=part, hflip=config.data.hflip
         )
@@ -94,7 +95,7 @@ class Generate(PairTask):
 
     def blank(self) -> Tensor:
         """A batch in place of data, to see what fits in memory."""
-        part = self.world.part(self.config.train.batch_size)
+        part = self.world.local_slice(self.config.train.batch_size)
         return torch.zeros(part.stop - part.start, *self.image, dtype=torch.uint8, device=self.device)
 
     @staticmethod
@@ -107,7 +108,7 @@ class Generate(PairTask):
         """Latents and augmentation are drawn for the global batch and sliced."""
         config, world = self.config, self.world
         whole = config.train.batch_size
-        part = world.part(whole)
+        part = world.local_slice(whole)
         noise_rng = torch_generator(config.seed, "latent", draw, device=self.device)
         noise = torch.randn(whole, config.generator.latent_dim, generator=noise_rng, device=self.device)
         numbers = None
@@ -132,7 +133,7 @@ class Generate(PairTask):
         return self.run(self.forward, batch.noise)
 
     def image_losses(
-        self, batch: Batch, image: Tensor, step: int, weights: Mapping[str, Tensor | float] | None = None
+        self, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
     ) -> dict[str, Tensor]:
         return {}
 
@@ -174,7 +175,7 @@ class Generate(PairTask):
         """Mean logits of training, held-out and generated images, and by how much the discriminator overfits:
         (train - valid) / (train - generated), 0 for a stranger to its training images, 1 for one who knows them by
         heart (Karras et al. 2020, StyleGAN2-ADA, eq. 1)."""
-        critic = self.critics[0]
+        role = self.discriminators[0]
         count = min(count, len(train), len(valid))
         size = min(
             count, self.config.train.batch_size
@@ -183,8 +184,8 @@ class Generate(PairTask):
         sums = torch.zeros(3, device=self.device, dtype=self.dtype)
         noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
         shares = [share(images, size * rounds) for images in (train, valid)]
-        nets = self.generator, critic.net
-        with held_averages(*nets), unchanged(*nets):
+        nets = self.generator, role.net
+        with frozen_running_stats(*nets), restored_buffers(*nets):
             for i in range(rounds):
                 part = slice(i * size, (i + 1) * size)
                 looked = [chosen.images.read(chosen.indices[part]).to(self.device) for chosen in shares]
@@ -192,7 +193,7 @@ class Generate(PairTask):
                 fake = self.run(self.generator, noise[part.start : part.stop].to(self.device, self.dtype))
                 for k, images in enumerate((real, held, fake)):
                     images = images.contiguous(memory_format=torch.channels_last)
-                    logits = critic(images, critic.mildest(images)).logits
+                    logits = role(images, role.mildest(images)).logits
                     assert logits is not None
                     sums[k] += mean_logit(logits) / rounds
         on_train, on_valid, on_fake = sums.tolist()

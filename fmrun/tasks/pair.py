@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from ..config import Config
 from ..dist import World
 from ..errors import UserError
-from ..feature_matching import FeatureMatching, select_layers
-from ..models.base import Discriminator, Out, at_each_scale
-from ..models.custom import custom_discriminator
+from ..feature_matching import FeatureMatching
+from ..feature_matching.discriminator import DiscriminatorOutput, at_each_scale
+from ..feature_matching.walked import WalkedDiscriminator
+from ..models.custom import custom_discriminator, user_errors
 from ..models.dcgan import KERNELS, DcganDiscriminator
+from ..models.layout import placed, twin_of
 from ..models.munet import MUNet
-from ..models.norm import globalise, held_averages
+from ..models.norm import globalise
 from ..models.patchgan import PatchGan
 from ..models.unet import UNet
-from ..models.walked import WalkedDiscriminator, placed, twin_of
 from ..models.weights import load_weights
 from ..precision import choose_precision, storage_dtype
 from ..rng import torch_generator
-from . import Critic, Live, Plan
+from . import DiscriminatorRole, StepPlan, StepScalars
 
 Shape = tuple[int, int, int]
 
@@ -76,14 +77,15 @@ def build_discriminator(config: Config, image: Shape) -> nn.Module:
     return net
 
 
-@torch.no_grad()
-def feature_shapes(net: nn.Module, image: Shape, names: tuple[str, ...]) -> dict[str, torch.Size]:
-    """Shape (C, H, W) of each named feature for one image (C, H, W); leaves every buffer as it was."""
-    weight = next(net.parameters())
-    blank = torch.zeros(2, *image, device=weight.device, dtype=weight.dtype)
-    with held_averages(net):
-        features = net(blank, names, False).features
-    return {name: features[name].shape[1:] for name in names}
+@user_errors()
+def feature_matching(config: Config, net: nn.Module, image: Shape, **changes: Any) -> FeatureMatching:
+    """The config's feature matching of a discriminator of images (C, H, W), with these changes."""
+
+    def generator(step: int, place: int, device: torch.device) -> torch.Generator:
+        return torch_generator(config.seed, "directions", step, place, device=device)
+
+    settings = {**config.feature_matching.model_dump(), **changes}
+    return FeatureMatching(net, image, **settings, directions_generator=generator)
 
 
 def _compiled(net: nn.Module, mode: str) -> nn.Module:
@@ -103,7 +105,7 @@ class _Kept(nn.Module):
         if isinstance(out, Tensor):
             return out.clone()
         logits = at_each_scale(torch.clone, out.logits) if out.logits is not None else None
-        return Out(logits, {name: feature.clone() for name, feature in out.features.items()})
+        return DiscriminatorOutput(logits, {name: feature.clone() for name, feature in out.features.items()})
 
 
 class PairTask:
@@ -126,15 +128,11 @@ class PairTask:
         self.generator = placed(generator, device, self.dtype)
         self.average = twin_of(self.generator)
         net = placed(build_discriminator(config, image), device, self.dtype)
-        matching = None
-        if config.feature_matching.weight > 0:
-            layers = select_layers(config.feature_matching.layers, cast(Discriminator, net))
-            matching = FeatureMatching(config.feature_matching, feature_shapes(net, image, layers), config.seed)
-            matching = matching.to(device=device, dtype=self.dtype)
+        matching = feature_matching(config, net, image) if config.feature_matching.weight > 0 else None
         gan = config.losses.gan
         globalise(self.generator, world, device, double_backward=False)
         net = globalise(net, world, device, double_backward=gan.r1 > 0 or gan.r2 > 0)
-        critic = Critic(
+        role = DiscriminatorRole(
             "discriminator",
             net,
             gan=gan,
@@ -143,7 +141,7 @@ class PairTask:
             trained=config.discriminator.train,
             precision=self.precision,
         )
-        self.critics: tuple[Critic, ...] = (critic,)
+        self.discriminators: tuple[DiscriminatorRole, ...] = (role,)
         self.forward: nn.Module = self.generator
         """Compiled, where the config asks for it; the same parameters as `generator`."""
         if config.compile:
@@ -152,28 +150,28 @@ class PairTask:
             mode = config.compile_mode
             self.forward = _compiled(self.generator, mode)
             if not isinstance(net, WalkedDiscriminator):
-                critic.fast = _compiled(net, mode)
+                role.compiled = _compiled(net, mode)
 
     @contextmanager
     def eager(self) -> Iterator[None]:
         """Inside, nets run uncompiled: what happens once is not worth compiling, and hooks are seen."""
-        compiled = self.forward, [critic.fast for critic in self.critics]
+        compiled = self.forward, [role.compiled for role in self.discriminators]
         self.forward = self.generator
-        for critic in self.critics:
-            critic.fast = critic.net
+        for role in self.discriminators:
+            role.compiled = role.net
         try:
             yield
         finally:
             self.forward = compiled[0]
-            for critic, fast in zip(self.critics, compiled[1], strict=True):
-                critic.fast = fast
+            for role, fast in zip(self.discriminators, compiled[1], strict=True):
+                role.compiled = fast
 
-    def plan(self, step: int) -> Plan:
+    def plan(self, step: int) -> StepPlan:
         """What happens in `step`; a function of the step alone."""
         others = tuple(name for name, weight in self.image_weights(step).items() if weight > 0)
-        return Plan(
-            tuple(critic.plan(step, bool(others)) for critic in self.critics),
-            observe=(step + 1) % self.config.log.every == 0,
+        return StepPlan(
+            tuple(role.plan(step, bool(others)) for role in self.discriminators),
+            log_diversity=(step + 1) % self.config.log.every == 0,
             image_losses=others,
         )
 
@@ -183,7 +181,7 @@ class PairTask:
 
     def nets(self) -> list[nn.Module]:
         """Every net that a step may run."""
-        return [self.generator, *(critic.net for critic in self.critics)]
+        return [self.generator, *(role.net for role in self.discriminators)]
 
     @torch.no_grad()
     def copy_buffers(self) -> None:
@@ -193,8 +191,8 @@ class PairTask:
             for mine, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
                 mine.copy_(theirs)
 
-    def live(self) -> Live:
-        return Live(len(self.critics), self.device, self.dtype, tuple(self.image_weights(0)))
+    def scalars(self) -> StepScalars:
+        return StepScalars(len(self.discriminators), self.device, self.dtype, tuple(self.image_weights(0)))
 
     def run(self, net: nn.Module, x: Tensor) -> Tensor:
         """What a generator makes of `x`, in the precision of training, as at least float32."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def _is_checkpoint(path: str) -> bool:
     try:
         read_meta(Path(path))
         return True
-    except (CorruptCheckpoint, KeyError):
+    except CorruptCheckpoint:
         return False
 
 
@@ -224,7 +224,7 @@ class Upscale(PairTask):
             pairs,
             seed=config.seed,
             global_batch=config.train.batch_size,
-            part=self.world.part(config.train.batch_size),
+            part=self.world.local_slice(config.train.batch_size),
             patch_size=config.data.patch_size,
             hflip=config.data.hflip,
             rotate=config.data.rotate,
@@ -243,7 +243,7 @@ class Upscale(PairTask):
 
     def blank(self) -> PairBatch:
         """A batch in place of data, to see what fits in memory."""
-        part = self.world.part(self.config.train.batch_size)
+        part = self.world.local_slice(self.config.train.batch_size)
         high = torch.zeros(part.stop - part.start, *self.image, dtype=torch.uint8, device=self.device)
         return PairBatch(high[..., :: self.config.data.scale, :: self.config.data.scale], high)
 
@@ -260,7 +260,7 @@ class Upscale(PairTask):
         numbers: list[Any] = [None] * count
         if config.train.augment:
             rng = torch_generator(config.seed, "augment", draw, device=self.device)
-            drawn = torch.rand(2, whole, NUMBERS, generator=rng, device=self.device)[:, self.world.part(whole)]
+            drawn = torch.rand(2, whole, NUMBERS, generator=rng, device=self.device)[:, self.world.local_slice(whole)]
             numbers = list(drawn.to(self.dtype).chunk(count, dim=1))
         low, high = (self._float(x) for x in raw)
         return [
@@ -295,9 +295,9 @@ class Upscale(PairTask):
         return self.losses.weights(step)
 
     def image_losses(
-        self, batch: Batch, image: Tensor, step: int, weights: Mapping[str, Tensor | float] | None = None
+        self, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
     ) -> dict[str, Tensor]:
-        return self.losses(image, batch.real, step, weights)
+        return self.losses(image, batch.real, names, weights)
 
     def fit_average(self) -> None:
         """SPAN holds a copy of its weights in another form; running averages only a net of the user's own has."""

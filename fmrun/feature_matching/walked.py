@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..errors import UserError
-from .base import Logits, Out
-from .norm import hold_spectral
+from .discriminator import DiscriminatorOutput, Logits
+from .errors import FeatureMatchingError
 
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
 ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
@@ -61,18 +60,6 @@ LOGITS = (
 )
 """Names under which a mapping may hold logits."""
 
-LAST, FIRST = torch.channels_last, torch.contiguous_format
-
-
-def layout_of(net: nn.Module) -> torch.memory_format:
-    """The memory format that a net runs in: channels_last, but for one of the user's own that does not take it."""
-    return getattr(net, "memory_format", LAST)
-
-
-def placed(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The net on its device, in its memory format."""
-    return net.to(device=device, dtype=dtype).to(memory_format=layout_of(net))
-
 
 def detach_weights(net: nn.Module) -> None:
     """Weights that a hook computes before each forward, as torch's older norms do, cannot be copied with a graph."""
@@ -82,20 +69,16 @@ def detach_weights(net: nn.Module) -> None:
                 setattr(module, key, value.detach())
 
 
-def twin_of(net: nn.Module) -> nn.Module:
-    """A copy."""
-    detach_weights(net)
-    return copy.deepcopy(net)
-
-
-def attempt(net: nn.Module, example: Tensor, what: str) -> Any:
-    """What `net` gives for `example`, global random state left alone; UserError, which begins with `what`, if it fails."""
+def attempt(net: Callable[[Tensor], Any], example: Tensor, what: str) -> Any:
+    """What `net` gives for `example`, global random state left alone; FeatureMatchingError, which begins with `what`, if it fails."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         try:
             return net(example)
         except Exception as error:
-            raise UserError(f"{what} fails on an input of shape {tuple(example.shape)}: {said(error)}") from error
+            raise FeatureMatchingError(
+                f"{what} fails on an input of shape {tuple(example.shape)}: {said(error)}"
+            ) from error
 
 
 def said(error: BaseException) -> str:
@@ -103,30 +86,26 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
 
 
-def settle_layout(net: nn.Module, example: Tensor) -> None:
-    """Note at the net if it runs in the ordinary memory format alone, as one that calls `view` after a convolution does."""
-    twin = twin_of(net).to(memory_format=LAST)
-    leaf = example.clone()
-    leaf = (leaf.contiguous(memory_format=LAST) if leaf.ndim == 4 else leaf).requires_grad_()
-    try:
-        outputs = [tensor for _, tensor in entries(attempt(twin, leaf, ""))]
-        sums = [tensor.sum() for tensor in outputs if tensor.requires_grad]
-        if sums:
-            torch.stack(sums).sum().backward()
-    except (UserError, RuntimeError):
-        net.memory_format = FIRST  # type: ignore[assignment]
-        net.register_forward_pre_hook(_ordinary)
-
-
-def _ordinary(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
-
-
 def materialise(net: nn.Module, example: Tensor, what: str) -> None:
     """Give lazily initialised modules their first weights, by one forward."""
     if any(nn.parameter.is_lazy(p) for p in (*net.parameters(), *net.buffers())):
         with torch.no_grad():
             attempt(net, example, what)
+
+
+def example_of(net: nn.Module, image: tuple[int, int, int], what: str) -> Tensor:
+    """Two images (C, H, W) on the net's device and of its type; a net with lazy modules has its weights afterwards."""
+    weight = next(net.parameters(), torch.empty(()))
+    example = torch.rand(2, *image, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
+    materialise(net, example, what)
+    return example.to(weight.device, weight.dtype if weight.is_floating_point() else example.dtype)
+
+
+def out_of_place(net: nn.Module) -> None:
+    """Make activations leave alone what they are given: it may be a feature."""
+    for module in net.modules():
+        if isinstance(module, ACTIVATIONS) and getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
 
 
 # ---- what comes back
@@ -178,7 +157,7 @@ def ancestors(nodes: Sequence[Any], stop: Callable[[Any], bool] = lambda node: F
 
 def logit_paths(output: Any, what: str, batch: int) -> tuple[Path, ...]:
     """Where the logits of a batch are in what a discriminator returned: the entry that the others feed into, or several of
-    one channel, predictions at several scales; each with a row for every image. UserError, which says what came back,
+    one channel, predictions at several scales; each with a row for every image. FeatureMatchingError, which says what came back,
     where that is not clear."""
     found = [(path, tensor) for path, tensor in entries(output) if tensor.shape[0] == batch]
     if any(tensor.requires_grad for _, tensor in found):  # what was detached are features
@@ -202,7 +181,7 @@ def logit_paths(output: Any, what: str, batch: int) -> tuple[Path, ...]:
     if len(sinks) == 1 or (sinks and single):
         return tuple(path for path, _ in sinks)
     shown = ", ".join(f"{_written(path)} {tuple(tensor.shape)}" for path, tensor in entries(output))
-    raise UserError(
+    raise FeatureMatchingError(
         f"{what} returns {shown or f'a {type(output).__name__} without logits'} for {batch} images, and it is not clear which "
         "are the logits: return them alone, or as {'logits': …}, with a row for every image"
     )
@@ -273,31 +252,19 @@ class WalkedDiscriminator(nn.Module):
     Features are what modules give on the way to the logits, before the head, by dotted name; what a module gives when
     called again is `name#2`, and so on. The head is what no further convolution or matrix product stands between and the
     logits. Listed are convolutions, linear layers, activations, blocks (modules with parts) and modules of the user's own;
-    what else there is (norms, pooling) can be named. Activations in place are made to work out of place, and torch's
-    spectral norms to move in the discriminator's update only. It is left uncompiled where the rest is compiled: hooks
-    and early exits are not for a compiler.
+    what else there is (norms, pooling) can be named. Activations in place are made to work out of place. Leave it
+    uncompiled where the rest is compiled: hooks and early exits are not for a compiler.
 
     Args:
         net: the user's; see `logit_paths` for what it may return.
         image: shape (C, H, W) of the images it is walked with.
-        field: where the user named it, for messages.
-        name: what the user named.
+        what: what it is called in messages.
     """
 
-    def __init__(self, net: nn.Module, image: tuple[int, int, int], *, field: str = "discriminator", name: str = ""):
+    def __init__(self, net: nn.Module, image: tuple[int, int, int], what: str = "the discriminator"):
         super().__init__()
-        what = f"{field}.target: '{name or type(net).__name__}'"
-        rng = torch.Generator().manual_seed(0)
-        weight = next(net.parameters(), torch.empty(()))
-        example = torch.rand(2, *image, generator=rng).mul_(2).sub_(1)
-        materialise(net, example, what)
-        example = example.to(weight.device, weight.dtype if weight.is_floating_point() else example.dtype)
-        hold_spectral(net)
-        for module in net.modules():
-            if isinstance(module, ACTIVATIONS) and getattr(module, "inplace", False):
-                module.inplace = False  # type: ignore[assignment]
-        settle_layout(net, example)
-        self.memory_format = layout_of(net)
+        example = example_of(net, image, what)
+        out_of_place(net)
         self.net = net
         self._recorder = _Recorder()
         for path, module in net.named_modules():
@@ -328,7 +295,7 @@ class WalkedDiscriminator(nn.Module):
             self.calls = tuple(c for c in calls if recorder.nodes[c] in followers and recorder.nodes[c] not in head)
         self._name(recorder, ways)
         if not self.feature_names:
-            raise UserError(
+            raise FeatureMatchingError(
                 f"{what} has no module before its head whose output could be matched; make modules of its parts, for a "
                 "feature is what a module gives"
             )
@@ -369,12 +336,12 @@ class WalkedDiscriminator(nn.Module):
             if recorder.caught[c].ndim == 4
         }
         ends = tuple({side: c for c, side in sides.items()}.values())  # the last of each resolution
-        parts = _thirds(listed)
+        parts = thirds(listed)
         self.feature_names = names = tuple(listed)
         self.groups = {
             "early": tuple(parts[0]) if parts else (),
             "mid": tuple(parts[len(parts) // 2]) if parts else (),
-            "key": ends if len(ends) > 1 else tuple(part[-1] for part in _thirds(outer)),
+            "key": ends if len(ends) > 1 else tuple(part[-1] for part in thirds(outer)),
             "all": names,
         }
         choice = [c for c in outer if c in blocks or isinstance(recorder.modules[c], nn.modules.conv._ConvNd)]
@@ -391,9 +358,9 @@ class WalkedDiscriminator(nn.Module):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Out:
+    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         if not taps:
-            return Out(self._logits(self.net(image)) if logits else None)
+            return DiscriminatorOutput(self._logits(self.net(image)) if logits else None)
         recorder = self._recorder
         recorder.begin()
         recorder.active, recorder.wanted, recorder.stop = True, frozenset(taps), not logits
@@ -408,18 +375,18 @@ class WalkedDiscriminator(nn.Module):
             recorder.begin()
         missing = [name for name in taps if name not in caught]
         if missing:
-            raise UserError(
+            raise FeatureMatchingError(
                 f"discriminator: this forward did not come by layer '{missing[0]}', which it did when the net was "
                 "walked; leave it out of feature_matching.layers"
             )
-        return Out(judged, {name: caught[name] for name in self.calls if name in caught})
+        return DiscriminatorOutput(judged, {name: caught[name] for name in self.calls if name in caught})
 
     def _logits(self, output: Any) -> Logits:
         found = tuple(at(output, path) for path in self.paths)
         return found[0] if len(found) == 1 else found
 
 
-def _thirds(names: Sequence[str]) -> list[Sequence[str]]:
+def thirds(names: Sequence[str]) -> list[Sequence[str]]:
     third = -(-len(names) // 3)
     return [part for part in (names[:third], names[third : 2 * third], names[2 * third :]) if part]
 

@@ -2,7 +2,7 @@
 
 Every function takes features `real` and `fake` (B, …) of one layer, this process's slice of the global batch, and
 returns a scalar of at least float32. `elements` is `"mean"` (averaged over the layer's elements) or `"sum"`. Gradient
-flows to `fake`; `real` carries none in training. `world` makes batch statistics global.
+flows to `fake`; `real` carries none in training. `ranks` makes batch statistics global.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dist import World
+from .ranks import Ranks
 
 STD_EPS = 1e-8
 RATIONAL_QUADRATIC_ALPHAS = (0.1, 1.0, 10.0)
 RBF_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-def widen(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """At least float32: batch statistics in half precision lose what they measure."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
@@ -43,7 +43,7 @@ def sample(
     real: Tensor, fake: Tensor, *, criterion: str = "l2", eps: float = 1e-6, elements: str = "mean", **_
 ) -> Tensor:
     """Mean over images of the distance between f(r_j) and f(g_j) (Wang et al. 2018, pix2pixHD, eq. 4)."""
-    pointed = pointwise(widen(real) - widen(fake), criterion, eps)
+    pointed = pointwise(at_least_float32(real) - at_least_float32(fake), criterion, eps)
     # not .mean(), whose gradient is written out, and in another order than that of the features in memory
     distance = pointed.sum() / pointed.numel()
     return distance if elements == "mean" else distance * real[0].numel()
@@ -74,22 +74,22 @@ def slice_mean(x: Tensor) -> Tensor:
     return mean
 
 
-def batch_mean(x: Tensor, world: World) -> Tensor:
+def batch_mean(x: Tensor, ranks: Ranks) -> Tensor:
     """E_b f at each position, over the global batch."""
-    return world.mean(slice_mean(x))
+    return ranks.mean(slice_mean(x))
 
 
-def batch_var(x: Tensor, mean: Tensor, world: World) -> Tensor:
+def batch_var(x: Tensor, mean: Tensor, ranks: Ranks) -> Tensor:
     """Unbiased variance over the global batch at each position."""
-    count = x.shape[0] * world.size
-    return world.mean(slice_mean((widen(x) - mean).square())) * (count / (count - 1))
+    count = x.shape[0] * ranks.size
+    return ranks.mean(slice_mean((at_least_float32(x) - mean).square())) * (count / (count - 1))
 
 
 def mean(
     real: Tensor,
     fake: Tensor,
     *,
-    world: World,
+    ranks: Ranks,
     criterion: str = "l2",
     eps: float = 1e-6,
     elements: str = "mean",
@@ -102,12 +102,12 @@ def mean(
     `estimator = "unbiased"` subtracts what the sampling noise of both means adds to the squared distance,
     (Var_r + Var_g) / B; `"running"` compares with `real_mean`.
     """
-    real_mean = batch_mean(real, world) if real_mean is None else real_mean
-    fake_mean = batch_mean(fake, world)
+    real_mean = batch_mean(real, ranks) if real_mean is None else real_mean
+    fake_mean = batch_mean(fake, ranks)
     distance = pointwise(real_mean - fake_mean, criterion, eps)
     if estimator == "unbiased":
-        noise = batch_var(real, real_mean, world) + batch_var(fake, fake_mean, world)
-        distance = distance - noise / (fake.shape[0] * world.size)
+        noise = batch_var(real, real_mean, ranks) + batch_var(fake, fake_mean, ranks)
+        distance = distance - noise / (fake.shape[0] * ranks.size)
     return reduce_elements(distance, elements)
 
 
@@ -115,33 +115,33 @@ def moments(
     real: Tensor,
     fake: Tensor,
     *,
-    world: World,
+    ranks: Ranks,
     criterion: str = "l2",
     eps: float = 1e-6,
     elements: str = "mean",
     **_,
 ) -> Tensor:
     """Distance between means plus distance between standard deviations (dos Santos et al. 2019, GFMN, eq. 2)."""
-    real_mean, fake_mean = batch_mean(real, world), batch_mean(fake, world)
-    real_std = (batch_var(real, real_mean, world) + STD_EPS).sqrt()
-    fake_std = (batch_var(fake, fake_mean, world) + STD_EPS).sqrt()
+    real_mean, fake_mean = batch_mean(real, ranks), batch_mean(fake, ranks)
+    real_std = (batch_var(real, real_mean, ranks) + STD_EPS).sqrt()
+    fake_std = (batch_var(fake, fake_mean, ranks) + STD_EPS).sqrt()
     distance = pointwise(real_mean - fake_mean, criterion, eps) + pointwise(real_std - fake_std, criterion, eps)
     return reduce_elements(distance, elements)
 
 
-def _channel_covariance(x: Tensor, world: World) -> Tensor:
-    rows = widen(x).flatten(2).movedim(1, 2).flatten(0, 1) if x.ndim > 2 else widen(x)
-    centred = rows - world.mean(rows.mean(0))
-    count = rows.shape[0] * world.size
-    return world.mean(centred.T @ centred / rows.shape[0]) * (count / (count - 1))
+def _channel_covariance(x: Tensor, ranks: Ranks) -> Tensor:
+    rows = at_least_float32(x).flatten(2).movedim(1, 2).flatten(0, 1) if x.ndim > 2 else at_least_float32(x)
+    centred = rows - ranks.mean(rows.mean(0))
+    count = rows.shape[0] * ranks.size
+    return ranks.mean(centred.T @ centred / rows.shape[0]) * (count / (count - 1))
 
 
-def coral(real: Tensor, fake: Tensor, *, world: World, elements: str = "mean", **_) -> Tensor:
+def coral(real: Tensor, fake: Tensor, *, ranks: Ranks, elements: str = "mean", **_) -> Tensor:
     """||C_r - C_g||_F^2 / 4d^2, C the covariance of the d channels over images and positions (Sun & Saenko 2016, eq. 1).
 
     `elements = "sum"` leaves out the 1/d^2.
     """
-    difference = (_channel_covariance(real, world) - _channel_covariance(fake, world)).square()
+    difference = (_channel_covariance(real, ranks) - _channel_covariance(fake, ranks)).square()
     return reduce_elements(difference, elements) / 4
 
 
@@ -153,7 +153,7 @@ def mmd(
     real: Tensor,
     fake: Tensor,
     *,
-    world: World,
+    ranks: Ranks,
     elements: str = "mean",
     kernel: str = "rational_quadratic",
     bandwidth: Tensor | None = None,
@@ -165,7 +165,7 @@ def mmd(
     exp(-d^2 / 2 s m), m the mean d^2 between distinct real images unless `bandwidth` is given. d^2 is averaged over a
     layer's elements under `elements = "mean"`.
     """
-    x, y = world.gather(widen(real).flatten(1)), world.gather(widen(fake).flatten(1))
+    x, y = ranks.gather(at_least_float32(real).flatten(1)), ranks.gather(at_least_float32(fake).flatten(1))
     count = x.shape[0]
     scale = 1 / x.shape[1] if elements == "mean" else 1.0
     xx, yy, xy = (_squared_distances(a, b) * scale for a, b in ((x, x), (y, y), (x, y)))
@@ -193,15 +193,15 @@ def random_directions(count: int, dimension: int, generator: torch.Generator, dt
     return F.normalize(rows, dim=1)
 
 
-def sliced(real: Tensor, fake: Tensor, *, world: World, directions: Tensor, elements: str = "mean", **_) -> Tensor:
+def sliced(real: Tensor, fake: Tensor, *, ranks: Ranks, directions: Tensor, elements: str = "mean", **_) -> Tensor:
     """Squared sliced Wasserstein-2 distance: E over directions of the mean squared gap between sorted projections
     (Bonneel et al. 2015; Deshpande et al. 2018).
 
     With unit `directions` (P, d) the expectation already is the average over d elements; `elements = "sum"`
     multiplies by d.
     """
-    x = world.gather(widen(real).flatten(1) @ directions.T)
-    y = world.gather(widen(fake).flatten(1) @ directions.T)
+    x = ranks.gather(at_least_float32(real).flatten(1) @ directions.T)
+    y = ranks.gather(at_least_float32(fake).flatten(1) @ directions.T)
     distance = (x.sort(0).values - y.sort(0).values).square().mean()
     return distance if elements == "mean" else distance * directions.shape[1]
 
