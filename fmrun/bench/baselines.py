@@ -59,7 +59,7 @@ class Baseline:
     def __init__(self, own: OwnStep, method: Callable[[Baseline], None], memory_format: torch.memory_format):
         self.method, self.layers = method, own.layers
         self.task, self.config = own.state.task, own.state.config
-        self.discriminator: nn.Module = self.task.critics[0].net.to(memory_format=memory_format)
+        self.discriminator: nn.Module = self.task.discriminators[0].net.to(memory_format=memory_format)
         self.generator: nn.Module = self.task.generator.to(memory_format=memory_format)
         real, condition = own.batch.real, own.batch.condition
         self.batch = replace(
@@ -110,7 +110,8 @@ class Baseline:
 
     def _image_loss(self, fake: Tensor, logits: Tensor) -> Tensor:
         """The generator's losses but for feature matching."""
-        others = self.task.image_losses(self.batch, fake, self.config.full_step).values()
+        weights = self.task.image_weights(self.config.full_step)
+        others = self.task.image_losses(self.batch, fake, tuple(weights), weights).values()
         adversarial = self.config.losses.gan.weight * _loss(logits, True)
         return torch.stack([adversarial, *others]).sum()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import runs
 from ..config import Config
-from ..data.pairs import PairBatch
+from ..data.feed import PairBatch
 from ..dist import World
 from ..loop import Session, Stop
 from ..report import Reporter
@@ -26,12 +26,12 @@ from .timing import quotients, wait
 
 def ordinary_step(state: State, measuring: bool = False) -> int:
     """A step at which every loss acts and nothing is logged; with `measuring`, one that measures the gradient share."""
-    critic, step = state.task.critics[0], state.config.full_step
+    role, step = state.task.discriminators[0], state.config.full_step
 
     def due(step: int) -> bool:
-        return critic.matching is not None and critic.matching.due(step, critic.gan.start_step)
+        return role.matching is not None and role.matching.due(step, role.gan.start_step)
 
-    while due(step) != measuring or state.task.plan(step).observe:
+    while due(step) != measuring or state.task.plan(step).log_diversity:
         step += 1
     return step
 
@@ -67,14 +67,17 @@ class OwnStep:
     @property
     def layers(self) -> tuple[str, ...]:
         """Those that are matched."""
-        matching = self.state.task.critics[0].matching
+        matching = self.state.task.discriminators[0].matching
         return matching.layers if matching is not None else ()
 
     def forwards(self) -> dict[str, Callable[[], Tensor]]:
         """A forward of each net."""
         task, batch = self.state.task, self.batch
         image = task.generate(batch).detach()
-        return {"discriminator": lambda: task.critics[0](image, None).logits, "generator": lambda: task.generate(batch)}
+        return {
+            "discriminator": lambda: task.discriminators[0](image, None).logits,
+            "generator": lambda: task.generate(batch),
+        }
 
 
 class TimedState(State):
