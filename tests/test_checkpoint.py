@@ -5,7 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,10 @@ from hypothesis import strategies as st
 
 from fmrun import checkpoint
 from fmrun.checkpoint import (
+    Best,
     CorruptCheckpoint,
+    ImagesIdentity,
+    Meta,
     newest,
     read,
     read_meta,
@@ -25,7 +31,31 @@ from fmrun.checkpoint import (
 from fmrun.errors import SaveError, UserError
 from fmrun.runs import clean
 
-META = {"config": {"seed": 0, "name": "naïve [x]"}, "z": [1, None, 2.5]}
+
+def meta(step: int, **changes: Any) -> Meta:
+    known: dict[str, Any] = {
+        "config": {"seed": 0, "name": "naïve [x]", "z": [1, None, 2.5]},
+        "data": "a" * 8,
+        "held_out": None,
+        "images": ImagesIdentity({"number": 3, "contents": "a"}, None),
+        "machine": {"ranks": 1},
+        "window": {},
+        "best": Best("eval/kid", 0.5, step),
+    }
+    return Meta(step=step, **known | changes)
+
+
+WEIGHT = torch.arange(6.0).reshape(2, 3)
+NETS = {f"{net}.weight": WEIGHT for net in ("generator", "ema", "discriminator")} | {
+    "optimiser.generator.weight/exp_avg": WEIGHT,
+    "optimiser.generator.weight/step": torch.tensor(3.0),
+    "guard.bad": torch.tensor([-1, -1]),
+}
+
+
+def whole(tensors: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """All parts of a checkpoint, with these tensors among the state of feature matching."""
+    return {**NETS, **{f"matching.discriminator.{name}": tensor for name, tensor in (tensors or {}).items()}}
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -52,27 +82,30 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def test_round_trip_is_exact_to_the_bit(tmp_path: Path) -> None:
-    path = save(tmp_path / "checkpoints", 12, tensors(), META)
+    path = save(tmp_path / "checkpoints", whole(tensors()), meta(12))
     assert path.name == "step-00000012.safetensors"
     loaded = read(path)
     assert loaded.step == 12
-    assert loaded.meta == {**META, "step": 12} == read_meta(path)
-    assert loaded.tensors.keys() == tensors().keys()
+    assert loaded.meta == meta(12) == read_meta(path)
+    found = loaded.part("matching.discriminator")
+    assert found.keys() == tensors().keys()
     for name, tensor in tensors().items():
-        assert same(loaded.tensors[name], tensor), name
-    loaded.tensors["float"].add_(1)
+        assert same(found[name], tensor), name
+    found["float"].add_(1)
 
 
 def test_same_state_same_bytes_whatever_the_order(tmp_path: Path) -> None:
-    a = save(tmp_path / "a", 1, tensors(), META).read_bytes()
-    b = save(tmp_path / "b", 1, dict(reversed(tensors().items())), dict(reversed(META.items()))).read_bytes()
+    config = meta(1).config
+    a = save(tmp_path / "a", whole(tensors()), meta(1)).read_bytes()
+    turned = meta(1, config=dict(reversed(config.items())))
+    b = save(tmp_path / "b", dict(reversed(whole(tensors()).items())), turned).read_bytes()
     assert a == b
 
 
 def test_file_mode_follows_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        path = save(tmp_path, 1, {}, {})
+        path = save(tmp_path, whole(), meta(1))
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
@@ -81,11 +114,11 @@ def test_file_mode_follows_umask(tmp_path: Path) -> None:
 def test_other_readers_see_plain_safetensors(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    assert same(load_file(save(tmp_path, 1, tensors(), META))["half"], tensors()["half"])
+    assert same(load_file(save(tmp_path, whole(tensors()), meta(1)))["matching.discriminator.half"], tensors()["half"])
 
 
 def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
-    path = save(tmp_path, 3, tensors(), META)
+    path = save(tmp_path, whole(tensors()), meta(3))
     data = path.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     places = [*range(header), *range(header, len(data), 7), len(data) - 1]
@@ -100,7 +133,7 @@ def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["empty", "short", "one byte less", "one byte more", "pickle", "foreign", "folder"])
 def test_any_other_damage_is_noticed_in_one_sentence(tmp_path: Path, damage: str) -> None:
-    path = save(tmp_path, 3, tensors(), META)
+    path = save(tmp_path, whole(tensors()), meta(3))
     data = path.read_bytes()
     if damage == "pickle":
         torch.save({"a": torch.zeros(2)}, path)
@@ -130,10 +163,61 @@ def test_metadata_of_rubbish_is_refused(tmp_path: Path) -> None:
         read_meta(tmp_path / "y")
 
 
+@pytest.mark.parametrize(
+    ("changes", "window", "problem"),
+    [
+        ({"ema.weight": None}, {}, "it has no ema"),
+        ({"other.weight": WEIGHT}, {}, "there is no part 'other'"),
+        ({"ema.weight": WEIGHT[:1]}, {}, "the averaged generator is not of the generator's shape"),
+        ({"optimiser.generator.weight/exp_avg": WEIGHT.T}, {}, "the optimiser's weight/exp_avg does not fit"),
+        ({"optimiser.discriminator.bias/exp_avg": WEIGHT}, {}, "the optimiser's bias/exp_avg does not fit"),
+        ({"generator.weight": WEIGHT / 0, "ema.weight": WEIGHT}, {}, "generator.weight is not finite"),
+        ({}, {"loss/d": 2}, "the log's sums and their counts differ"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, torch.Tensor | None], window: dict[str, int], problem: str
+) -> None:
+    held = {name: tensor for name, tensor in {**whole(), **changes}.items() if tensor is not None}
+    with pytest.raises(CorruptCheckpoint, match=problem):
+        read(save(tmp_path, held, meta(1, window=window)))
+
+
+def test_the_step_is_that_of_the_name(tmp_path: Path) -> None:
+    path = save(tmp_path, whole(), meta(3))
+    with pytest.raises(CorruptCheckpoint, match="it is of step 3"):
+        read(path.rename(tmp_path / "step-00000004.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"step": "3"}, "step: "),
+        ({"step": -1}, "step: "),
+        ({"config": []}, "config: "),
+        ({"data": None}, "data: "),
+        ({"window": {"loss/d": 0}}, "window.loss/d: "),
+        ({"best": {"metric": "eval/kid"}}, "best.value: "),
+        ({"format": 2}, "another version"),
+        ({"format": None}, "version 0.1.0"),
+    ],
+)
+def test_metadata_of_another_kind_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], problem: str
+) -> None:
+    """A file whose hash is right, from another program or an older version."""
+    content = {key: value for key, value in {**asdict(meta(3)), **changes}.items() if (key, value) != ("format", None)}
+    monkeypatch.setattr(checkpoint, "asdict", lambda _: content)
+    path = save(tmp_path, whole(), meta(3))
+    for reader in (read, read_meta):
+        with pytest.raises(CorruptCheckpoint, match=problem):
+            reader(path)
+
+
 def test_newest_falls_back_past_damage(tmp_path: Path) -> None:
     assert newest(tmp_path / "missing") == (None, [])
     for step in (5, 10, 15):
-        save(tmp_path, step, {"a": torch.tensor(step)}, {})
+        save(tmp_path, whole({"a": torch.tensor(step)}), meta(step))
     for step in (10, 15):
         path = checkpoint.path_of(tmp_path, step)
         path.write_bytes(path.read_bytes()[:-1])
@@ -145,15 +229,15 @@ def test_newest_falls_back_past_damage(tmp_path: Path) -> None:
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    save(tmp_path, 5, {"a": torch.tensor(1)}, {})
-    save(tmp_path, 5, {"a": torch.tensor(2)}, {})
-    assert read(checkpoint.path_of(tmp_path, 5)).tensors["a"] == 2
+    save(tmp_path, whole({"a": torch.tensor(1)}), meta(5))
+    save(tmp_path, whole({"a": torch.tensor(2)}), meta(5))
+    assert read(checkpoint.path_of(tmp_path, 5)).tensors["matching.discriminator.a"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005.safetensors"]
 
 
 def test_rotation_keeps_last_every_and_named(tmp_path: Path) -> None:
     for step in range(10, 101, 10):
-        save(tmp_path, step, {}, {})
+        save(tmp_path, whole(), meta(step))
     rotate(tmp_path, keep_last=2, keep_every=40, keep={30})
     assert steps(tmp_path) == [30, 40, 80, 90, 100]
     rotate(tmp_path, keep_last=1, keep_every=0, keep=set())
@@ -162,7 +246,7 @@ def test_rotation_keeps_last_every_and_named(tmp_path: Path) -> None:
 
 def test_damaged_file_costs_no_good_one(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
-        save(tmp_path, step, {"a": torch.zeros(3)}, {})
+        save(tmp_path, whole({"a": torch.zeros(3)}), meta(step))
     for step in (4, 5):
         checkpoint.path_of(tmp_path, step).write_bytes(b"")
     rotate(tmp_path, keep_last=2, keep_every=0, keep=set())
@@ -179,7 +263,7 @@ def test_refused_write_leaves_everything_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fix: str, call: str
 ) -> None:
     folder = tmp_path / "myrun" / "checkpoints"
-    save(folder, 5, {"a": torch.tensor(1)}, {})
+    save(folder, whole({"a": torch.tensor(1)}), meta(5))
 
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -187,12 +271,12 @@ def test_refused_write_leaves_everything_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
         with pytest.raises(SaveError) as caught:
-            save(folder, 10, {"a": torch.tensor(2)}, {})
+            save(folder, whole({"a": torch.tensor(2)}), meta(10))
     message = str(caught.value)
     for part in ("step 10", os.strerror(number), "step 5", fix, "fmrun resume myrun"):
         assert part in message
     assert [p.name for p in folder.iterdir()] == ["step-00000005.safetensors"]
-    assert read(checkpoint.path_of(folder, 5)).tensors["a"] == 1
+    assert read(checkpoint.path_of(folder, 5)).tensors["matching.discriminator.a"] == 1
 
 
 def test_full_disk(tmp_path: Path) -> None:
@@ -203,12 +287,12 @@ def test_full_disk(tmp_path: Path) -> None:
         pytest.skip("needs to mount a small file system")
     try:
         folder = disk / "run" / "checkpoints"
-        save(folder, 1, {"a": torch.zeros(100_000)}, {})
+        save(folder, whole({"a": torch.zeros(100_000)}), meta(1))
         with pytest.raises(SaveError, match=r"step 2 .*No space left.* step 1; free 1 MB"):
-            save(folder, 2, {"a": torch.zeros(250_000)}, {})
+            save(folder, whole({"a": torch.zeros(250_000)}), meta(2))
         assert [p.name for p in folder.iterdir()] == ["step-00000001.safetensors"]
         assert newest(folder)[0] is not None
-        save(folder, 3, {"a": torch.zeros(100_000)}, {})
+        save(folder, whole({"a": torch.zeros(100_000)}), meta(3))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -216,16 +300,18 @@ def test_full_disk(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveError, match="there is no earlier one"):
-        save(tmp_path / "file" / "checkpoints", 1, {}, {})
+        save(tmp_path / "file" / "checkpoints", whole(), meta(1))
 
 
 def test_what_a_kill_leaves_is_cleaned_and_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, torch; from pathlib import Path; from fmrun import checkpoint\n"
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "checkpoint.save(Path(sys.argv[1]), 9, {'a': torch.zeros(9)}, {})"
+        "images = checkpoint.ImagesIdentity({}, None)\n"
+        "meta = checkpoint.Meta(9, {}, '', None, images, {}, {})\n"
+        "checkpoint.save(Path(sys.argv[1]), {'a': torch.zeros(9)}, meta)"
     )
-    save(tmp_path, 8, {}, {})
+    save(tmp_path, whole(), meta(8))
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == -9
     assert len(list(tmp_path.iterdir())) == 2
     assert steps(tmp_path) == [8]
@@ -251,9 +337,9 @@ some_tensor = st.builds(
     )
 )
 def test_tensors_of_any_kind_survive_the_file(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
-    loaded = read(save(tmp_path, 1, state, {}))
-    assert loaded.tensors.keys() == state.keys()
-    assert all(same(loaded.tensors[name], tensor) for name, tensor in state.items())
+    loaded = read(save(tmp_path, whole(state), meta(1))).part("matching.discriminator")
+    assert loaded.keys() == state.keys()
+    assert all(same(loaded[name], tensor) for name, tensor in state.items())
 
 
 def test_machine_and_its_differences() -> None:

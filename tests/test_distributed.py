@@ -104,7 +104,7 @@ def test_two_processes_are_one_in_float64() -> None:
         assert done.err.count(said) == 1, said
     assert status(RUNS / "two")["state"] == "finished"
     assert status(RUNS / "two")["exit_code"] == 0
-    assert saved(RUNS / "two", 20).meta["machine"]["ranks"] == 2
+    assert saved(RUNS / "two", 20).meta.machine["ranks"] == 2
     samples = [sorted(p.name for p in (RUNS / run / "samples").iterdir()) for run in ("one", "two")]
     assert samples[0] == samples[1]
 
@@ -242,7 +242,7 @@ def test_a_launcher_of_one_process_is_no_world(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert fmrun("train", *TINY, "--steps", "1", "--name", "single").code == 0
-    assert saved(RUNS / "single", 1).meta["machine"]["ranks"] == 1
+    assert saved(RUNS / "single", 1).meta.machine["ranks"] == 1
 
 
 LEFT_OVER = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}

@@ -17,7 +17,7 @@ def test_threads_are_a_setting_that_is_recorded_and_checked() -> None:
     assert done.code == 0, done.err
     run = Path("runs/run")
     assert json.loads((run / "env.json").read_text())["threads"] == 2
-    assert saved(run, 1).meta["machine"]["threads"] == 2
+    assert saved(run, 1).meta.machine["threads"] == 2
     done = Background("resume", "run", "-s", "threads=1", "--steps", "2").end()
     assert any("number of threads: 2 then, 1 now" in line for line in done.warnings)
     done = Background("train", *TINY, "--steps", "1", "--name", "torchs").end()
