@@ -62,14 +62,6 @@ def placement(images: Images, cache: str, device: torch.device) -> str:
     return "ram"
 
 
-def claimed(images: Images, cache: str, device: torch.device) -> int:
-    """Bytes on `device` that a feed of `images` will take, beside what they take already."""
-    place = placement(images, cache, device)
-    if device.type == "cpu":
-        return images.nbytes if place == "ram" and images.pixels is None else 0
-    return images.nbytes if place == "device" else 0
-
-
 class Feed:
     """The real images of each draw, for one rank.
 

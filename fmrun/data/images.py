@@ -6,7 +6,7 @@ from ..config.data import DataConfig
 from ..errors import UserError, reading
 from ..rng import numpy_generator
 from .arrays import BadFile, open_array, read_array
-from .feed import Feed, claimed, flips, order, placement
+from .feed import Feed, flips, order, placement
 from .folder import Choice, FolderImages, Progress, open_folder
 from .pixels import to_float, to_uint8
 from .source import ArrayImages, Images
@@ -16,7 +16,6 @@ __all__ = [
     "Feed",
     "FolderImages",
     "Images",
-    "claimed",
     "flips",
     "open_data",
     "order",

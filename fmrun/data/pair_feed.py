@@ -209,11 +209,6 @@ def pair_placement(pairs: Pairs, cache: str, device: torch.device) -> str:
     return placement(cast(Images, _Held(pairs.nbytes)), cache, device)
 
 
-def pairs_claimed(pairs: Pairs, cache: str, device: torch.device) -> int:
-    """Bytes on `device` that a feed of `pairs` will take, beside what they take already."""
-    return pairs.nbytes if pair_placement(pairs, cache, device) == "device" else 0
-
-
 class _Held(NamedTuple):
     nbytes: int
     pixels: bool = True

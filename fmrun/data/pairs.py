@@ -8,12 +8,12 @@ from ..config.degradation import DegradationConfig
 from ..errors import UserError, nearest
 from ..rng import numpy_generator
 from .folder import Choice, Progress
-from .pair_feed import PairBatch, PairFeed, pairs_claimed
+from .pair_feed import PairBatch, PairFeed
 from .pair_folder import Place, open_pair_folder
 from .pair_set import PairInfo, Pairs
 from .places import missing
 
-__all__ = ["PairBatch", "PairFeed", "PairInfo", "Pairs", "open_pairs", "pairs_claimed"]
+__all__ = ["PairBatch", "PairFeed", "PairInfo", "Pairs", "open_pairs"]
 
 BUNDLED = {"photographs": Path(__file__).parent / "bundled" / "photos"}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..augment import NUMBERS
 from ..config import Config
 from ..data.folder import Progress
-from ..data.images import Feed, Images, claimed, open_data, order, to_float, to_uint8
+from ..data.images import Feed, Images, open_data, order, to_float, to_uint8
 from ..data.places import refuse_idle, with_left_out
 from ..dist import World
 from ..grid import grid, save_png
@@ -91,10 +91,6 @@ class Generate(PairTask):
             hflip=config.data.hflip,
             start=start,
         )
-
-    def claimed(self, images: Images) -> int:
-        """Bytes on the device that the feed of a run will take."""
-        return claimed(images, self.config.data.cache, self.device)
 
     @staticmethod
     def draw_data(config: Config, images: Images, path: Path, rows: int) -> None:

@@ -15,7 +15,7 @@ from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
 from ..data.filters import bicubic_up
 from ..data.folder import Choice, Progress
-from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs, pairs_claimed
+from ..data.pairs import PairBatch, PairFeed, Pairs, open_pairs
 from ..data.places import few, refuse_idle, with_left_out
 from ..data.preview import write_preview
 from ..dist import World
@@ -252,10 +252,6 @@ class Upscale(PairTask):
             start=start,
             crops_per_image=config.data.crops_per_image,
         )
-
-    def claimed(self, pairs: Pairs) -> int:
-        """Bytes on the device that the feed of a run will take."""
-        return pairs_claimed(pairs, self.config.data.cache, self.device)
 
     @staticmethod
     def draw_data(config: Config, pairs: Pairs, path: Path, rows: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fmrun.config.data import DataConfig
-from fmrun.data.images import ArrayImages, Feed, Images, claimed, open_data, order, placement, to_float, to_uint8
+from fmrun.data.images import ArrayImages, Feed, Images, open_data, order, placement, to_float, to_uint8
 from fmrun.errors import UserError
 
 COUNTS = st.integers(1, 40)
@@ -166,9 +166,6 @@ def test_auto_keeps_in_ram_what_fits(folder: Path, monkeypatch: pytest.MonkeyPat
         images = opened(folder, "auto")
         assert placement(images, "auto", cpu) == expected
         assert (images.pixels is not None) == (expected == "ram")
-        assert claimed(images, "auto", cpu) == 0
-        monkeypatch.setattr("fmrun.data.feed.available_ram", lambda: 2 * needed)
-        assert claimed(images, "auto", cpu) == (0 if expected == "ram" else needed)
     monkeypatch.setattr("fmrun.data.folder.available_ram", lambda: needed - 1)
     with pytest.raises(UserError, match=r"of RAM is free: stream them with -s data\.cache=none"):
         opened(folder, "ram")
@@ -179,7 +176,6 @@ def test_device_takes_a_quarter_of_what_is_free(monkeypatch: pytest.MonkeyPatch)
     for free, expected in ((4 * images.nbytes, "device"), (4 * images.nbytes - 4, "ram")):
         monkeypatch.setattr("fmrun.data.feed.available_on", lambda _, free=free: free)
         assert placement(images, "auto", torch.device("cuda")) == expected
-        assert claimed(images, "auto", torch.device("cuda")) == (images.nbytes if expected == "device" else 0)
     monkeypatch.setattr("fmrun.data.feed.available_on", lambda _: 10)
     with pytest.raises(UserError, match=r"data\.cache=auto"):
         placement(images, "device", torch.device("cuda"))
