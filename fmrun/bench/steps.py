@@ -43,6 +43,7 @@ class OwnStep:
         self.precision = config.precision
         self.state = State(config, device, World())
         self.at = ordinary_step(self.state, measuring)
+        self.layers = self.state.task.plan(self.at).critics[0].taps
         images = tree_map(lambda like: torch.randint_like(like, 256), self.state.task.blank())
         (self.batch,) = self.state.task.prepare(images, 0)
 
@@ -57,12 +58,6 @@ class OwnStep:
         with self.state.task.eager():
             yield
         self.state.graphs = graphs
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Those that are matched."""
-        matching = self.state.task.critics[0].matching
-        return matching.layers if matching is not None else ()
 
     def forwards(self) -> dict[str, Callable[[], Tensor]]:
         """A forward of each net."""
