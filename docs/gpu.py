@@ -111,7 +111,7 @@ def parts(device: str, smoke: bool, work: Path) -> Iterator[Part]:
     for batch, precision in ((4, "fp32"),) if smoke else ((128, "fp32"), (128, "bf16"), (1024, "fp32"), (1024, "bf16")):
 
         def bench(part: Part, batch: int = batch, precision: str = precision) -> dict[str, Any]:
-            sizes = ("--size", "32", "--rounds", "1") if smoke else ("--rounds", "20")
+            sizes = ("-s", "data.image_size=32", "--rounds", "1") if smoke else ("--rounds", "20")
             asked = ("--pair", "dcgan", "--batch-size", str(batch), "--precision", precision)
             return json.loads(fmrun(part, "bench", *asked, *sizes, "--device", device, "--json", fork=fork))
 

@@ -22,7 +22,7 @@ from .data.store import unlike
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
 from .loop import Session, Stop, explain
-from .memory import check_fit, is_out_of_memory, memory_line, within_memory
+from .memory import is_out_of_memory, within_memory
 from .metrics.extractors import HOW, available
 from .models.base import parameter_count
 from .models.layout import layout_of
@@ -188,8 +188,6 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
         raise UserError(
             f"checkpoint.best: there is no metric '{best}'{nearest(best, known)}; this run has {', '.join(known)}"
         )
-    if fresh:  # a run that has trained is not told to be another one
-        check_fit(state, state.task.claimed(train))
     return config, train, valid, state
 
 
@@ -233,7 +231,7 @@ def dry_run(config: Config, report: Reporter, world: World, show: Callable[[Conf
     feed.close()
     if show is not None:
         show(config)
-        for line in (*plan_lines(config, state, train, valid), memory_line(state, state.task.claimed(train))):
+        for line in plan_lines(config, state, train, valid):
             report.note(line)
     for sentence in warnings(config, state):
         report.warn(sentence)

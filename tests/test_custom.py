@@ -10,11 +10,11 @@ from torch import nn
 
 from fmrun import trust
 from fmrun.errors import UserError
-from fmrun.models import custom
 from fmrun.feature_matching.discriminator import Discriminator, DiscriminatorOutput
+from fmrun.feature_matching.walked import WalkedDiscriminator
+from fmrun.models import custom
 from fmrun.models.custom import custom_discriminator, custom_generator, load_target
 from fmrun.models.norm import advance_spectral
-from fmrun.feature_matching.walked import WalkedDiscriminator
 
 IMAGE = (3, 16, 16)
 

@@ -225,7 +225,9 @@ def test_share_without_balance_is_that_of_the_raw_term_and_counts_the_adversaria
     state.set_live(0)
     image_gradient(state, state.task.plan(0).discriminators[0])
     adversarial = image_gradient(state, DiscriminatorPlan(True, True, (), False, False))
-    term = image_gradient(state, DiscriminatorPlan(True, False, state.task.discriminators[0].matching.layers, False, False))
+    term = image_gradient(
+        state, DiscriminatorPlan(True, False, state.task.discriminators[0].matching.layers, False, False)
+    )
     state.scalars.set(0, [1.0], [0.25])
     unweighted = image_gradient(state, DiscriminatorPlan(True, True, (), False, False))
     assert torch.allclose(adversarial, 0.5 * unweighted, rtol=1e-10, atol=1e-18)

@@ -13,7 +13,7 @@ from torch import nn
 from fmrun.dist import World
 from fmrun.errors import UserError
 from fmrun.feature_matching.statistics import STATISTICS, random_directions
-from fmrun.models.norm import GlobalBatchNorm, calibrate, globalise, frozen_running_stats
+from fmrun.models.norm import GlobalBatchNorm, calibrate, frozen_running_stats, globalise
 from fmrun.state import State
 
 RANKS = 2

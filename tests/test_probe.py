@@ -16,8 +16,8 @@ from fmrun.config import Config
 from fmrun.dist import World
 from fmrun.errors import UserError
 from fmrun.feature_matching import FeatureMatching
-from fmrun.feature_matching.statistics import mean
 from fmrun.feature_matching.discriminator import DiscriminatorOutput
+from fmrun.feature_matching.statistics import mean
 from fmrun.models.dcgan import DcganDiscriminator
 from fmrun.report import Reporter
 from fmrun.rng import torch_generator
@@ -89,7 +89,9 @@ class Stages(nn.Module):
         with torch.no_grad():
             cut = self.conv(image)
         every = {"code.conv": conv, "code": code, "cut": cut, "constant": image[:, :, :1, :1] * 0}
-        return DiscriminatorOutput(self.head(code).flatten() if logits else None, {n: every[n] for n in every if n in taps})
+        return DiscriminatorOutput(
+            self.head(code).flatten() if logits else None, {n: every[n] for n in every if n in taps}
+        )
 
 
 @pytest.fixture

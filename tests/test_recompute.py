@@ -9,8 +9,8 @@ import torch
 from helpers import WORLD, Calls, differing, everything, flops
 from pair_states import advance, draws_of, make_state
 
+from fmrun.bench.count import StepCounter
 from fmrun.config import Config
-from fmrun.memory import step_bytes
 from fmrun.models.munet import MUNet
 from fmrun.state import State
 
@@ -51,13 +51,15 @@ def test_a_step_holds_less_memory_and_computes_more() -> None:
         make_state(discriminator={"width": 8, "recompute": r}, data={"patch_size": 64}, precision="fp32")
         for r in (False, True)
     )
-    peaks = [max(step_bytes(state, 4)) for state in (kept, again)]
-    assert peaks[1] < 0.7 * peaks[0]
+    counters = []
     for state in (kept, again):
         advance(state)
         state.step = 50
-    costs = [flops(lambda s=s: s.advance(draws_of(s))) for s in (kept, again)]
-    assert costs[0] < costs[1] < 1.5 * costs[0]
+        with StepCounter() as counter:
+            state.advance(draws_of(state))
+        counters.append(counter)
+    assert counters[1].peak < 0.7 * counters[0].peak
+    assert counters[0].flops < counters[1].flops < 1.5 * counters[0].flops
 
 
 def test_only_what_goes_in_and_out_of_the_parts_is_kept() -> None:

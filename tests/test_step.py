@@ -13,7 +13,7 @@ from fmrun.checks import check_start, diagnose
 from fmrun.losses.adversarial import D_LOSSES, G_LOSSES
 from fmrun.state import State
 from fmrun.step import _matching_gradients, discriminator_loss, frozen, generator_image_gradients
-from fmrun.tasks import Batch, DiscriminatorPlan, StepScalars, StepPlan
+from fmrun.tasks import Batch, DiscriminatorPlan, StepPlan, StepScalars
 
 MATCHES = ("sample", "mean", "moments", "coral", "mmd", "sliced")
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from fmrun.sweep.plan import Sweep, control_of, open_sweep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from fmrun.errors import UserError
 from fmrun.presets import Override
 from fmrun.runs import NAME
 from fmrun.sweep import grid
-from fmrun.sweep.plan import Sweep, control_of, open_sweep
 
 PLAIN = st.text(
     st.characters(codec="ascii", exclude_characters="[](){}\"',\\", exclude_categories=["C"]), min_size=1

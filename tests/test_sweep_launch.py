@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from commands import TINY, good, status, steps
+from fmrun.sweep.display import Display, Line
+from fmrun.sweep.plan import Planned, Sweep
+from fmrun.sweep.work import Stop, Worker, reason
 from sweeping import Job, Sweeping, good_sweep
 
 from fmrun import runs
 from fmrun.errors import UserError
 from fmrun.report import Reporter
 from fmrun.sweep import grid, launch, preflight
-from fmrun.sweep.display import Display, Line
-from fmrun.sweep.plan import Planned, Sweep
-from fmrun.sweep.work import Stop, Worker, reason
 
 S = Path("runs/s")
 

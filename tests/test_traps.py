@@ -12,8 +12,8 @@ from torch import nn
 
 from fmrun.checks import check_start, passes_gradient
 from fmrun.errors import UserError
-from fmrun.feature_matching.statistics import STATISTICS
 from fmrun.feature_matching.discriminator import DiscriminatorOutput
+from fmrun.feature_matching.statistics import STATISTICS
 from fmrun.models.dcgan import DcganDiscriminator
 from fmrun.models.norm import SpectralNorm, advance_spectral
 from fmrun.optim import Optimiser

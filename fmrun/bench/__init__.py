@@ -17,7 +17,7 @@ from ..environment import environment
 from ..errors import UserError
 from ..precision import choose_device, choose_precision, set_determinism
 from ..presets import Override, resolve
-from ..report import Reporter
+from ..report import Reporter, counted
 from ..state import TASKS
 from .baselines import Baseline
 from .count import StepCounter, passes, units
@@ -31,9 +31,8 @@ PAIRS = {
 """Preset on a CPU and on a GPU, and the layers matched."""
 
 SET_HERE = (
-    *("device", "precision", "train.batch_size", "data.image_size", "data.patch_size"),
-    *("task", "compile", "compile_mode", "cuda_graphs", "deterministic", "feature_matching.weight", "train.update"),
-    *("data.path", "data.channels", "data.valid_fraction"),
+    *("device", "precision", "task", "compile", "compile_mode", "cuda_graphs", "deterministic"),
+    *("data.path", "data.channels", "data.valid_fraction", "feature_matching.weight", "train.update"),
     *("train.accumulate", "train.d_updates", "train.g_updates", "discriminator.type", "discriminator.target"),
 )
 """Fields that tell the steps apart, or that the baselines do not know."""
@@ -52,8 +51,6 @@ RATIOS = (
 )
 """Seconds of one step over those of another."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 TRAINED = 9
 """Steps of the training loop that are timed."""
 
@@ -62,28 +59,20 @@ IMAGES = 1200
 
 
 def bench(
-    *,
-    pairs: Sequence[str],
-    device: str = "auto",
-    size: int | None = None,
-    batch_size: int | None = None,
-    rounds: int = 7,
-    precision: str = "all",
-    overrides: Sequence[Override] = (),
-    report: Reporter,
+    pairs: Sequence[str], asked: Sequence[Override], *, device: str, precision: str, rounds: int, report: Reporter
 ) -> dict[str, Any]:
-    """Measure the named pairs, with further fields of their configs in `overrides`; what `--json` prints:
+    """Measure the named pairs, with further fields of their configs in `asked`; what `--json` prints:
 
     - `machine`: hardware, versions, threads
     - `pairs`: by name, what `measure` gives
 
     Raises UserError for a device, size or precision there is not, and for a field in `SET_HERE`.
     """
-    for override in overrides:
+    for override in asked:
         if override.key in SET_HERE:
             raise UserError(
-                f"{override.flag}: bench sets {override.key} by itself; leave it out, or choose by --pair, --size, "
-                "--batch-size, --device and --precision"
+                f"{override.flag}: bench sets {override.key} by itself; leave it out, or choose by --pair, --device and "
+                "--precision"
             )
     place = choose_device(device)
     precisions = [precision]
@@ -94,28 +83,19 @@ def bench(
     keep_freed_memory()
     found = {}
     with tempfile.TemporaryDirectory(prefix="fmrun-bench-") as folder:
-        configs = {}
-        for name in pairs:
-            flags = [("--size", "data.image_size" if name == "dcgan" else "data.patch_size", size)]
-            flags += [("--batch-size", "train.batch_size", batch_size)]
-            asked = [Override(*flag) for flag in flags if flag[2] is not None]
-            configs[name] = _config(name, place, Path(folder), *asked, *overrides)
+        configs = {name: _config(name, place, Path(folder), asked) for name in pairs}
         for name, config in configs.items():
-            report.note(f"measuring {name} in {rounds} rounds")
+            report.note(f"measuring {name}: {counted(rounds, 'round')}")
             found[name] = measure(config, place, precisions, rounds, Path(folder))
     known = {key: value for key, value in environment().items() if key != "host"}
     return {"machine": {"device": str(place), **known}, "pairs": found}
 
 
-def _config(name: str, device: torch.device, folder: Path, *asked: Override) -> Config:
+def _config(name: str, device: torch.device, folder: Path, asked: Sequence[Override]) -> Config:
     """The preset of a pair as it would be trained."""
     cpu, gpu, layers = PAIRS[name]
-    given: dict[str, Any] = {
-        "device": str(device),
-        "deterministic": False,
-        "data.channels": 3,
-        "feature_matching.layers": [layers],
-    }
+    given: dict[str, Any] = {"device": str(device), "deterministic": False, "data.channels": 3}
+    given["feature_matching.layers"] = [layers]
     if name == "dcgan":
         images = np.random.default_rng(0).integers(0, 256, (IMAGES, 128, 128, 3), dtype=np.uint8)
         np.savez(path := folder / "images.npz", images=images)
@@ -174,7 +154,7 @@ def measure(
     forwards = own.forwards()
     unit = units(forwards)
     counters = {name: count(step, device) for name, step in steps.items()}
-    products = {p: matrix_product(device, DTYPES[p]) for p in {"fp32", *precisions}}
+    products = {p: matrix_product(device, choose_precision(p, device)) for p in {"fp32", *precisions}}
     without_graph = {net: torch.no_grad()(forward) for net, forward in forwards.items()}
     times = in_turns({**steps, **without_graph, **{p: product for p, (product, _) in products.items()}}, device, rounds)
     g = median(quotients(times["generator"], times["discriminator"]))

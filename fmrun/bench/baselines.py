@@ -1,18 +1,12 @@
 """Training steps of others, for the same nets: what fmrun's step is measured against.
 
-In units of one discriminator forward, g for the generator's:
-
-    published    D(fake detached) 1 + 2    D(real) 1 + 2    D(fake) 1 + 2                        G g + 2g    9 + 3g
-    how-to       D's update: D(real) 1 + 2    D(fake detached) 1 + 2                             G g
-      plain      G's update: D(fake) 1 + 2                                                       G 2g        9 + 3g
-      matching   G's update: D(fake) 1 + 2    features of fake 1 + 2    features of real 1       G g + 2g   13 + 4g
-
 *Published* is the order of pix2pixHD (Wang et al. 2018, arXiv:1711.11585; NVIDIA/pix2pixHD, train.py and
 models/pix2pixHD_model.py, without the pool of old images): both losses are computed from the same weights before either
 net is updated, and the generator matches the features of the pass on real images that the discriminator learns from.
 *How-to* is the step of tutorials: the discriminator is updated first, the generator's update makes new images, and the
 features come from passes of their own. In both the discriminator is trainable throughout, so its weight gradients are
-computed in the generator's update too and thrown away.
+computed in the generator's update too and thrown away. Costs are in units of one discriminator forward, g for the
+generator's; a backward pass to the input counts 1, one to the weights 1.
 """
 
 from __future__ import annotations
@@ -53,20 +47,16 @@ class Baseline:
     squared distance of feature means, or the absolute one between features of each image and its target.
     """
 
-    precision = "fp32"
     eager = staticmethod(nullcontext)
 
     def __init__(self, own: OwnStep, method: Callable[[Baseline], None], memory_format: torch.memory_format):
-        self.method, self.layers = method, own.layers
+        self.method, self.layers, self.precision = method, own.layers, own.precision
         self.task, self.config = own.state.task, own.state.config
         self.discriminator: nn.Module = self.task.discriminators[0].net.to(memory_format=memory_format)
         self.generator: nn.Module = self.task.generator.to(memory_format=memory_format)
-        real, condition = own.batch.real, own.batch.condition
-        self.batch = replace(
-            own.batch,
-            real=real.contiguous(memory_format=memory_format),
-            condition=condition if condition is None else condition.contiguous(memory_format=memory_format),
-        )
+        batch = own.batch
+        low = None if batch.condition is None else batch.condition.contiguous(memory_format=memory_format)
+        self.batch = replace(batch, real=batch.real.contiguous(memory_format=memory_format), condition=low)
         self.optimise_d = _adam(self.discriminator, self.config.optim.discriminator)
         self.optimise_g = _adam(self.generator, self.config.optim.generator)
 
@@ -74,7 +64,7 @@ class Baseline:
         self.method(self)
 
     def published(self) -> None:
-        """9 + 3g."""
+        """D(fake detached) 1 + 2, D(real) 1 + 2, D(fake) 1 + 2, G g + 2g: 9 + 3g."""
         advance_spectral(self.discriminator)
         fake = self.task.generate(self.batch)
         fake_logits, _ = self._judge(fake.detach())
@@ -86,13 +76,13 @@ class Baseline:
         _update(self.optimise_d, d_loss)
 
     def howto_plain(self) -> None:
-        """9 + 3g."""
+        """D's update: D(real) 1 + 2, D(fake detached) 1 + 2. G's: D(fake) 1 + 2. G g + 2g. In all 9 + 3g."""
         fake = self.task.generate(self.batch)
         self._update_discriminator(fake)
         _update(self.optimise_g, self._image_loss(fake, self._judge(fake)[0]))
 
     def howto(self) -> None:
-        """13 + 4g."""
+        """D's update as before. G's: D(fake) 1 + 2, features of fake 1 + 2, of real 1. G g, and g + 2g. In all 13 + 4g."""
         self._update_discriminator(self.task.generate(self.batch))
         fake = self.task.generate(fresh(self.batch))
         g_loss = self._image_loss(fake, self._judge(fake)[0])

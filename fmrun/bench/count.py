@@ -46,7 +46,8 @@ class StepCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         for key, storage in _storages(out).items():
             if key not in given:
-                self._hold(storage)
+                self._hold(storage.nbytes())
+                weakref.finalize(storage, self._hold, -storage.nbytes())
         packet = func._overloadpacket
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
@@ -58,14 +59,9 @@ class StepCounter(TorchDispatchMode):
                     self._convolution(direction, args[1], args[2], args[0], transposed=args[7])
         return out
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
+    def _hold(self, size: int) -> None:
         self._held += size
         self.peak = max(self.peak, self._held)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self._held -= size
 
     def _convolution(self, direction: str, x: Tensor, weight: Tensor, out: Tensor, transposed: bool) -> None:
         flops = conv_flop_count(list(x.shape), list(weight.shape), list(out.shape), transposed)

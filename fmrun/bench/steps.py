@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .. import runs
 from ..config import Config
-from ..data.feed import PairBatch
 from ..dist import World
 from ..loop import Session, Stop
 from ..report import Reporter
@@ -43,13 +43,8 @@ class OwnStep:
         self.precision = config.precision
         self.state = State(config, device, World())
         self.at = ordinary_step(self.state, measuring)
-        rng = torch.Generator().manual_seed(0)
-        blank = self.state.task.blank()
-
-        def noise(like: Tensor) -> Tensor:
-            return torch.randint(0, 256, like.shape, generator=rng, dtype=torch.uint8).to(device)
-
-        images: Any = PairBatch(*map(noise, blank)) if isinstance(blank, PairBatch) else noise(blank)
+        self.layers = self.state.task.plan(self.at).discriminators[0].layers
+        images = tree_map(lambda like: torch.randint_like(like, 256), self.state.task.blank())
         (self.batch,) = self.state.task.prepare(images, 0)
 
     def __call__(self) -> None:
@@ -63,12 +58,6 @@ class OwnStep:
         with self.state.task.eager():
             yield
         self.state.graphs = graphs
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Those that are matched."""
-        matching = self.state.task.discriminators[0].matching
-        return matching.layers if matching is not None else ()
 
     def forwards(self) -> dict[str, Callable[[], Tensor]]:
         """A forward of each net."""

@@ -6,18 +6,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import Json, Set, as_overrides
+from .options import BatchSize, Json, Set, as_overrides
 
 
 def bench(
     pair: Annotated[Literal["dcgan", "munet", "all"], typer.Option("--pair", help="Nets to measure.")] = "all",
-    size: Annotated[
-        int | None,
-        typer.Option("--size", min=1, help="Side of the images in pixels (default: 64; for munet the preset's)."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=2, help="Images per step (default: the preset's).")
-    ] = None,
+    batch_size: BatchSize = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times each step is measured.")] = 7,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     precision: Annotated[
@@ -33,16 +27,9 @@ def bench(
     from .options import choose_device
 
     choose_device(device)
-    result = benching.bench(
-        pairs=("dcgan", "munet") if pair == "all" else (pair,),
-        device=device,
-        size=size,
-        batch_size=batch_size,
-        rounds=rounds,
-        precision=precision,
-        overrides=as_overrides(set_),
-        report=Reporter(),
-    )
+    pairs = list(benching.PAIRS) if pair == "all" else [pair]
+    asked = as_overrides(set_, batch_size=batch_size)
+    result = benching.bench(pairs, asked, device=device, precision=precision, rounds=rounds, report=Reporter())
     if json:
         emit_json(result)
     else:

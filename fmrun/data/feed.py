@@ -229,11 +229,6 @@ def placement(data: Images | Pairs, cache: str, device: torch.device) -> str:
     return "device"
 
 
-def claimed(data: Images | Pairs, cache: str, device: torch.device) -> int:
-    """Bytes on `device` that a feed of `data` will take, beside what they take already."""
-    return data.nbytes if placement(data, cache, device) == "device" else 0
-
-
 class Feed:
     """The windows of each draw, for one rank: uint8 `(b, C, S, S)`, or a `PairBatch`, on the device.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..augment import NUMBERS
 from ..config import Config
-from ..data.feed import Feed, Windows, claimed, order
+from ..data.feed import Feed, Windows, order
 from ..data.files import Progress
 from ..data.sources import open_images
 from ..data.store import Images, to_float, to_uint8
@@ -82,10 +82,6 @@ class Generate(PairTask):
             images, seed=config.seed, global_batch=config.train.batch_size, part=part, hflip=config.data.hflip
         )
         return Feed(windows, device=self.device, cache=cache, workers=workers, start=start)
-
-    def claimed(self, images: Images) -> int:
-        """Bytes on the device that the feed of a run will take."""
-        return claimed(images, self.config.data.cache, self.device)
 
     @staticmethod
     def draw_data(config: Config, images: Images, path: Path, rows: int) -> None:

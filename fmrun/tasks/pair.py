@@ -179,10 +179,6 @@ class PairTask:
         """Weight at `step` of every generator loss that no discriminator judges."""
         return {}
 
-    def nets(self) -> list[nn.Module]:
-        """Every net that a step may run."""
-        return [self.generator, *(role.net for role in self.discriminators)]
-
     @torch.no_grad()
     def copy_buffers(self) -> None:
         """Give the averaged generator the buffers of the generator, where that is the user's own: what they are for, and

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..augment import NUMBERS
 from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
-from ..data.feed import Feed, PairBatch, Windows, claimed
+from ..data.feed import Feed, PairBatch, Windows
 from ..data.files import Progress
 from ..data.filters import bicubic_up
 from ..data.pairs import Pairs, open_pairs
@@ -232,10 +232,6 @@ class Upscale(PairTask):
         )
         return Feed(windows, device=self.device, cache=cache, workers=workers, start=start)
 
-    def claimed(self, pairs: Pairs) -> int:
-        """Bytes on the device that the feed of a run will take."""
-        return claimed(pairs, self.config.data.cache, self.device)
-
     @staticmethod
     def draw_data(config: Config, pairs: Pairs, path: Path, rows: int) -> None:
         """Write a sheet of the first patches that training sees, beside what they are made from."""
@@ -278,10 +274,6 @@ class Upscale(PairTask):
     def generate(self, batch: Batch) -> Tensor:
         assert batch.condition is not None
         return self._upscale(self.forward, batch.condition)
-
-    def nets(self) -> list[nn.Module]:
-        pretrained = [net for net in self.losses.functions.values() if isinstance(net, nn.Module)]
-        return [*super().nets(), *pretrained]
 
     @property
     def image_loss_names(self) -> tuple[str, ...]:

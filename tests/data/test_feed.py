@@ -17,7 +17,7 @@ from fmrun.config.data import DataConfig
 from fmrun.config.degradation import DegradationConfig
 from fmrun.data import store
 from fmrun.data.degrade import MARGIN
-from fmrun.data.feed import claimed, order, placement
+from fmrun.data.feed import order, placement
 from fmrun.data.pairs import BUNDLED, Pairs
 from fmrun.data.sources import open_images
 from fmrun.data.store import Images, to_float, to_uint8
@@ -336,7 +336,6 @@ def test_device_takes_a_quarter_of_what_is_free(monkeypatch: pytest.MonkeyPatch)
     for free, expected in ((4 * images.nbytes, "device"), (4 * images.nbytes - 4, "ram")):
         monkeypatch.setattr("fmrun.data.feed.available_on", lambda _, free=free: free)
         assert placement(images, "auto", torch.device("cuda")) == expected
-        assert claimed(images, "auto", torch.device("cuda")) == (images.nbytes if expected == "device" else 0)
     monkeypatch.setattr("fmrun.data.feed.available_on", lambda _: 10)
     with pytest.raises(UserError, match=r"data\.cache=auto"):
         placement(images, "device", torch.device("cuda"))
