@@ -1,10 +1,10 @@
-"""The small JSON files beside runs and sweeps: what of them fmrun reads, and of what type. Other keys are left alone."""
+"""The small JSON files of runs: what of them fmrun reads, and of what type. Other keys are left alone."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import UserError, reading
 from .report import warn_once
@@ -71,34 +71,6 @@ class Evaluations(Record):
     """`evaluations.json`."""
 
     evaluations: list[Evaluation] = []
-
-
-class Combination(Record):
-    settings: dict[str, Any]
-
-
-class SweepRun(Record):
-    combination: str
-    seed: int
-
-
-class Sweep(Record):
-    """`sweep.json`."""
-
-    over: list[str]
-    seeds: list[int]
-    combinations: dict[str, Combination]
-    runs: dict[str, SweepRun]
-
-    @model_validator(mode="after")
-    def _knows_its_combinations(self) -> Self:
-        if missing := {run.combination for run in self.runs.values()} - self.combinations.keys():
-            raise ValueError(f"there is no combination '{min(missing)}'")
-        return self
-
-
-class Jobs(RootModel[dict[str, str | None]]):
-    """`jobs.json` of a sweep: the number of each run's job."""
 
 
 def read(path: Path, model: type[BaseModel]) -> dict[str, Any]:

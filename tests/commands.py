@@ -129,7 +129,10 @@ _SERVER.set_forkserver_preload(
     [
         "torch",
         "torch._dynamo",
-        *(f"fmrun.{m}" for m in ("__main__", "cli", "train", "sample", "sweep.table", "sweep.work")),
+        *(
+            f"fmrun.{m}"
+            for m in ("__main__", "cli", "train", "sample", "compare.table", "sweep.launch", "sweep.preflight")
+        ),
     ]
 )
 

@@ -81,18 +81,6 @@ def test_noted_code_that_cannot_be_read() -> None:
         refused(fmrun(command, "run"), ("cannot read runs/run/env.json: code.generator.sha256: Field required",))
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["{", "{}", '{"over": 1, "seeds": [], "combinations": {}, "runs": {}}',
-     '{"over": [], "seeds": [0], "combinations": {}, "runs": {"a": {"combination": "b", "seed": 0}}}'],
-)  # fmt: skip
-def test_a_sweep_that_cannot_be_read(content: str) -> None:
-    Path("runs/s").mkdir(parents=True)
-    Path("runs/s/sweep.json").write_text(content)
-    command = ("sweep", *NETS, "--over", "feature_matching.weight=0,1", "--name", "s", "--dry-run")
-    refused(fmrun(*command), ("cannot read runs/s/sweep.json: ", "give another --name, or move runs/s away"))
-
-
 def test_a_status_is_needed_where_there_is_no_checkpoint() -> None:
     made_run(RUNS, "run")
     (RUNS / "run" / "status.json").write_text("{")

@@ -135,20 +135,6 @@ def test_names_with_control_characters_are_escaped_wherever_they_are_shown() -> 
     assert evil.exists()
 
 
-def test_a_sweep_on_a_terminal_escapes_names() -> None:
-    code = f"""
-from fmrun.report import Reporter
-from fmrun.sweep.display import Display, Line
-display = Display(Reporter(), 1)
-with display.on():
-    display.show(lambda: [Line({EVIL!r}, {EVIL!r}, 1.0)], 0, 0, None)
-"""
-    _, shown = on_terminal(code, width=120)
-    assert visible(shown).count(ESCAPED) >= 2
-    assert "\x1b[31m" not in shown
-    assert "\x07" not in shown
-
-
 @pytest.mark.parametrize("width", [30, 80])
 def test_bar_stays_on_one_line_of_a_narrow_terminal(width: int) -> None:
     _, shown = on_terminal(TRAIN.replace(repr(LONG), "'short'"), width=width)

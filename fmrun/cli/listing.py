@@ -58,8 +58,10 @@ def runs(
                     emit(escape(f"{key}: {value}"))
         return 0
     found = [_describe_run(r) for r in all_runs(runs_dir)]
-    for file in sorted(runs_dir.glob("*/sweep.json")):
-        Reporter().note(f"a sweep: {file.parent.name}; its runs: fmrun runs --runs-dir {file.parent}")
+    runs_in = {file.parent.parent for file in runs_dir.glob("*/*/config.json")}
+    sweeps = sorted(folder for folder in runs_in if not (folder / "config.json").exists())
+    for folder in sweeps:
+        Reporter().note(f"a sweep: {folder.name}; its runs: fmrun runs --runs-dir {folder}")
     if json:
         emit_json(found)
     elif found:
@@ -69,7 +71,7 @@ def runs(
             for r in found
         ]
         emit(format_table(columns, rows))
-    elif not any(runs_dir.glob("*/sweep.json")):
+    elif not sweeps:
         Reporter().note(f"there are no runs in {runs_dir} yet; fmrun train makes one")
     return 0
 

@@ -119,6 +119,7 @@ def sweep(
     """Train a grid of settings over several seeds, and compare. The same command again goes on where it stopped."""
     from ..presets import DEFAULT
     from ..report import Reporter, counted, emit
+    from ..runs import make_folder
     from ..sweep import grid, launch, preflight
     from ..sweep.item import Children, Item
 
@@ -166,6 +167,12 @@ def sweep(
         report.warn(f"the runs will not be evaluated: {unscored}")
         items = [replace(one, evaluate=False) for one in items]
     where = runs_dir / folder.name
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot make a sweep in {runs_dir}: {error.strerror}; make it writable or give another --runs-dir"
+        ) from error
     report.note(f"sweep {folder.name} in {where}: {counted(len(items), 'run')}; what they say is in {where / 'logs'}")
     pending, children = [one for one in items if not one.done], Children()
     if launcher == "local":
