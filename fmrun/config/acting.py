@@ -1,6 +1,5 @@
 """Which settings act only where another has a certain value. Elsewhere they would be accepted and ignored."""
 
-from functools import reduce
 from typing import Any
 
 from . import Config, LossesConfig
@@ -77,4 +76,7 @@ def _stopped(config: Config, key: str) -> tuple[str, tuple[Any, ...], Any] | Non
 
 def _value(config: Config, key: str) -> Any:
     """None in a section that is absent."""
-    return reduce(lambda section, name: getattr(section, name, None), key.split("."), config)
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
