@@ -181,9 +181,9 @@ def resolve(
     return config
 
 
-def _without_idle(config: "Config", layers: Layers) -> "Config":
-    """UserError for a setting that does not act in this config. One that lies beneath the choice of which that follows, as a
-    preset's generator.blocks beneath a typed generator.type, is gone with that choice."""
+def _without_idle(config: "Config", layers: Layers, keep: bool = False) -> "Config":
+    """UserError for a setting that does not act in this config. One that lies beneath the choice from which that follows, as a
+    preset's generator.blocks beneath a typed generator.type, goes with that choice, or stays (`keep`) as in a run's config."""
     from fmrun.config.acting import idle
 
     gone = False
@@ -193,7 +193,7 @@ def _without_idle(config: "Config", layers: Layers) -> "Config":
             chosen = layers.given[selector].source if selector in layers.given else 0
             if given.source >= max(chosen, FILE):
                 layers.problems.append((given.label, sentence))
-            else:
+            elif not keep:
                 gone = True
                 del layers.given[key]
     layers.stop_if_wrong()
@@ -262,7 +262,7 @@ def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[s
         if given is not before.get(key) and not covers(free, key):
             sentence = f"{key} would make it another experiment; only {shown} may be changed here; for another experiment: fmrun train"
             layers.problems.append((given.label, sentence))
-    return _without_idle(layers.config(), layers)
+    return _without_idle(layers.config(), layers, keep=True)
 
 
 def covers(patterns: Sequence[str], key: str) -> bool:
