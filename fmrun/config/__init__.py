@@ -7,7 +7,6 @@ from pydantic import Field, StringConstraints, model_validator
 
 from .base import Section
 from .data import DataConfig
-from .degradation import DegradationConfig
 from .feature_matching import FeatureMatchingConfig
 from .losses import GanLossConfig, ImageLossConfig, LossesConfig
 from .models import DiscriminatorConfig, GeneratorConfig
