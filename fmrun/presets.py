@@ -226,25 +226,24 @@ def from_json(data: "dict[str, Any] | Path") -> "Config":
     label = "the run's config"
     if isinstance(data, Path):
         label, data = str(data), config_files.read(data)
-    config_files.check_size(data, label)
     return _of_run(data, label).config()
 
 
 def _of_run(data: dict[str, Any], label: str) -> Layers:
+    """A run's config; what an older version wrote of options that this one has not, and the run did not use, is left out."""
+    from fmrun import config_files
     from fmrun.config.fields import FIELDS, SECTIONS
 
-    layers = Layers()
-    known = {key: value for key, value in _leaves(data).items() if key in FIELDS or key in SECTIONS}
-    strange = {
-        key: value
-        for key, value in _leaves(data).items()
-        if key not in known and key not in GONE and value not in (None, [])
-    }
-    for key, value in known.items():
-        layers.put(key, value, label, BENEATH)
+    config_files.check_size(data, label)
+    layers, strange = Layers(), []
+    for key, value in _leaves(data).items():
+        if key in FIELDS or key in SECTIONS:
+            layers.put(key, value, label, BENEATH)
+        elif key not in GONE and value not in (None, []):
+            strange.append(repr(key))
     if strange:
         raise UserError(
-            f"{label}: this version of fmrun has no field {', '.join(repr(k) for k in strange)}; "
+            f"{label}: this version of fmrun has no field {', '.join(strange)}; "
             "the run was made by another version, or its config was edited"
         )
     return layers
