@@ -181,9 +181,9 @@ def resolve(
     return config
 
 
-def _without_idle(config: "Config", layers: Layers) -> "Config":
-    """UserError for a setting that does not act in this config. One that lies beneath the choice of which that follows, as a
-    preset's generator.blocks beneath a typed generator.type, is gone with that choice."""
+def _without_idle(config: "Config", layers: Layers, keep: bool = False) -> "Config":
+    """UserError for a setting that does not act in this config. One that lies beneath the choice from which that follows, as a
+    preset's generator.blocks beneath a typed generator.type, goes with that choice, or stays (`keep`) as in a run's config."""
     from fmrun.config.acting import idle
 
     gone = False
@@ -193,7 +193,7 @@ def _without_idle(config: "Config", layers: Layers) -> "Config":
             chosen = layers.given[selector].source if selector in layers.given else 0
             if given.source >= max(chosen, FILE):
                 layers.problems.append((given.label, sentence))
-            else:
+            elif not keep:
                 gone = True
                 del layers.given[key]
     layers.stop_if_wrong()
@@ -226,25 +226,24 @@ def from_json(data: "dict[str, Any] | Path") -> "Config":
     label = "the run's config"
     if isinstance(data, Path):
         label, data = str(data), config_files.read(data)
-    config_files.check_size(data, label)
     return _of_run(data, label).config()
 
 
 def _of_run(data: dict[str, Any], label: str) -> Layers:
+    """A run's config; what an older version wrote of options that this one has not, and the run did not use, is left out."""
+    from fmrun import config_files
     from fmrun.config.fields import FIELDS, SECTIONS
 
-    layers = Layers()
-    known = {key: value for key, value in _leaves(data).items() if key in FIELDS or key in SECTIONS}
-    strange = {
-        key: value
-        for key, value in _leaves(data).items()
-        if key not in known and key not in GONE and value not in (None, [])
-    }
-    for key, value in known.items():
-        layers.put(key, value, label, BENEATH)
+    config_files.check_size(data, label)
+    layers, strange = Layers(), []
+    for key, value in _leaves(data).items():
+        if key in FIELDS or key in SECTIONS:
+            layers.put(key, value, label, BENEATH)
+        elif key not in GONE and value not in (None, []):
+            strange.append(repr(key))
     if strange:
         raise UserError(
-            f"{label}: this version of fmrun has no field {', '.join(repr(k) for k in strange)}; "
+            f"{label}: this version of fmrun has no field {', '.join(strange)}; "
             "the run was made by another version, or its config was edited"
         )
     return layers
@@ -262,7 +261,7 @@ def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[s
         if given is not before.get(key) and not covers(free, key):
             sentence = f"{key} would make it another experiment; only {shown} may be changed here; for another experiment: fmrun train"
             layers.problems.append((given.label, sentence))
-    return _without_idle(layers.config(), layers)
+    return _without_idle(layers.config(), layers, keep=True)
 
 
 def covers(patterns: Sequence[str], key: str) -> bool:

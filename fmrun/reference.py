@@ -16,60 +16,7 @@ from fmrun.yaml_config import TYPES, WEIGHT
 
 DOCS = Path(__file__).parent.parent / "docs"
 
-INTRODUCTION = """\
-# Settings
-
-This page is made from the schema by `python -m fmrun.reference`; edit the descriptions there.
-
-Every setting can be given
-
-- in a file, `fmrun train --config exp.toml` (TOML, YAML or JSON):
-
-  ```toml
-  extends = "dcgan-fm"          # optional: the preset beneath, instead of the default
-
-  [feature_matching]
-  weight = 0.2
-  layers = ["block2", -1]
-  ```
-
-- on the command line, `-s KEY=VALUE`, as often as you like: `-s feature_matching.layers=block2,-1`
-  (quote brackets for the shell: `-s 'feature_matching.layers=["block2", -1]'`);
-- by a shorthand, for the commonest.
-
-The preset lies at the bottom, the file on top of it, the command line on top of both. `none` clears a setting
-that may be none, in files too (`criterion = "none"`). Editors complete and check a file against
-[`config.schema.json`](config.schema.json).
-"""
-
-YAML = """\
-## A `losses:` list
-
-A list in the style of super-resolution configs is accepted in place of the section `losses`:
-
-```yaml
-losses:
-  - type: featurematchingloss
-    loss_weight: 0.2
-    layers: [1, 3]
-    criterion: l1          # l1, l2 or charbonnier
-    start_iter: 0
-  - type: ganloss
-    gan_type: vanilla
-    loss_weight: 1.0
-```
-
-`featurematchingloss` goes to `feature_matching`, whole: nothing of the preset's section is left.
-`loss_weight` is `weight` (1 if absent), `start_iter` is `start_step`, `criterion` is `l1` if absent,
-`balance` is `none`, and `match` follows the task: `mean` for `generate`, where real and generated images do
-not correspond, `sample` where they do. All names of the section may be used too. What remains of the list, if
-anything does, replaces the preset's losses: what it does not name is gone, the adversarial term too. Type names
-are read in any case, with or without underscores; each is given once."""
-
-LOSSES = """\
-The losses that compare an image with its original exist in super-resolution only. Each is a section of its own,
-there once one of its fields is set (`-s losses.l1.weight=1`) and gone with `-s losses.l1=none`. They see values in
-[0, 1]. Pretrained weights are read from torchvision's cache or the file named, never downloaded during a run."""
+BEGIN = "<!-- From here on made from the schema by `python -m fmrun.reference`; edit the descriptions there. -->\n"
 
 
 def _cell(text: str) -> str:
@@ -93,25 +40,22 @@ def _table(section: str) -> list[str]:
 
 
 def markdown() -> str:
-    """The reference page."""
-    lines = [INTRODUCTION, "| shorthand | sets |", "|---|---|"]
-    lines += [f"| `{flag}` | `{key}` |" for flag, key in SHORTHANDS.items()]
+    """The reference page: what is written there by hand, and the tables."""
+    lines = [(DOCS / "config.md").read_text(encoding="utf-8").partition(BEGIN)[0] + BEGIN, "## Shorthands", ""]
+    lines += ["| shorthand | sets |", "|---|---|", *(f"| `{flag}` | `{key}` |" for flag, key in SHORTHANDS.items())]
     lines += ["", "## Presets", "", "| preset | |", "|---|---|"]
     for name in presets.names():
         default = " (The default.)" if name == presets.DEFAULT else ""
         lines.append(f"| `{name}` | {_cell(presets.describe(name))}{default} |")
-    lines += ["", "## Top level", "", *_table("")]
-    for section, info in SECTIONS.items():
-        table = _table(section)
-        if section == "losses":
-            lines += ["## `losses`", "", " ".join((info.description or "").split()), "", LOSSES, ""]
-        if table:
-            lines += [f"## `{section}`", "", " ".join((info.description or "").split()), "", *table]
-    lines += [YAML, "", "| type | goes to | keys of other names |", "|---|---|---|"]
+    lines += ["", "## Types of a `losses:` list", "", "| type | goes to | keys of other names |", "|---|---|---|"]
     for type_, target in TYPES.items():
         renamed = ", ".join(f"`{theirs}`: `{own}`" for theirs, own in {**WEIGHT, **target.rename}.items())
         lines.append(f"| `{type_}` | `{target.section}` | {renamed} |")
-    return "\n".join([*lines, ""])
+    lines += ["", "## Top level", "", *_table("")]
+    for section, info in SECTIONS.items():
+        if (table := _table(section)) or section == "losses":
+            lines += [f"## `{section}`", "", " ".join((info.description or "").split()), "", *table]
+    return "\n".join(lines)
 
 
 def schema() -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pydantic import Field, StringConstraints, model_validator
 
 from .base import Section
 from .data import DataConfig
-from .degradation import DegradationConfig
 from .feature_matching import FeatureMatchingConfig
 from .losses import GanLossConfig, ImageLossConfig, LossesConfig
 from .models import DiscriminatorConfig, GeneratorConfig
@@ -62,7 +61,10 @@ class Config(Section):
     """The net that judges them, and whose features are matched."""
 
     losses: LossesConfig = LossesConfig()
-    """Every loss but feature matching."""
+    """Every loss but feature matching. Those that compare an image with its original exist in super-resolution only. Each is a
+    section of its own, there once one of its fields is set (`-s losses.l1.weight=1`) and gone with `-s losses.l1=none`. They
+    see values in [0, 1]. Pretrained weights are read from torchvision's cache or the file named, never downloaded during a
+    run."""
 
     feature_matching: FeatureMatchingConfig = FeatureMatchingConfig()
     """The subject of the experiment."""
@@ -160,21 +162,11 @@ def _listed(sections: Iterable[str], field: str, word: str) -> str:
 
 __all__ = [
     "AdamConfig",
-    "CheckpointConfig",
     "Config",
-    "DataConfig",
-    "DegradationConfig",
-    "DiscriminatorConfig",
     "EmaConfig",
-    "EvalConfig",
     "FeatureMatchingConfig",
     "GanLossConfig",
-    "GeneratorConfig",
     "ImageLossConfig",
-    "LogConfig",
     "LossesConfig",
-    "OptimConfig",
     "ScheduleConfig",
-    "Section",
-    "TrainConfig",
 ]

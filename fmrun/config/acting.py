@@ -76,7 +76,7 @@ def _stopped(config: Config, key: str) -> tuple[str, tuple[Any, ...], Any] | Non
 
 def _value(config: Config, key: str) -> Any:
     """None in a section that is absent."""
-    found: Any = config
+    value: Any = config
     for name in key.split("."):
-        found = getattr(found, name, None)
-    return found
+        value = getattr(value, name, None)
+    return value

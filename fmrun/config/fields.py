@@ -14,9 +14,8 @@ from pydantic.fields import FieldInfo
 from fmrun.errors import nearest
 
 from . import Config
-from .base import Section, toml_value
-
-__all__ = ["FIELDS", "OPTIONAL", "SECTIONS", "Setting", "members", "show", "table_of", "takes", "toml_value"]
+from .base import Section
+from .base import toml_value as toml_value
 
 NONE_WORDS = ("none", "None", "null")
 
