@@ -209,7 +209,7 @@ def check(jobs: list[Job], field: str = "--input") -> None:
         return None
 
     by_kind: dict[str, list[str]] = defaultdict(list)
-    for job, problem in zip(jobs, each(trouble, len(jobs), min(DECODERS, threads())), strict=True):
+    for job, problem in zip(jobs, each(trouble, len(jobs), workers=min(DECODERS, threads())), strict=True):
         if problem:
             by_kind[problem.kind].append(str(job.source))
     if not by_kind:

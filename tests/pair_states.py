@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fmrun.data.pair_feed import PairBatch
 from helpers import WORLD
 from torch import nn
 
 from fmrun.config import Config
+from fmrun.data.feed import PairBatch
 from fmrun.state import State
 
 CPU = torch.device("cpu")

@@ -70,11 +70,10 @@ def test_what_is_the_experiment_does(field: str) -> None:
 
 def test_fields_that_an_older_version_did_not_have_make_no_difference() -> None:
     old = config(seed=1)
-    for field in ("skip_unreadable", "leave_out", "valid_leave_out"):
-        del old["data"][field]
+    del old["data"]["skip_unreadable"]
     assert grouped([config(seed=0), old]) == [[0, 1]]
     assert differences([config(), old]) == ()
-    assert [d.field for d in differences([config(data__leave_out=["a.png"]), old])] == ["data.leave_out"]
+    assert [d.field for d in differences([config(data__skip_unreadable=True), old])] == ["data.skip_unreadable"]
 
 
 def test_settings_of_feature_matching_that_is_off_make_no_difference() -> None:

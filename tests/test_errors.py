@@ -47,20 +47,6 @@ def s(*settings: str) -> tuple[str, ...]:
 TYPED = {
     "unknown command": (("trian",), ("No such command 'trian'. Did you mean 'train'?; fmrun --help",)),
     "folder for runs of too long a name": (t("--runs-dir", 300 * "x"), ("--runs-dir xxx", "give another --runs-dir")),
-    "files left out of bundled data": (
-        ("train", "--steps", "2", "-s", 'data.leave_out=["a.png"]', "--dry-run"),
-        ("data.leave_out is of files in a folder", "'bundled:fashion-mnist' is none"),
-    ),
-    "files left out of an array": (s('data.leave_out=["a.png"]'), ("data.leave_out is of files in a folder",)),
-    "files left out of no folder": (
-        s('data.valid_leave_out=["a.png"]'),
-        ("data.valid_leave_out is of files in data.valid_path, which is not given",),
-    ),
-    "files of an array skipped": (s("data.skip_unreadable=true"), ("data.skip_unreadable is for files in a folder",)),
-    "photographs left out of bundled ones": (
-        ("train", "--preset", "munet-x2-cpu", "--device", "cpu", "-s", 'data.leave_out=["a.png"]'),
-        ("data.leave_out is of files in a folder", "'bundled:photographs' is none"),
-    ),
     "unknown flag": (
         ("train", "--lamda-feature", "0.1"),
         ("No such option: --lamda-feature (Possible options: --lambda-feature); fmrun train --help",),

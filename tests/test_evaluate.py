@@ -18,11 +18,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import TINY, fmrun, good, noise_images, steps, train, write_folder
-from fmrun.data.images import ArrayImages, open_data
 from PIL import Image
 from torch import Tensor, nn
 
 from fmrun.config.data import DataConfig
+from fmrun.data.sources import open_images
+from fmrun.data.store import Images
 from fmrun.errors import UserError
 from fmrun.evaluate import Asked, table, upscale
 from fmrun.measures import lone_precision, measure
@@ -369,7 +370,7 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 @needs_mobilenet
 def test_kid_orders_what_is_ever_worse_and_sees_missing_kinds() -> None:
     """Real < slightly blurred < strongly blurred < noise; and it rises with the number of kinds that are missing."""
-    learned, held = open_data(DataConfig(), 0)
+    learned, held = open_images(DataConfig(), 0)
     assert held is not None
     real, others = learned.read(range(1000)), held.read(range(800))
     extractor = open_extractor("mobilenet_v2", None, CPU, print)
@@ -413,7 +414,7 @@ def test_without_a_home_nothing_is_kept_which_is_said_once(monkeypatch: pytest.M
     said: list[str] = []
     mean = Extractor("mean", lambda images: images.float().mean((2, 3)), weights="0" * 64, resize="none")
     library = reals.Library(mean, CPU, said.append)
-    images = ArrayImages("noise", torch.from_numpy(noise_images(20))[:, None])
+    images = Images.of_array("noise", noise_images(20)[..., None])
     for count in (16, 20):
         library.cloud(reals.share(images, count))
     assert said == ["there is no home folder and XDG_CACHE_HOME is not set; features will be computed again next time"]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fmrun.data.source import ArrayImages
 from helpers import tiny_state
 
+from fmrun.data.store import Images
 from fmrun.metrics.reals import apart, choose_reals, share
 from fmrun.tasks.upscale import restored
 
 
-class Watched(ArrayImages):
+class Watched(Images):
     """Remembers which images were asked for."""
 
     def __init__(self, count: int, size: int = 28) -> None:
-        super().__init__("watched", torch.zeros(count, 1, size, size, dtype=torch.uint8))
+        blank = Images.of_array("watched", np.zeros((count, size, size, 1), np.uint8))
+        super().__init__(**{field.name: getattr(blank, field.name) for field in fields(blank)})
         self.asked: list[int] = []
 
     def read(self, indices: Any) -> torch.Tensor:

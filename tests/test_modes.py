@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from fmrun.data.images import ArrayImages, open_data
-from fmrun.data.source import Images
 
 from fmrun.config.data import DataConfig
+from fmrun.data.sources import open_images
+from fmrun.data.store import Images
 from fmrun.errors import UserError
 from fmrun.metrics.classifier import WEIGHTS, Classifier, accuracy, load_classifier
 from fmrun.metrics.modes import Kinds, choose_kinds, coverage, expected
@@ -19,7 +20,7 @@ def net() -> Classifier:
 
 
 def bundled(name: str, size: int = 28) -> tuple[Images, Images]:
-    train, valid = open_data(DataConfig(path=f"bundled:{name}", image_size=size), 0)
+    train, valid = open_images(DataConfig(path=f"bundled:{name}", image_size=size), 0)
     assert valid is not None
     return train, valid
 
@@ -74,13 +75,13 @@ def test_evenly_made_kinds_score_zero_and_one_kind_alone_log_of_all() -> None:
 
 
 def test_uneven_reals_are_what_is_compared_with() -> None:
-    images = ArrayImages("own", torch.zeros(4, 1, 28, 28, dtype=torch.uint8), labels=torch.tensor([0, 0, 0, 1]).numpy())
+    images = Images.of_array("own", np.zeros((4, 28, 28, 1), np.uint8), np.array([0, 0, 0, 1]))
     likely = expected(images, 2)
     assert likely is not None
     assert likely.tolist() == [0.75, 0.25]
     assert coverage(torch.tensor([30.0, 10.0]), likely)["modes_kl"] == pytest.approx(0, abs=1e-12)
     assert coverage(torch.tensor([20.0, 20.0]), likely)["modes_kl"] == pytest.approx(0.5 * math.log(4 / 3))
-    letters = ArrayImages("own", images.read(range(4)), labels=torch.tensor([0, 0, 0, 25]).numpy())
+    letters = Images.of_array("own", np.zeros((4, 28, 28, 1), np.uint8), np.array([0, 0, 0, 25]))
     assert expected(letters, 10) is None  # labels of something else
     assert expected(bundled("stacked-fashion-mnist")[1], 1000) is None
 

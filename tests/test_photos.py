@@ -7,10 +7,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from fmrun.data.pixels import BadImage
 from PIL import Image, ImageCms
 from torch import nn
 
+from fmrun.data.files import BadImage
 from fmrun.errors import SaveError, UserError
 from fmrun.models.upscalers import build_upscaler
 from fmrun.photos import Photo, png, read

@@ -15,7 +15,7 @@ from made_runs import made_run
 from test_errors import refused
 
 from fmrun import checkpoint
-from fmrun.data import pixels
+from fmrun.data import files
 from fmrun.errors import UserError, reading
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -165,9 +165,9 @@ def test_files_that_do_not_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         fmrun("eval", "run", "--extractor", "mobilenet_v2", "--extractor-weights", "weights.pth"),
         ("cannot read weights.pth: it does not fit in memory",),
     )
-    monkeypatch.setattr(pixels.Image.Image, "load", full)
+    monkeypatch.setattr(files.Image.Image, "load", full)
     with pytest.raises(UserError, match="does not fit in memory"):
-        pixels.decode(file.parent.parent / "samples" / "step-00000002.png", 1, 28, "exact")
+        files.decode(file.parent.parent / "samples" / "step-00000002.png")
 
 
 def test_a_bug_is_still_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,6 @@
 """Every file of a data set looked at before the first step: sizes first, then decoded once, to be kept where they fit."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,6 @@ from .files import (
     each,
     read_header,
     report,
-    threads,
 )
 from .filters import bicubic_down
 from .memory import available_ram, gigabytes
@@ -53,15 +50,15 @@ class Side:
     names: list[str]
     shape: Square | Middle
     shrink: int | None = None
-    headers: list[Header | None] = field(default_factory=list)
-    sizes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
-    bad: dict[int, BadImage] = field(default_factory=dict)
-    images: Images | None = None
+    headers: list[Header | None] = field(init=False)
+    sizes: np.ndarray = field(init=False)
+    bad: dict[int, BadImage] = field(init=False)
+    images: Images = field(init=False)
     small: Images | None = None
 
     def read_headers(self) -> None:
         """Find the size that each file has and is brought to."""
-        self.headers = [None] * len(self.names)
+        self.headers, self.bad = [None] * len(self.names), {}
         self.sizes = np.zeros((len(self.names), 2), np.int64)
 
         def one(i: int) -> None:
@@ -71,7 +68,7 @@ class Side:
             except BadImage as problem:
                 self.bad[i] = problem
 
-        each(one, len(self.names), threads())
+        each(one, len(self.names))
 
     @property
     def pixels(self) -> int:
@@ -79,7 +76,7 @@ class Side:
         count = int(self.sizes.prod(axis=1).sum())
         return count + (count // self.shrink**2 if self.shrink else 0)
 
-    def decode(self, channels: int, keep: bool, progress: Progress | None) -> None:
+    def decode(self, channels: int, keep: bool, progress: Progress) -> None:
         """Decode every file that is not known to be bad, to keep it or to see that it can be."""
         entries = [Entry(name, 0, "") for name in self.names]
         files = Files(self.root, self.shape, entries)
@@ -107,19 +104,14 @@ class Side:
                 small.sizes[i] = self.sizes[i] // shrink
                 small.view(i)[:] = bicubic_down(images.view(i), shrink)
 
-        each(one, len(self.names), threads(), progress)
-
-    def without(self, indices: set[int]) -> "Side":
-        """The same, unread, without some of its files."""
-        names = [name for i, name in enumerate(self.names) if i not in indices]
-        return replace(self, names=names, headers=[], bad={}, images=None, small=None)
+        each(one, len(self.names), progress)
 
     def report(self, total: int, skip: bool) -> list[str]:
         """What is wrong with these of `total` files in the folder: a sentence, or none."""
         if not self.bad:
             return []
         sizes = ("", "")
-        if isinstance(self.shape, Square):
+        if isinstance(self.shape, Square) and any(self.headers):
             size, fit = self.shape
             what = f"larger than {size}×{size}" if fit == "pad" else f"not {size}×{size}"
             sizes = what, f"so {size_fix({header[:2] for header in self.headers if header}, size, fit)}"
@@ -154,13 +146,19 @@ def look_at(sides: list[Side], config: DataConfig, channels: int | None, progres
         needed = chosen * sum(side.pixels for side in sides)
         keep = not any(side.bad for side in sides) and _fits(sides[0].setting, needed, config.cache)
         for k, side in enumerate(sides):
-            told = progress and partial(_shifted, progress, k * len(side.names), len(sides) * len(side.names))
+            count = len(side.names)
+
+            def told(done: int, _: int, before: int = k * count, total: int = len(sides) * count) -> None:
+                if progress:
+                    progress(before + done, total)
+
             side.decode(chosen, keep, told)
         lost = {i for side in sides for i, problem in side.bad.items() if problem.kind in UNREADABLE}
         if not lost or not config.skip_unreadable:
             break
         skipped += [sides[0].names[i] for i in sorted(lost)]
-        sides = [side.without(lost) for side in sides]
+        left = [i for i in range(len(sides[0].names)) if i not in lost]
+        sides = [replace(side, names=[side.names[i] for i in left], small=None) for side in sides]
         if not sides[0].names:
             raise UserError(
                 f"{sides[0].setting}: no image in '{sides[0].root}' is left that could be read: copy them again"
@@ -171,10 +169,6 @@ def look_at(sides: list[Side], config: DataConfig, channels: int | None, progres
             f"({few(sorted(skipped))})"
         )
     return sides
-
-
-def _shifted(progress: Callable[[int, int], None], by: int, total: int, done: int, _: int) -> None:
-    progress(by + done, total)
 
 
 def _fits(field: str, needed: int, cache: str) -> bool:

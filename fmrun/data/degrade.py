@@ -16,15 +16,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from ..config.degradation import (
-    BlurConfig,
-    DegradationConfig,
-    JpegConfig,
-    NoiseConfig,
-    PassConfig,
-    ResizeConfig,
-    SincConfig,
-)
+from ..config import degradation as settings
 from .filters import bicubic_down, filtered, gaussian, resized, sinc
 
 T = TypeVar("T")
@@ -97,7 +89,7 @@ class Jpeg(NamedTuple):
 Step = Bicubic | Blur | Sinc | Resize | Noise | Jpeg
 
 
-def recipe(config: DegradationConfig, rng: np.random.Generator) -> tuple[Step, ...]:
+def recipe(config: settings.DegradationConfig, rng: np.random.Generator) -> tuple[Step, ...]:
     """The steps that `config` and `rng` make of one image."""
     if config.kind == "bicubic":
         return (Bicubic(),)
@@ -142,7 +134,7 @@ def degrade(image: np.ndarray, steps: tuple[Step, ...], scale: int) -> np.ndarra
     return _to_bytes(pixels)
 
 
-def _pass(config: PassConfig, rng: np.random.Generator, second: int) -> tuple[list[Step], list[Step]]:
+def _pass(config: settings.PassConfig, rng: np.random.Generator, second: int) -> tuple[list[Step], list[Step]]:
     """A pass's steps before its JPEG, and that."""
     blur, ringing = _blur(config.blur, rng.random(5)), _sinc(config.sinc, rng.random(3))
     size = _resize(config.resize, rng.random(3), bool(second))
@@ -150,7 +142,7 @@ def _pass(config: PassConfig, rng: np.random.Generator, second: int) -> tuple[li
     return [*(ringing or blur), *size, *noise], _jpeg(config.jpeg, rng.random(2))
 
 
-def _blur(config: BlurConfig, u: np.ndarray) -> list[Step]:
+def _blur(config: settings.BlurConfig, u: np.ndarray) -> list[Step]:
     if u[0] >= config.prob:
         return []
     first = _between(config.sigma, u[1])
@@ -159,13 +151,13 @@ def _blur(config: BlurConfig, u: np.ndarray) -> list[Step]:
     return [Blur((first, _between(config.sigma, u[3])), math.pi * float(u[4]))]
 
 
-def _sinc(config: SincConfig, u: np.ndarray) -> list[Step]:
+def _sinc(config: settings.SincConfig, u: np.ndarray) -> list[Step]:
     if u[0] >= config.prob or config.cutoff[1] == 0:
         return []
     return [Sinc(max(_between(config.cutoff, u[1]), 0.01), _choice(tuple(SINC_RADII), u[2]))]
 
 
-def _resize(config: ResizeConfig, u: np.ndarray, of_low: bool) -> list[Step]:
+def _resize(config: settings.ResizeConfig, u: np.ndarray, of_low: bool) -> list[Step]:
     kernel = _choice(config.kernels, u[2])
     if u[0] < config.down:
         return [Resize(_between((config.factor[0], 1.0), u[1]), kernel, of_low)]
@@ -174,7 +166,7 @@ def _resize(config: ResizeConfig, u: np.ndarray, of_low: bool) -> list[Step]:
     return []
 
 
-def _noise(config: NoiseConfig, u: np.ndarray, seed: int) -> list[Step]:
+def _noise(config: settings.NoiseConfig, u: np.ndarray, seed: int) -> list[Step]:
     grey = bool(u[2] < config.grey)
     if u[0] < config.gaussian:
         return [Noise(False, _between(config.sigma, u[1]), grey, seed)]
@@ -183,7 +175,7 @@ def _noise(config: NoiseConfig, u: np.ndarray, seed: int) -> list[Step]:
     return []
 
 
-def _jpeg(config: JpegConfig, u: np.ndarray) -> list[Step]:
+def _jpeg(config: settings.JpegConfig, u: np.ndarray) -> list[Step]:
     if u[0] >= config.prob:
         return []
     low, high = config.quality

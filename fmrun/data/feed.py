@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..rng import numpy_generator
-from .files import each, threads
+from .files import each
 from .memory import available_on, gigabytes
 from .store import Images
 
@@ -82,17 +82,8 @@ class Windows:
     for `crops_per_image` positions; where the window lies, how it is turned and how it is degraded follow from the
     seed, the draw and the number in it alone.
 
-    Args:
-        data: what they are taken of.
-        seed: of the run.
-        global_batch: windows in a draw.
-        part: this rank's share of each draw.
-        patch_size: side of a window in the high resolution, a multiple of the scale; None takes whole images, which all
-            have one size.
-        hflip: mirror half of them left to right.
-        rotate: turn them by 0, 90, 180 or 270 degrees.
-        crops_per_image: neighbouring positions that share an image; more than 1 saves decoding where images are
-            streamed, at the price of batches that are less mixed.
+    `part` is this rank's share of the `global_batch`. Without `patch_size`, a multiple of the scale, windows are whole
+    images, which all have one size. The other arguments are those of `DataConfig`.
     """
 
     def __init__(
@@ -157,7 +148,7 @@ class Windows:
                 for part, side in zip(parts, sides, strict=True):
                     part[k] = turned(side, int(rows[k, 3]))
 
-        each(one, len(groups), threads())
+        each(one, len(groups))
         return flat
 
     def split(self, flat: Tensor) -> list[Tensor]:

@@ -254,8 +254,9 @@ def threads() -> int:
     return 1 if torch.utils.data.get_worker_info() else min(16, os.cpu_count() or 1)
 
 
-def each(work: Callable[[int], T], count: int, workers: int, progress: Progress | None = None) -> list[T]:
+def each(work: Callable[[int], T], count: int, progress: Progress | None = None, workers: int | None = None) -> list[T]:
     """`[work(0), …, work(count − 1)]`, by several threads: Pillow decodes outside the interpreter's lock."""
+    workers = workers or threads()
     span = max(1, min(64, count // (4 * workers)))
     results: list[T] = []
 

@@ -195,7 +195,7 @@ def open_pairs(
 
     def opened(field: str, path: str, split: str, channels: int | None) -> Pairs:
         places = [(field, _folder(field, path, split))]
-        low_path = config.lr_path if split == "train" or config.valid_path is None else config.valid_lr_path
+        low_path = config.lr_path if split == "train" else config.valid_lr_path
         if low_path is not None:
             low_field = field.replace("path", "lr_path")
             places.append((low_field, _folder(low_field, low_path, split)))
@@ -244,7 +244,6 @@ def _open(
     if problems:
         raise UserError("; ".join(problems))
     high, low = sides[0].images, sides[1].images if paired else sides[0].small
-    assert high is not None
     return Pairs(high.name, high, low, scale, None if paired else config.degradation)
 
 

@@ -134,7 +134,6 @@ def _folder(field: str, path: str, config: DataConfig, channels: int | None, pro
     (side,) = look_at([Side(field, root, names, Square(config.image_size, config.fit))], config, channels, progress)
     if said := side.report(len(side.names), config.skip_unreadable):
         raise UserError(said[0])
-    assert side.images is not None
     return side.images
 
 

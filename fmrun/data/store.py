@@ -1,7 +1,7 @@
 """N images, uint8, each of its own size: packed one after the other in one tensor, or decoded from files when read."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .files import BAD, BadImage, Entry, Middle, Square, converted, decode, each, threads
+from .files import BAD, BadImage, Entry, Middle, Square, converted, decode, each
 
 PART = 1024
 """Images read at a time for a fingerprint."""
@@ -37,7 +37,7 @@ class Files(NamedTuple):
     entries: Sequence[Entry]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Images:
     """N images.
 
@@ -158,7 +158,7 @@ class Images:
             def one(k: int) -> None:
                 images.numpy()[k] = self.whole(int(wanted[k]))
 
-            each(one, len(wanted), threads())
+            each(one, len(wanted))
         return images.permute(0, 3, 1, 2).contiguous()
 
     def take(self, indices: np.ndarray) -> "Images":
@@ -179,13 +179,9 @@ class Images:
                 digest.update(f"{entry.name}\0{entry.sha256}\0".encode(errors="surrogateescape"))
             return digest.hexdigest()
         digest.update(repr((len(self), self.channels, *self.sizes[0].tolist())).encode())
-        for part in self._parts():
-            digest.update(part.numpy().data)
-        return digest.hexdigest()
-
-    def _parts(self) -> Iterator[torch.Tensor]:
         for start in range(0, len(self), PART):
-            yield self.read(range(start, min(start + PART, len(self))))
+            digest.update(self.read(range(start, min(start + PART, len(self)))).numpy().data)
+        return digest.hexdigest()
 
     @property
     def identity(self) -> dict[str, int | str]:

@@ -3,7 +3,6 @@
 import gzip
 import os
 import struct
-import sys
 import threading
 import warnings
 import zipfile
@@ -14,26 +13,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fmrun.data.images import open_data
-from fmrun.data.pixels import BAD
 from PIL import Image
 
 from fmrun.config.data import DataConfig
+from fmrun.data.files import BAD
+from fmrun.data.pairs import open_pairs
+from fmrun.data.sources import open_images
 from fmrun.errors import UserError
 
 GOOD = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 BYTES = np.zeros((3, 28, 28), np.uint8)
 
 
-def message(path: Path | str, **options: Any) -> str:
+def message(path: Path | str, task: str = "images", **options: Any) -> str:
+    """The sentence over images from noise, or over pairs."""
+    opened = open_images if task == "images" else open_pairs
+    options = {"patch_size": 32, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserError) as caught:
-            open_data(DataConfig(path=str(path), **options), 0)
+            opened(DataConfig(path=str(path), **options), 0)
     text = str(caught.value)
     assert "\n" not in text
-    assert text.startswith(("data.path: ", "data.valid_path: ", "data.valid_fraction: "))
-    assert len(text) < 600
+    assert text.startswith("data.")
+    assert len(text) < (600 if task == "images" else 2000)
     return text
 
 
@@ -97,30 +100,40 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "link to itself": (lambda p: p.symlink_to(p.name), "not readable from this disk (bad.png), so copy"),
     "pipe": (os.mkfifo, "inside (bad.png), so convert or remove them"),
-    "wrong size": (lambda p: png(p, 40, 30), "not 32×32 (bad.png 40×30), so add -s data.fit=crop"),
-    "one pixel": (lambda p: png(p, 1, 1), "not 32×32 (bad.png 1×1), so add -s data.fit=crop"),
     "float": (deep, "of more than 16 bits a pixel and channel (bad.png), so convert"),
     "32 bits": (deep_int, "of more than 16 bits a pixel and channel (bad.png), so convert"),
     "bomb": (bomb, "larger than 178 million pixels (bad.png), so make them smaller"),
 }
 
 
+@pytest.mark.parametrize("task", ["images", "pairs"])
 @pytest.mark.parametrize("cache", ["ram", "none"])
 @pytest.mark.parametrize("kind", FILES)
-def test_a_bad_file_in_a_folder(tmp_path: Path, kind: str, cache: str) -> None:
+def test_a_bad_file_in_a_folder(tmp_path: Path, kind: str, cache: str, task: str) -> None:
     good(tmp_path)
     make, expected = FILES[kind]
     make(tmp_path / "bad.png")
-    text = message(tmp_path, cache=cache)
+    text = message(tmp_path, task, cache=cache)
     assert text.startswith(f"data.path: 1 of 4 images in '{tmp_path}' cannot be used: ")
     assert expected in text
 
 
-@pytest.mark.parametrize("fit", ["crop", "pad"])
-def test_one_pixel_is_no_image_however_it_is_fitted(tmp_path: Path, fit: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "options", "size", "expected"),
+    [
+        ("images", {}, (40, 30), "not 32×32 (bad.png 40×30), so add -s data.fit=crop"),
+        ("images", {}, (1, 1), "not 32×32 (bad.png 1×1), so add -s data.fit=crop"),
+        ("images", {"fit": "crop"}, (1, 1), "smaller than 8 px (bad.png), so remove them"),
+        ("images", {"fit": "pad"}, (1, 1), "smaller than 8 px (bad.png), so remove them"),
+        ("pairs", {}, (48, 6), "smaller than 8 px (bad.png), so remove them"),
+    ],
+)
+def test_a_size_that_will_not_do(
+    tmp_path: Path, task: str, options: dict[str, Any], size: tuple[int, int], expected: str
+) -> None:
     good(tmp_path)
-    png(tmp_path / "bad.png", 1, 1)
-    assert "smaller than 8 px (bad.png), so remove them" in message(tmp_path, fit=fit)
+    png(tmp_path / "bad.png", *size)
+    assert expected in message(tmp_path, task, **options)
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
@@ -136,11 +149,12 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
     assert "wide.png 33×32" in text
 
 
-def test_training_and_validation_are_checked_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["images", "pairs"])
+def test_training_and_validation_are_checked_together(tmp_path: Path, task: str) -> None:
     for part in ("train", "valid"):
         (tmp_path / part).mkdir()
         (tmp_path / part / f"{part}.png").write_text("no")
-    text = message(tmp_path / "train", valid_path=str(tmp_path / "valid"))
+    text = message(tmp_path / "train", task, valid_path=str(tmp_path / "valid"))
     assert "train.png" in text
     assert "; data.valid_path: 1 of 1 images" in text
     assert "valid.png" in text
@@ -283,22 +297,8 @@ def test_labels_given_for_images_name_the_images(tmp_path: Path) -> None:
     assert "has 3 images and 2 labels" in message(tmp_path / "train-images-idx3-ubyte")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_permission_denied(tmp_path: Path) -> None:
-    good(tmp_path)
-    (tmp_path / "good1.png").chmod(0)
-    assert "not readable (good1.png), so give yourself permission (chmod u+r)" in message(tmp_path)
-    (tmp_path / "good1.png").chmod(0o600)
-    tmp_path.chmod(0)
-    try:
-        assert "give yourself permission" in message(tmp_path)
-    finally:
-        tmp_path.chmod(0o700)
-
-
-def test_permission_denied_by_the_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same where the tests run as root."""
+def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the system call: root, as whom tests may run, can read everything."""
     good(tmp_path)
     opened = Path.open
 
@@ -316,9 +316,11 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     assert "is neither a folder nor a file" in message(tmp_path / "pipe")
 
 
-def test_too_few_to_hold_any_out(tmp_path: Path) -> None:
-    good(tmp_path, 2)
-    assert "of 2 images none can be held out: add images" in message(tmp_path, valid_fraction=0.5)
+@pytest.mark.parametrize(("task", "count"), [("images", 2), ("pairs", 1)])
+def test_too_few_to_hold_any_out(tmp_path: Path, task: str, count: int) -> None:
+    good(tmp_path, count)
+    expected = f"of {count} image{'s' * (count > 1)} none can be held out: add images"
+    assert expected in message(tmp_path, task, valid_fraction=0.5)
 
 
 def test_nothing_is_printed_and_no_thread_is_left(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -337,5 +339,5 @@ def test_a_large_photo_warns_of_nothing(tmp_path: Path) -> None:
     Image.new("1", (64, 64)).save(tmp_path / "b.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images, _ = open_data(DataConfig(path=str(tmp_path), fit="crop"), 0)
+        images, _ = open_images(DataConfig(path=str(tmp_path), fit="crop"), 0)
     assert len(images) == 2
