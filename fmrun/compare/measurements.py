@@ -152,13 +152,19 @@ def student(mean: ArrayLike, sem: ArrayLike, count: ArrayLike) -> tuple[NDArray[
     return stats.t.ppf(0.975, free) * sem, np.where((sem == 0) & (mean == 0), 1.0, p)
 
 
-def differences(rows: pd.DataFrame, groups: Sequence[str], same_step: bool) -> pd.DataFrame:
+def differences(
+    rows: pd.DataFrame, groups: Sequence[str], same_step: bool = True, control: str | None = None
+) -> pd.DataFrame:
     """Every pair of groups, first minus second, over the seeds that both have, measured against the same real images and,
-    `same_step`, at the same step: `over_seeds`, indexed by (first, second), with `holm`, p corrected over all pairs."""
+    `same_step`, at the same step: `over_seeds`, indexed by (first, second), with `holm`, p corrected over all pairs, or of
+    pairs with the `control` over these: which group would be best was not known before, which is the control was."""
     wide = rows.pivot(index=["seed", "reals", *["step"] * same_step], columns="group", values="value")
     pairs: dict[Hashable, Any] = {(a, b): wide[a] - wide[b] for a, b in combinations(groups, 2)}
     found = over_seeds(pd.DataFrame(pairs))
-    return found.assign(holm=holm(found["p"]))
+    found["holm"] = holm(found.p)
+    against = [control in pair for pair in found.index]
+    found.loc[against, "holm"] = holm(found.p[against])
+    return found
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from ..measures import measure, show, show_all
 from .columns import Column
 from .comparison import Comparison
 from .configs import show_value
-from .measurements import differences, holm
+from .measurements import differences
 
 ALPHA = 0.05
 
@@ -55,18 +55,13 @@ def margins(comparison: Comparison) -> dict[tuple[int, int], Margin]:
     column, ranked = comparison.column, comparison.ranking
     if column is None or len(ranked) < 2:
         return {}
-    found = differences(
-        column.rows[comparison.by], [comparison.groups[i].name for i in ranked], comparison.by == "last"
-    )
-    if comparison.control in ranked:
-        control = comparison.groups[comparison.control].name
-        held = [control in pair for pair in found.index]
-        found.loc[held, "holm"] = holm(found.p[held])
+    names, control = [group.name for group in comparison.groups], comparison.control
+    held = names[control] if control in ranked and control is not None else None
+    found = differences(column.rows[comparison.by], [names[i] for i in ranked], comparison.by == "last", held)
     sign = -1 if column.better == "lower" else 1
-    places = {group.name: place for place, group in enumerate(comparison.groups)}
     margins = {}
     for row in found[found["count"] > 1].itertuples():
-        one, other = (places[name] for name in row.Index)
+        one, other = map(names.index, row.Index)
         ends = sorted((sign * row.low, sign * row.high))
         complete = not (lost(comparison, one) or lost(comparison, other))
         margin = Margin(sign * row.mean, *ends, int(row.count), row.holm, complete)
