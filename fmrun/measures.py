@@ -1,75 +1,61 @@
-"""What the keys of metrics.jsonl and of evaluations mean to a reader: name, unit, and which way is better."""
+"""What the keys of metrics.jsonl and of evaluations mean to a reader: name, unit, which way is better, how it is written."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
-
-from .report import format_number
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+from typing import Literal, NamedTuple
 
 Better = Literal["lower", "higher"]
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     label: str
     better: Better | None = None
     """None: neither way says that a run is better."""
     unit: str = ""
     about: str = ""
     """One sentence for someone who meets it for the first time."""
+    digits: int | None = None
+    """Decimals; None: three significant digits, or two of the interval's."""
 
-
-_D = "of the discriminator"
 
 MEASURES = {
-    "kid": Measure(
-        "KID", "lower", about="Distance between the distributions of generated and real images; 0 is equal."
-    ),
-    "fid": Measure(
-        "FID", "lower", about="Distance between Gaussians fitted to generated and real images; biased by N."
-    ),
-    "precision": Measure("precision", "higher", about="Share of generated images that lie among real ones."),
-    "recall": Measure("recall", "higher", about="Share of real images that lie among generated ones."),
-    "density": Measure("density", "higher", about="How densely real images surround the generated ones; 1 is real."),
-    "coverage": Measure("coverage", "higher", about="Share of real images with a generated one near."),
-    "modes": Measure("kinds covered", "higher", about="Kinds of image that the generator makes at all."),
-    "modes_kl": Measure(
-        "KL of kinds", "lower", "nats", "How far the kinds of image are from their real shares; 0 is equal."
-    ),
-    "psnr_y": Measure("PSNR-Y", "higher", "dB", "Pixel error of luma on held-out photographs, as a ratio."),
-    "ssim_y": Measure("SSIM-Y", "higher", about="Structural similarity of luma on held-out photographs; 1 is equal."),
-    "lpips": Measure("LPIPS", "lower", about="Perceptual distance to the original; 0 is equal."),
-    "dists": Measure("DISTS", "lower", about="Perceptual distance to the original; 0 is equal."),
-    "mobilenet": Measure("MobileNetV2 distance", "lower", about="Perceptual distance to the original; 0 is equal."),
-    "overfit": Measure("overfitting", "lower", about=f"How far held-out images look generated to the eye {_D}."),
-    "d_train": Measure("D on training images", about=f"Output {_D}."),
-    "d_valid": Measure("D on held-out images", about=f"Output {_D}."),
-    "d_fake": Measure("D on generated images", about=f"Output {_D}."),
+    "kid": Measure("KID", "lower", "", "Distance between the distributions of generated and real images; 0 is equal."),
+    "fid": Measure("FID", "lower", "", "Distance between Gaussians fitted to generated and real images; biased by N."),
+    "precision": Measure("precision", "higher", "", "Share of generated images that lie among real ones."),
+    "recall": Measure("recall", "higher", "", "Share of real images that lie among generated ones."),
+    "density": Measure("density", "higher", "", "How densely real images surround the generated ones; 1 is real."),
+    "coverage": Measure("coverage", "higher", "", "Share of real images with a generated one near."),
+    "modes": Measure("kinds covered", "higher", "", "Kinds of image that the generator makes at all."),
+    "modes_kl": Measure("KL of kinds", "lower", "nats", "How far the kinds are from their real shares; 0 is equal."),
+    "psnr_y": Measure("PSNR-Y", "higher", "dB", "Pixel error of luma on held-out photographs, as a ratio.", 2),
+    "ssim_y": Measure("SSIM-Y", "higher", "", "Structural similarity of luma on held-out photographs; 1 is equal.", 4),
+    "lpips": Measure("LPIPS", "lower", "", "Perceptual distance to the original; 0 is equal."),
+    "dists": Measure("DISTS", "lower", "", "Perceptual distance to the original; 0 is equal."),
+    "mobilenet": Measure("MobileNetV2 distance", "lower", "", "Perceptual distance to the original; 0 is equal."),
+    "overfit": Measure("overfitting", "lower", "", "How far held-out images look generated to the discriminator."),
+    "d_train": Measure("D on training images", None, "", "Output of the discriminator."),
+    "d_valid": Measure("D on held-out images", None, "", "Output of the discriminator."),
+    "d_fake": Measure("D on generated images", None, "", "Output of the discriminator."),
     "health/diversity": Measure(
-        "diversity", "higher", about="How much generated images vary, relative to real ones; 1 is as much."
+        "diversity", "higher", "%", "How much generated images vary, relative to real ones.", 0
     ),
-    "fm/share": Measure(
-        "gradient share", about="Gradient of feature matching at the generated images, relative to the adversarial one."
-    ),
-    "fm/distance": Measure(
-        "feature distance",
-        about="Between features of real and generated images, as each run's own discriminator sees them.",
-    ),
-    "loss/d": Measure("loss of D", about="Of the discriminator; near 0 it tells every image, and teaches little."),
-    "loss/g_adv": Measure("adversarial loss of G", about="Of the generator, without feature matching."),
-    "loss/g": Measure("loss of G", about="Of the generator, all terms."),
-    "time/images_per_second": Measure("speed", "higher", "images/s", "Of training, on the machine of each run."),
-    "health/d_real": Measure("D on real images", about="Output of the discriminator, before any squashing."),
-    "health/d_fake": Measure("D on generated images", about="Output of the discriminator, before any squashing."),
+    "fm/share": Measure("gradient share", None, "%", "Gradient of feature matching, relative to the adversarial one."),
+    "fm/distance": Measure("feature distance", None, "", "Between real and generated images, by each run's own D."),
+    "loss/d": Measure("loss of D", None, "", "Of the discriminator; near 0 it tells every image, and teaches little."),
+    "loss/g_adv": Measure("adversarial loss of G", None, "", "Of the generator, without feature matching."),
+    "loss/g": Measure("loss of G", None, "", "Of the generator, all terms."),
+    "time/images_per_second": Measure("speed", "higher", "images/s", "Of training, on the machine of each run.", 0),
+    "health/d_real": Measure("D on real images", None, "", "Output of the discriminator, before any squashing."),
+    "health/d_fake": Measure("D on generated images", None, "", "Output of the discriminator, before any squashing."),
     "health/d_grad_norm": Measure("gradient norm of D"),
     "health/g_grad_norm": Measure("gradient norm of G"),
-    "fm/loss": Measure("feature-matching loss", about="Distance times its weight, as it is added to the loss of G."),
-    "fm/weight": Measure("weight of the distance", about="Lambda times the balance."),
-    "fm/balance": Measure("balance", about="What lambda is multiplied by to give the share that was asked for."),
+    "fm/loss": Measure("feature-matching loss", None, "", "Distance times its weight, as added to the loss of G."),
+    "fm/weight": Measure("weight of the distance", None, "", "Lambda times the balance."),
+    "fm/balance": Measure("balance", None, "", "What lambda is multiplied by to give the share that was asked for."),
     "fm/lambda": Measure("lambda"),
     "optim/lr_generator": Measure("learning rate of G"),
 }
@@ -108,12 +94,9 @@ def base(name: str) -> tuple[str, str]:
 def measure(name: str) -> Measure:
     """What is known of a key of metrics.jsonl or a name of an evaluation; the key itself where nothing is."""
     stem, extra = base(name)
-    known = MEASURES.get(stem)
-    if known is None:
-        return Measure(name)
+    known = MEASURES.get(stem, Measure(name))
     extractor = _extractor(extra) or ("Inception" if stem in BY_EXTRACTOR else "")
-    label = f"{known.label} ({extractor})" if extractor else known.label
-    return Measure(label, known.better, known.unit, known.about)
+    return known._replace(label=f"{known.label} ({extractor})") if extractor else known
 
 
 def _extractor(extra: str) -> str:
@@ -130,9 +113,9 @@ def rank(name: str) -> tuple[int, int]:
     return (FIRST.index(stem) if stem in FIRST else len(FIRST)), int(bool(extra))
 
 
-def poolable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an evaluation that must be equal for a mean over seeds."""
-    return {key: value for key, value in settings.items() if key != REALS}
+def decides(name: str) -> bool:
+    """Whether it can say which run is better."""
+    return base(name)[0] in FIRST
 
 
 COLLAPSED = 0.05
@@ -159,25 +142,21 @@ def lone_precision(who: str, values: Mapping[str, float | None]) -> Iterator[str
             )
 
 
-SHOWN: dict[str, Callable[[float], str]] = {
-    "psnr_y": lambda v: f"{v:.2f}",
-    "ssim_y": lambda v: f"{v:.4f}",
-    "fm/share": lambda v: f"{100 * v:.3g} %",
-    "health/diversity": lambda v: f"{100 * v:.0f} %",
-    "time/images_per_second": lambda v: f"{v:.0f}",
-}
-
-
 def show(name: str, value: float) -> str:
-    """A value as a reader wants it, without its unit."""
-    stem = base(name)[0]
-    return SHOWN[stem](value) if stem in SHOWN else format_number(float(f"{value:.3g}") if abs(value) < 100 else value)
+    """A single value as a reader wants it, without trailing zeros, and without its unit but for percents."""
+    number, space, unit = show_all(name, [value])[0].partition(" ")
+    short = number.rstrip("0").rstrip(".") if "." in number and measure(name).digits is None else number
+    return short + space + unit
 
 
-def show_interval(name: str, mean: float, low: float | None, high: float | None) -> tuple[str, str]:
-    """The mean and half of its interval, to two digits of the latter: `("0.0361", "0.0016")`; no half where no interval."""
-    if low is None or high is None or high <= low:
-        return show(name, mean), ""
-    half = (high - low) / 2
-    digits = max(0, 1 - math.floor(math.log10(half)))
-    return f"{mean:.{digits}f}", f"{half:.{digits}f}"
+def show_all(name: str, values: Sequence[float | None], halves: Sequence[float | None] = ()) -> list[str]:
+    """Values of one measure, all with the same number of decimals; `-` for None. Where halves of intervals are given, that
+    number shows two digits of a typical one."""
+    known = measure(name)
+    factor, unit = (100, " %") if known.unit == "%" else (1, "")
+    sizes = [abs(v) * factor for v in halves if v] or [abs(v) * factor for v in values if v]
+    digits = known.digits
+    if digits is None:
+        significant = 2 if any(halves) else 3
+        digits = min(8, max(0, significant - 1 - math.floor(math.log10(median(sizes))))) if sizes else 0
+    return ["-" if value is None else f"{factor * value:.{digits}f}{unit}" for value in values]

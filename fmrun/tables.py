@@ -1,53 +1,51 @@
-"""Tables that a terminal shows whole: as they are, turned on their side, or in parts, whichever fits."""
+"""One model of a table, and its text for a terminal; pages render the same cells by their template."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from .report import format_cell, format_table
+from .report import format_table
 
 WIDTH = 80
 """Columns of a terminal that a table is to fit into."""
 
-Column = tuple[str, Sequence[Any]]
-"""A head, and a cell for each row as `format_table` takes them."""
 
+@dataclass(frozen=True)
+class Table:
+    """Cells are text, formatted by who makes the table; `-` is nothing."""
 
-def fitted(keys: Sequence[Column], columns: Sequence[Column], width: int = WIDTH) -> str:
-    """A table in as few parts as fit into `width`: in one, else in one with rows and columns exchanged, else in parts, an
-    empty line between, each of which begins with `keys`, the columns that say what a row is.
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    align: str
+    """A letter per column: `l` or `r`."""
+    notes: Sequence[str] = ()
+    """Sentences below the table."""
+    keys: int = 1
+    """How many columns, the first ones, say what a row is."""
 
-    Exchanged, the cells of the first key are the heads. A part of one column is as wide as it has to be: nothing is cut.
-    """
-    parts = _parts(keys, columns, width)
-    if len(parts) > 1:
-        (corner, heads), rows = keys[0], [*keys[1:], *columns]
-        cells = [[name, *map(format_cell, values)] for name, values in rows]
-        turned = format_table([corner, *map(format_cell, heads)], cells)
-        if cell_len(max(turned.splitlines(), key=cell_len)) <= width:
-            return turned
-    return "\n\n".join(
-        format_table([name for name, _ in part], list(zip(*(values for _, values in part), strict=True)))
-        for part in parts
-    )
+    def text(self, width: int = WIDTH) -> str:
+        """Aligned: as it is if that fits into `width`, else with rows and columns exchanged if that does, else in parts, each
+        with the key columns. Nothing is cut: a part of one column is as wide as it has to be."""
+        head, *rows = zip(self.header, *self.rows, strict=True)
+        turned = Table(head, rows, "l" + "r" * len(self.rows))
+        parts = self._parts(width)
+        if len(parts) > 1 and len(whole := turned._parts(width)) == 1:
+            parts = whole
+        return "\n".join(["\n\n".join(parts), *self.notes])
 
-
-def _parts(keys: Sequence[Column], columns: Sequence[Column], width: int) -> list[list[Column]]:
-    parts: list[list[Column]] = [[*keys]]
-    first = sum(2 + _width(key) for key in keys)
-    used = first
-    for column in columns:
-        if len(parts[-1]) > len(keys) and used + _width(column) > width:
-            parts.append([*keys])
-            used = first
-        parts[-1].append(column)
-        used += _width(column) + 2
-    return parts
-
-
-def _width(column: Column) -> int:
-    head, cells = column
-    return max(map(cell_len, (head, *map(format_cell, cells))))
+    def _parts(self, width: int) -> list[str]:
+        columns = [list(column) for column in zip(self.header, *self.rows, strict=True)]
+        widths = [max(map(cell_len, column)) for column in columns]
+        for column, wide, side in zip(columns, widths, self.align, strict=True):
+            column[:] = [" " * (wide - cell_len(cell)) * (side == "r") + cell for cell in column]
+        keys, parts = [*range(self.keys)], [[self.keys]]
+        for place in range(self.keys + 1, len(columns)):
+            if sum(widths[i] + 2 for i in (*keys, *parts[-1], place)) - 2 <= width:
+                parts[-1].append(place)
+            else:
+                parts.append([place])
+        chosen = ([columns[i] for i in (*keys, *part)] for part in parts)
+        return [format_table([c[0] for c in part], list(zip(*(c[1:] for c in part), strict=True))) for part in chosen]

@@ -1,45 +1,53 @@
-"""Tables that fit into a terminal: as they are, turned, or in parts."""
+"""One table, as text that fits into a terminal (as it is, turned, or in parts) and as HTML."""
 
 from __future__ import annotations
 
-from fmrun.tables import WIDTH, fitted
-
-KEYS = [("run", ["plain", "matched"]), ("step", [900, 1500])]
+from fmrun.tables import WIDTH, Table
 
 
-def scores(count: int, rows: int = 2) -> list[tuple[str, list[float]]]:
-    return [(f"a_score_called_{i}", [i + row / 8 for row in range(rows)]) for i in range(count)]
+def table(count: int, rows: int = 2, names: tuple[str, ...] = ("plain", "matched")) -> Table:
+    scores = [f"a_score_called_{i}" for i in range(count)]
+    cells = [[names[row], str(900 + row), *(f"{i + row / 8:.3f}" for i in range(count))] for row in range(rows)]
+    return Table(["run", "step", *scores], cells, "lr" + "r" * count, keys=2)
 
 
 def width(text: str) -> int:
     return max(map(len, text.splitlines()))
 
 
-def test_what_fits_has_a_row_each() -> None:
-    head, _, plain, matched = fitted(KEYS, scores(3)).splitlines()
+def test_what_fits_has_a_row_each_and_numbers_end_alike() -> None:
+    head, _, plain, matched = table(3).text().splitlines()
     assert head.split() == ["run", "step", "a_score_called_0", "a_score_called_1", "a_score_called_2"]
-    assert plain.split() == ["plain", "900", "0", "1", "2"]
-    assert matched.split() == ["matched", "1500", "0.125", "1.125", "2.125"]
+    assert plain.split() == ["plain", "900", "0.000", "1.000", "2.000"]
+    assert matched.split() == ["matched", "901", "0.125", "1.125", "2.125"]
+    assert len(head) == len(plain) == len(matched)
 
 
 def test_what_is_too_wide_is_turned_and_says_the_same() -> None:
-    text = fitted(KEYS, scores(9))
+    text = table(9).text()
     head, _, *lines = text.splitlines()
     assert width(text) <= WIDTH
     assert head.split() == ["run", "plain", "matched"]
-    assert lines[0].split() == ["step", "900", "1500"]
-    assert [line.split() for line in lines[1:]] == [[name, f"{a:g}", f"{b:.4g}"] for name, (a, b) in scores(9)]
+    assert lines[0].split() == ["step", "900", "901"]
+    assert lines[9].split() == ["a_score_called_8", "8.000", "8.125"]
 
 
 def test_what_is_too_wide_both_ways_comes_in_parts_that_each_name_their_rows() -> None:
-    keys = [("run", [f"a-run-of-some-name-{i}" for i in range(9)]), ("step", [100] * 9)]
-    text = fitted(keys, scores(9, rows=9))
+    text = table(9, 9, tuple(f"a-run-of-some-name-{i}" for i in range(9))).text()
     parts = [part.splitlines() for part in text.split("\n\n")]
     assert width(text) <= WIDTH
     assert len(parts) > 1
     assert all(part[0].split()[:2] == ["run", "step"] and len(part) == 11 for part in parts)
-    assert [name for part in parts for name in part[0].split()[2:]] == [name for name, _ in scores(9)]
+    assert [name for part in parts for name in part[0].split()[2:]] == [f"a_score_called_{i}" for i in range(9)]
 
 
 def test_a_column_wider_than_a_terminal_is_not_cut() -> None:
-    assert "x" * 99 in fitted(KEYS, [("words", ["x" * 99, "y"])])
+    assert "x" * 99 in Table(["run", "words"], [["a", "x" * 99], ["b", "y"]], "ll").text()
+
+
+def test_html_has_the_same_cells_and_escapes_them() -> None:
+    found = Table(["run", "KID"], [["a<b", "0.10"]], "lr", notes=["± & so on"], about=["", 'a "distance"']).html()
+    assert '<th scope="row">a&lt;b</th><td class="r" data-name="KID">0.10</td>' in found
+    assert 'title="a &quot;distance&quot;"' in found
+    assert found.endswith('<p class="note">± &amp; so on</p>')
+    assert "<b>a&lt;b</b>" in Table(["run"], [["a<b"]], "l").html(lambda name: f"<b>{name.replace('<', '&lt;')}</b>")

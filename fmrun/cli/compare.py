@@ -20,6 +20,14 @@ def compare(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write a page with curves and pictures.", show_default=False),
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Write each figure as PDF and PNG.", show_default=False),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Write all measurements as a table; `-`: to stdout.", show_default=False),
+    ] = None,
     metric: Annotated[
         str | None,
         typer.Option("--metric", metavar="KEY", help="What decides, e.g. kid (default: by task).", show_default=False),
@@ -61,15 +69,17 @@ def compare(
     from ..compare.comparison import to_json
     from ..compare.table import text
     from ..report import Reporter, emit, emit_json
-    from ..runs import find
+    from ..runs import find, saving, write_atomic
 
     if html is not None and (html.is_dir() or html.suffix.lower() not in (".html", ".htm")):
         raise UserError(f"--html {html}: a page is a file whose name ends in .html")
     for flag, value in (("--seed", seed), ("--device", device)):
         if value is not None and html is None:
             raise UserError(f"{flag} {value}: it is for the pictures of a page; give --html FILE too, or leave it out")
+    if json and csv == Path("-"):
+        raise UserError("--json and --csv -: only one can go to stdout; give --csv FILE")
     report = Reporter()
-    comparison = read([find(runs_dir, run) for run in runs or []], metric=metric, by=by, control=control)
+    comparison = read([find(runs_dir, run) for run in runs or []], metric, by, control)
     for sentence in comparison.warnings:
         report.warn(sentence)
     if html is not None:
@@ -77,10 +87,17 @@ def compare(
 
         place = choose_device(device or "auto")
         write(comparison, html, seed=seed or 0, device=place, report=report, trust_code=trust_code)
+        report.note(f"the page is {html}: open it in a browser")
+    if figures is not None:
+        from ..compare.page import write_figures
+
+        write_figures(comparison, figures)
+    table = comparison.measurements.to_csv(index=False) if csv is not None else ""
+    if csv is not None and csv != Path("-"):
+        with saving(csv):
+            write_atomic(csv, table.encode())
     if json:
         emit_json(to_json(comparison))
     else:
-        emit(text(comparison))
-    if html is not None:
-        report.note(f"the page is {html}: open it in a browser")
+        emit(table.rstrip("\n") if csv == Path("-") else text(comparison))
     return 0

@@ -19,11 +19,11 @@ from ..data.places import refuse_missing
 from ..errors import UserError
 from ..measures import lone_precision
 from ..presets import Override, from_json, revise
-from ..report import Reporter
+from ..report import Reporter, format_cell
 from ..runs import Run
 from ..sample import Source, load_source, named_code
 from ..state import TASKS
-from ..tables import fitted
+from ..tables import Table
 
 FREE = (
     "data.path",
@@ -142,8 +142,8 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     else:
         from .upscale import rows
     heads, cells = rows(records)
-    columns = list(zip(heads, zip(*cells, strict=True), strict=True))
-    return fitted(columns[:2], columns[2:])
+    rows_of_text = [list(map(format_cell, row)) for row in cells]
+    return Table(heads, rows_of_text, "l" + "r" * (len(heads) - 1), keys=2).text()
 
 
 def _name(target: Run | Path) -> str:
