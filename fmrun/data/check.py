@@ -1,5 +1,6 @@
 """Every file of a data set looked at before the first step: sizes first, then decoded once, to be kept where they fit."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ..config.data import DataConfig
 from ..errors import UserError
 from ..report import warn_once
 from .files import (
+    BAD,
     UNREADABLE,
     BadImage,
     Entry,
@@ -21,14 +23,14 @@ from .files import (
     decode,
     each,
     read_header,
-    report,
 )
 from .filters import bicubic_down
 from .memory import available_ram, gigabytes
 from .places import few
 from .store import Files, Images
 
-LEGAL_SIZES: tuple[int, ...] = DataConfig.model_fields["image_size"].annotation.__args__  # type: ignore[union-attr]
+UNKNOWN = Header(0, 0, True)
+"""Of a file that cannot be read; it leaves open whether there is colour."""
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Side:
     names: list[str]
     shape: Square | Middle
     shrink: int | None = None
-    headers: list[Header | None] = field(init=False)
+    headers: list[Header] = field(init=False)
     sizes: np.ndarray = field(init=False)
     bad: dict[int, BadImage] = field(init=False)
     images: Images = field(init=False)
@@ -58,7 +60,7 @@ class Side:
 
     def read_headers(self) -> None:
         """Find the size that each file has and is brought to."""
-        self.headers, self.bad = [None] * len(self.names), {}
+        self.headers, self.bad = [UNKNOWN] * len(self.names), {}
         self.sizes = np.zeros((len(self.names), 2), np.int64)
 
         def one(i: int) -> None:
@@ -107,27 +109,22 @@ class Side:
         each(one, len(self.names), progress)
 
     def report(self, total: int, skip: bool) -> list[str]:
-        """What is wrong with these of `total` files in the folder: a sentence, or none."""
-        if not self.bad:
-            return []
-        sizes = ("", "")
-        if isinstance(self.shape, Square) and any(self.headers):
-            size, fit = self.shape
-            what = f"larger than {size}×{size}" if fit == "pad" else f"not {size}×{size}"
-            sizes = what, f"so {size_fix({header[:2] for header in self.headers if header}, size, fit)}"
-        problems = {self.names[i]: problem for i, problem in self.bad.items()}
-        return [report(self.setting, self.root, total, problems, sizes, skip)]
-
-
-def size_fix(sizes: set[tuple[int, int]], size: int, fit: str) -> str:
-    """What to add to the command when images of these sizes do not fit."""
-    fixes = ["-s data.fit=crop"]
-    width, height = next(iter(sizes))
-    if len(sizes) == 1 and width == height and width in LEGAL_SIZES and width != size:
-        fixes.append(f"-s data.image_size={width}")
-    elif fit == "exact" and max(max(pair) for pair in sizes) < size:
-        fixes.append("-s data.fit=pad")
-    return "add " + " or ".join(fixes)
+        """What is wrong with these of `total` files in the folder: a sentence, or none; `skip` is
+        `data.skip_unreadable`."""
+        by_kind: dict[str, list[str]] = defaultdict(list)
+        for i, problem in self.bad.items():
+            by_kind[problem.kind].append(f"{self.names[i]} {problem.detail}".strip())
+        wrong = dict(BAD)
+        if "size" in by_kind and isinstance(self.shape, Square):
+            what, fix = self.shape.remedy({header[:2] for header in self.headers if header != UNKNOWN})
+            wrong["size"] = what, f"so {fix}"
+        parts = [
+            f"{wrong[kind][0]} ({few(sorted(by_kind[kind]))}), {wrong[kind][1]}" for kind in BAD if kind in by_kind
+        ]
+        if not skip and by_kind.keys() & set(UNREADABLE):
+            parts.append("or start a run that leaves out what cannot be read: -s data.skip_unreadable=true")
+        said = f"{self.setting}: {len(self.bad)} of {total} images in '{self.root}' cannot be used: {'; '.join(parts)}"
+        return [said] if self.bad else []
 
 
 def look_at(sides: list[Side], config: DataConfig, channels: int | None, progress: Progress | None) -> list[Side]:
@@ -141,8 +138,7 @@ def look_at(sides: list[Side], config: DataConfig, channels: int | None, progres
     while True:
         for side in sides:
             side.read_headers()
-        headers = [header for side in sides for header in side.headers if header]
-        chosen = channels or (1 if all(header.grey for header in headers) else 3)
+        chosen = channels or (1 if all(header.grey for side in sides for header in side.headers) else 3)
         needed = chosen * sum(side.pixels for side in sides)
         keep = not any(side.bad for side in sides) and _fits(sides[0].setting, needed, config.cache)
         for k, side in enumerate(sides):

@@ -6,7 +6,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, features
 
+from ..config.data import DataConfig
 from ..errors import UserError, reading
 from ..report import counted, note_once
 from .places import few
@@ -34,6 +35,8 @@ SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", 
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 if AVIF:
     SUFFIXES, FORMATS = (*SUFFIXES, ".avif"), (*FORMATS, "AVIF")
+
+LEGAL_SIZES: tuple[int, ...] = DataConfig.model_fields["image_size"].annotation.__args__  # type: ignore[union-attr]
 
 THUMBNAILS = ("@eaDir", "__MACOSX")
 """Folders that file servers and archivers leave beside images, besides hidden ones."""
@@ -198,6 +201,17 @@ class Square(NamedTuple):
             raise wrong
         return self.size, self.size
 
+    def remedy(self, sizes: set[tuple[int, int]]) -> tuple[str, str]:
+        """What is wrong with images of these sizes, and what to add to the command."""
+        what = f"larger than {self.size}×{self.size}" if self.fit == "pad" else f"not {self.size}×{self.size}"
+        fixes = ["-s data.fit=crop"]
+        width, height = min(sizes)
+        if len(sizes) == 1 and width == height and width in LEGAL_SIZES and width != self.size:
+            fixes.append(f"-s data.image_size={width}")
+        elif self.fit == "exact" and max(map(max, sizes)) < self.size:
+            fixes.append("-s data.fit=pad")
+        return what, "add " + " or ".join(fixes)
+
     def __call__(self, image: Image.Image) -> Image.Image:
         self.of(*image.size)
         if image.size == (self.size, self.size):
@@ -318,19 +332,3 @@ def find(field: str, root: Path) -> list[str]:
         raise UserError(f"{field}: '{root}' holds no image files but '{best}': give that file, {root / best}")
     what = f"no images, only other files ({few(sorted(others))})" if others else "no files"
     raise UserError(f"{field}: '{root}' holds {what}: give a folder with {', '.join(SUFFIXES)} files")
-
-
-def report(
-    field: str, root: Path, total: int, problems: dict[str, BadImage], sizes: tuple[str, str], skip: bool
-) -> str:
-    """One sentence that names everything wrong with the images of a folder. `sizes` says what is wrong with those of a
-    wrong size, and what to do; `skip` is `data.skip_unreadable`."""
-    by_kind: dict[str, list[str]] = defaultdict(list)
-    for name, problem in problems.items():
-        by_kind[problem.kind].append(f"{name} {problem.detail}".strip())
-    wrong = {**BAD, "size": sizes}
-    parts = [f"{wrong[kind][0]} ({few(sorted(by_kind[kind]))}), {wrong[kind][1]}" for kind in BAD if kind in by_kind]
-    said = f"{field}: {len(problems)} of {total} images in '{root}' cannot be used: " + "; ".join(parts)
-    if not skip and by_kind.keys() & set(UNREADABLE):
-        said += "; or start a run that leaves out what cannot be read: -s data.skip_unreadable=true"
-    return said

@@ -297,7 +297,7 @@ def _mismatches(high: Side, low: Side, scale: int, channels: int | None) -> list
         true = {s for s in SCALES if all((high.sizes[i] == s * low.sizes[i]).all() for i in both)}
         fix = f"set -s data.scale={true.pop()}" if true else f"make each HR side {scale} times its LR side"
         sentences.append(f"data.scale: {len(odd)} of {len(both)} pairs are not ×{scale} ({few(shown)}), so {fix}")
-    mixed = [high.names[i] for i in both if _is_grey(high, i) != _is_grey(low, i)]
+    mixed = [high.names[i] for i in both if high.headers[i].grey != low.headers[i].grey]
     if mixed and channels is None:
         sentences.append(
             f"{low.setting}: {len(mixed)} of {len(both)} pairs are grey on one side and in colour on the other "
@@ -319,11 +319,6 @@ def _too_small(high: Side, patch: int, scale: int) -> list[str]:
         f"{high.setting}: {len(small)} of {len(good)} images are smaller than data.patch_size {patch} "
         f"({few(shown)}), so {fix}"
     ]
-
-
-def _is_grey(side: Side, index: int) -> bool:
-    header = side.headers[index]
-    return header is not None and header.grey
 
 
 def _size(size: np.ndarray) -> str:

@@ -19,7 +19,7 @@ from ..config.data import DataConfig
 from ..errors import UserError, nearest, reading
 from ..report import counted
 from ..rng import numpy_generator
-from .check import Side, look_at, size_fix
+from .check import Side, look_at
 from .files import DECODER_ERRORS, BadImage, Progress, Square, find
 from .places import NAMED, missing
 from .store import Images
@@ -157,8 +157,8 @@ def _array(field: str, path: str, raw: Raw, config: DataConfig, channels: int | 
     try:
         shape.of(width, height)
     except BadImage as problem:
-        fix = size_fix({(width, height)}, *shape) if problem.kind == "size" else "take other images"
-        what = f"not {size}×{size}" if problem.kind == "size" else "too small"
+        sizes = {(width, height)}
+        what, fix = shape.remedy(sizes) if problem.kind == "size" else ("too small", "take other images")
         raise UserError(f"{field}: the {count} images in '{path}' are {width}×{height}, {what}: {fix}") from problem
     if channels == 3 and images.shape[3] == 1:
         images = np.repeat(images, 3, axis=3)
