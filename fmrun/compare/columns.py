@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -58,7 +58,8 @@ class Column:
         return tuple(i for _, i in sorted((sign * s.mean, i) for i, s in enumerate(self.scores(by)) if s is not None))
 
 
-class Point(NamedTuple):
+@dataclass(frozen=True)
+class Point:
     """The mean over the seeds of a group at one step, and its 95 % interval where there are several."""
 
     step: int
@@ -166,8 +167,8 @@ def curves_of(table: pd.DataFrame, groups: Sequence[str], decisive: Column | Non
     several = rows.groupby(["metric", "run"]).size().groupby("metric").max() > 1
     rows = rows[rows.metric.map(several)] if len(rows) else rows
     points = over_seeds(rows.groupby(["metric", "group", "step"]).value)
-    runs = rows.groupby(["metric", "group"]).run.nunique()
-    points = points[2 * points["count"] >= runs.reindex(points.index.droplevel("step")).to_numpy()]
+    runs = rows.groupby(["metric", "group"]).run.nunique().rename("runs")
+    points = points.join(runs, on=["metric", "group"]).query("2 * count >= runs")
     found: dict[tuple[str, str], list[Point]] = {}
     for (metric, group, step), *values in points[["mean", "low", "high", "count"]].itertuples():
         low, high = (None if end != end else end for end in values[1:3])  # NaN: a single value has no interval

@@ -120,27 +120,27 @@ def compare(runs: Sequence[Run], metric: str | None = None, by: str = "last", co
     names = [run.name for run in runs]
     names = [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
     places = grouped(configs)
-    labels = group_names([[(names[i], configs[i].get("seed", 0)) for i in group] for group in places])
-    heads = [configs[group[0]] for group in places]
-    chosen = _control(control, labels, [[names[i] for i in group] for group in places], heads)
+    members = [[names[i] for i in group] for group in places]
+    labels, heads = group_names(members), [configs[group[0]] for group in places]
+    chosen = _control(control, labels, members, heads)
     label_of = {i: label for label, group in zip(labels, places, strict=True) for i in group}
     table = measurements(runs, names, [label_of[i] for i in range(len(runs))])
     typical = tail_mean(table, "fm/share", 0.5), tail_mean(table, "health/diversity", 0.25), median_speed(table)
     groups = tuple(
         Group(
             label,
-            tuple(_member(runs[i], names[i], configs[i]) for i in members),
-            matches_features(configs[members[0]]),
+            tuple(_member(runs[i], names[i], configs[i]) for i in group),
+            matches_features(configs[group[0]]),
             label == chosen,
             *(or_none(values.get(label)) for values in typical),
         )
-        for label, members in zip(labels, places, strict=True)
+        for label, group in zip(labels, places, strict=True)
     )
     columns = columns_of(table, labels)
     deciding = headline(columns, by, metric, names)
     curves, telling = curves_of(table, labels, None if deciding is None else columns[deciding])
-    told, apart = facts(heads), differences(heads)
-    found = Comparison(next(iter(tasks)), groups, apart, columns, deciding, by, curves, telling, told, table)
+    task, apart, same = next(iter(tasks)), differences(heads), facts(heads)
+    found = Comparison(task, groups, apart, columns, deciding, by, curves, telling, same, table)
     return replace(found, warnings=tuple(cautions(found, [run.env() for run in runs])))
 
 

@@ -60,13 +60,12 @@ def margins(comparison: Comparison) -> dict[tuple[int, int], Margin]:
     found = differences(column.rows[comparison.by], [names[i] for i in ranked], comparison.by == "last", held)
     sign = -1 if column.better == "lower" else 1
     margins = {}
-    for row in found[found["count"] > 1].itertuples():
-        one, other = map(names.index, row.Index)
-        ends = sorted((sign * row.low, sign * row.high))
+    for row in found[found["count"] > 1].reset_index(names=["one", "other"]).to_dict("records"):
+        one, other = names.index(row["one"]), names.index(row["other"])
+        mean, (low, high) = sign * row["mean"], sorted((sign * row["low"], sign * row["high"]))
         complete = not (lost(comparison, one) or lost(comparison, other))
-        margin = Margin(sign * row.mean, *ends, int(row.count), row.holm, complete)
-        margins[one, other] = margin
-        margins[other, one] = Margin(-margin.mean, -ends[1], -ends[0], margin.count, margin.p, complete)
+        margins[one, other] = Margin(mean, low, high, int(row["count"]), row["holm"], complete)
+        margins[other, one] = Margin(-mean, -high, -low, int(row["count"]), row["holm"], complete)
     return margins
 
 
@@ -98,11 +97,9 @@ def verdict(comparison: Comparison) -> Verdict:
         detail = f"None was evaluated, and losses cannot be compared between runs. To measure them: fmrun eval {some}"
         return Verdict("Nothing yet says which run is better.", detail)
     if len(groups) == 1:
-        score = column.scores(comparison.by)[0]
-        told = (
-            "It has no score." if score is None else f"{column.label} is {show(column.key, score.mean)} {column.unit}"
-        )
-        return Verdict(f"{groups[0].name}: one experiment on {len(groups[0].members)} seeds.", f"{told.strip()}.")
+        value = column.scores(comparison.by)[0]
+        told = f"{column.label} is {show(column.key, value.mean)} {column.unit}".strip() if value else "It has no score"
+        return Verdict(f"{groups[0].name}: one experiment on {len(groups[0].members)} seeds.", f"{told}.")
     if len(ranked) < 2:
         missing = ", ".join(group.name for i, group in enumerate(groups) if i not in ranked)
         detail = f"{column.label} is missing for {missing}. To measure all in the same way: fmrun eval {some}"
@@ -149,7 +146,7 @@ def _sentence(
 
 
 def _detail(comparison: Comparison, column: Column, first: int, found: dict[int, Margin]) -> str:
-    told = []
+    told: list[str] = []
     for place, margin in found.items():
         seeds = f"Over the {margin.count} seeds that both have it" if not told else "It"
         how, sign = ("better", 1) if margin.mean >= 0 else ("worse", -1)
@@ -160,12 +157,13 @@ def _detail(comparison: Comparison, column: Column, first: int, found: dict[int,
         told.append(
             f"{seeds} is {how} than {name} by {mean} (95 % interval {low} to {high}; p {show_p(margin.p)}{holms})."
         )
-    if found and min(margin.count for margin in found.values()) == 2:
+    if any(margin.count == 2 and not margin.certain for margin in found.values()):
         told.append("The 95 % interval of two seeds reaches 9 of their standard deviations to either side.")
     if told:
         return " ".join(told)
     if comparison.by == "last" and column.step is None:
-        return "They were measured at different steps, so which is better after equal training is not known."
+        steps = ", ".join(map(str, sorted({*column.rows["last"].step})))
+        return f"They were measured at different steps ({steps}), so which is better after equal training is not known."
     return "They share fewer than two seeds measured against the same images, so what is chance is not known."
 
 
