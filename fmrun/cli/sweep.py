@@ -119,7 +119,6 @@ def sweep(
     """Train a grid of settings over several seeds, and compare. The same command again goes on where it stopped."""
     from ..presets import DEFAULT
     from ..report import Reporter, counted, emit
-    from ..runs import make_folder
     from ..sweep import grid, launch, preflight
     from ..sweep.item import Children, Item
 
@@ -167,12 +166,6 @@ def sweep(
         report.warn(f"the runs will not be evaluated: {unscored}")
         items = [replace(one, evaluate=False) for one in items]
     where = runs_dir / folder.name
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise UserError(
-            f"cannot make a sweep in {runs_dir}: {error.strerror}; make it writable or give another --runs-dir"
-        ) from error
     report.note(f"sweep {folder.name} in {where}: {counted(len(items), 'run')}; what they say is in {where / 'logs'}")
     pending, children = [one for one in items if not one.done], Children()
     if launcher == "local":
@@ -192,8 +185,9 @@ def sweep(
 
 def _folder(runs_dir: Path, name: str) -> Path:
     """Where the runs lie."""
-    from ..runs import NAME
+    from ..runs import NAME, check_new
 
+    check_new(runs_dir, None)
     if not NAME.fullmatch(name):
         raise UserError(
             f"--name '{name}' is not a name for a sweep: at most 100 letters, digits, '.', '_' and '-', "
