@@ -232,4 +232,4 @@ def test_runs_are_evaluated_and_compared_by_it() -> None:
     chosen = json.loads(good("sweep", *flags, "--json", "--control", "weight-0.1").out)
     assert [group["control"] for group in chosen["groups"]] == [False, True]
     wrong = fmrun("sweep", *flags, "--control", "weight-0.2")
-    assert "--control: there is no combination 'weight-0.2'; did you mean" in wrong.err
+    assert "--control weight-0.2: no run or group here is called so; did you mean 'weight-0" in wrong.err

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import INTERNAL, OK, UserError, nearest
+from ..errors import INTERNAL, OK, UserError
 from .options import (
     RUNS,
     Balance,
@@ -120,7 +120,7 @@ def sweep(
     from ..presets import DEFAULT
     from ..report import Reporter, counted, emit
     from ..sweep import grid, launch, preflight
-    from ..sweep.item import Children, Item
+    from ..sweep.item import Children, Item, work
 
     options = _slurm_options(slurm, launcher)
     overrides = as_overrides(
@@ -138,10 +138,6 @@ def sweep(
     combinations = grid.combinations(preset, config, overrides, overs, trust_code)
     label = preset or (config.stem if config is not None else DEFAULT)
     folder = _folder(runs_dir, name or grid.default_name(label, combinations, [one.key for one in overs]))
-    if control is not None and control not in (known := [one.name for one in combinations]):
-        raise UserError(
-            f"--control: there is no combination '{control}'{nearest(control, known)}; there are {', '.join(known)}"
-        )
     # seed by seed: a sweep that is stopped has compared what it could
     items = [Item(folder, one, seed, evaluate, trust_code) for seed in chosen for one in combinations]
     report = Reporter()
@@ -153,7 +149,12 @@ def sweep(
     source = str(Path(__file__).parents[2])  # so that the processes of the runs import this fmrun
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), source)))
     if item:
-        return _one(items[_place(number, len(items))], report)
+        one, children = items[_place(number, len(items))], Children()
+        one.refuse_another()
+        with children.watching():
+            code = work(one, children, None, {})
+        report.note(f"run {one.name} is {one.state}")
+        return code
     if number is not None:
         raise UserError(f"there is no place for '{number}': which run to train is given with --item {number}")
     for one in items:
@@ -213,18 +214,6 @@ def _place(number: int | None, count: int) -> int:
     return number
 
 
-def _one(item: Item, report: Reporter) -> int:
-    """Work on one run; its exit code."""
-    from ..sweep.item import Children, work
-
-    item.refuse_another()
-    children = Children()
-    with children.watching():
-        code = work(item, children, None, {})
-    report.note(f"run {item.name} is {item.state}")
-    return code
-
-
 def _follow(ended: Ended, total: int, done: int, children: Children, report: Reporter) -> int:
     """Say of each run how it ended, and how far the sweep is; the number of those that failed."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -263,7 +252,7 @@ def _compare(items: list[Item], metric: str | None, control: str | None, json: b
     there = [one for one in items if one.run.config_file.is_file()]
     if len(there) < 2:
         return
-    anchor = next((one.name for one in there if one.combination.name == control), None)
+    anchor = next((one.name for one in there if one.combination.name == control), control)
     comparison = compare([one.run for one in there], metric=metric, control=anchor)
     for sentence in comparison.warnings:
         report.warn(sentence)
