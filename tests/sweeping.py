@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import commands
@@ -80,7 +81,7 @@ def evaluate(run: Run) -> int:
 
 
 def _child(argv: list[str], *rest: Any) -> None:
-    item.subprocess.Popen = Forked  # type: ignore[misc, assignment]
+    item.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=None)  # type: ignore[assignment]
     preflight.get_context = lambda _: multiprocessing.get_context("fork")  # type: ignore[assignment]
     os.setpgid(0, 0)
     commands._child(argv, *rest)

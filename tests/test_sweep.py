@@ -214,7 +214,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
     assert "there is a run of this name" in fmrun("sweep", *FAST, "--name", "run", *WEIGHTS).err
     assert "not a name for a sweep" in fmrun("sweep", *FAST, "--name", "a b", *WEIGHTS).err
     Path("file").write_text("")
-    assert "cannot make a sweep in file" in fmrun("sweep", *FAST, *WEIGHTS, "--runs-dir", "file").err
+    assert "--runs-dir file is not a folder" in fmrun("sweep", *FAST, *WEIGHTS, "--runs-dir", "file").err
 
 
 def test_runs_are_evaluated_and_compared_by_it() -> None:
@@ -232,4 +232,4 @@ def test_runs_are_evaluated_and_compared_by_it() -> None:
     chosen = json.loads(good("sweep", *flags, "--json", "--control", "weight-0.1").out)
     assert [group["control"] for group in chosen["groups"]] == [False, True]
     wrong = fmrun("sweep", *flags, "--control", "weight-0.2")
-    assert "--control: there is no combination 'weight-0.2'; did you mean" in wrong.err
+    assert "--control weight-0.2: no run or group here is called so; did you mean 'weight-0" in wrong.err

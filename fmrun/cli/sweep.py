@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import INTERNAL, OK, UserError, nearest
+from ..errors import INTERNAL, OK, UserError
 from .options import (
     RUNS,
     Balance,
@@ -119,9 +119,8 @@ def sweep(
     """Train a grid of settings over several seeds, and compare. The same command again goes on where it stopped."""
     from ..presets import DEFAULT
     from ..report import Reporter, counted, emit
-    from ..runs import make_folder
     from ..sweep import grid, launch, preflight
-    from ..sweep.item import Children, Item
+    from ..sweep.item import Children, Item, work
 
     options = _slurm_options(slurm, launcher)
     overrides = as_overrides(
@@ -139,10 +138,6 @@ def sweep(
     combinations = grid.combinations(preset, config, overrides, overs, trust_code)
     label = preset or (config.stem if config is not None else DEFAULT)
     folder = _folder(runs_dir, name or grid.default_name(label, combinations, [one.key for one in overs]))
-    if control is not None and control not in (known := [one.name for one in combinations]):
-        raise UserError(
-            f"--control: there is no combination '{control}'{nearest(control, known)}; there are {', '.join(known)}"
-        )
     # seed by seed: a sweep that is stopped has compared what it could
     items = [Item(folder, one, seed, evaluate, trust_code) for seed in chosen for one in combinations]
     report = Reporter()
@@ -154,7 +149,12 @@ def sweep(
     source = str(Path(__file__).parents[2])  # so that the processes of the runs import this fmrun
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), source)))
     if item:
-        return _one(items[_place(number, len(items))], report)
+        one, children = items[_place(number, len(items))], Children()
+        one.refuse_another()
+        with children.watching():
+            code = work(one, children, None, {})
+        report.note(f"run {one.name} is {one.state}")
+        return code
     if number is not None:
         raise UserError(f"there is no place for '{number}': which run to train is given with --item {number}")
     for one in items:
@@ -167,12 +167,6 @@ def sweep(
         report.warn(f"the runs will not be evaluated: {unscored}")
         items = [replace(one, evaluate=False) for one in items]
     where = runs_dir / folder.name
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise UserError(
-            f"cannot make a sweep in {runs_dir}: {error.strerror}; make it writable or give another --runs-dir"
-        ) from error
     report.note(f"sweep {folder.name} in {where}: {counted(len(items), 'run')}; what they say is in {where / 'logs'}")
     pending, children = [one for one in items if not one.done], Children()
     if launcher == "local":
@@ -192,8 +186,9 @@ def sweep(
 
 def _folder(runs_dir: Path, name: str) -> Path:
     """Where the runs lie."""
-    from ..runs import NAME
+    from ..runs import NAME, check_new
 
+    check_new(runs_dir, None)
     if not NAME.fullmatch(name):
         raise UserError(
             f"--name '{name}' is not a name for a sweep: at most 100 letters, digits, '.', '_' and '-', "
@@ -217,18 +212,6 @@ def _place(number: int | None, count: int) -> int:
     if not 0 <= number < count:
         raise UserError(f"--item {number}: the runs of this sweep are 0 to {count - 1}; --plan lists them")
     return number
-
-
-def _one(item: Item, report: Reporter) -> int:
-    """Work on one run; its exit code."""
-    from ..sweep.item import Children, work
-
-    item.refuse_another()
-    children = Children()
-    with children.watching():
-        code = work(item, children, None, {})
-    report.note(f"run {item.name} is {item.state}")
-    return code
 
 
 def _follow(ended: Ended, total: int, done: int, children: Children, report: Reporter) -> int:
@@ -269,7 +252,7 @@ def _compare(items: list[Item], metric: str | None, control: str | None, json: b
     there = [one for one in items if one.run.config_file.is_file()]
     if len(there) < 2:
         return
-    anchor = next((one.name for one in there if one.combination.name == control), None)
+    anchor = next((one.name for one in there if one.combination.name == control), control)
     comparison = compare([one.run for one in there], metric=metric, control=anchor)
     for sentence in comparison.warnings:
         report.warn(sentence)
