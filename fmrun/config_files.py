@@ -31,9 +31,9 @@ def read(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB, too large for a config file")
         text = path.read_bytes().decode("utf-8-sig")
-        parsers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": _json}
+        parsers: dict[str, Callable[[str], Any]] = {".toml": lambda text: tomllib.loads(f"{text}\n"), ".json": _json}
         try:
-            data = parsers.get(suffix, _yaml)(f"{text}\n")
+            data = parsers.get(suffix, _yaml)(text)
         except ValueError as error:
             kind = {".toml": "TOML", ".json": "JSON"}.get(suffix, "YAML")
             raise UserError(f"{path}: it is not valid {kind} ({' '.join(str(error).split())})") from None
