@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from . import checkpoint
@@ -153,7 +153,7 @@ class Session:
                 row = self._row(
                     log=last or done % c.log.every == 0,
                     evaluate=last or self._due(c.eval.every),
-                    quick=measured and self._due(c.eval.kid_every) and world.together(self._affords_quick),
+                    quick=measured and (last or self._due(c.eval.kid_every)),
                 )
                 progress.advance(done, row)
                 if last or self._due(c.log.sample_every):
@@ -179,13 +179,13 @@ class Session:
         return every > 0 and self.state.step % every == 0
 
     def _start_quick(self) -> bool:
-        """Get ready to measure KID, where that is wanted before the last step; whether it will be."""
+        """Get ready to measure KID, where that is wanted; whether it will be."""
         c, world = self.config, self.world
         if reason := why_not(c, self.train, self.extractor):
             if not self.state.step:
                 self.report.note(reason)
             return False
-        if self.extractor is None or c.train.steps // c.eval.kid_every <= self.state.step // c.eval.kid_every:
+        if self.extractor is None or c.eval.kid_every > c.train.steps:
             return False
         task, name = self.state.task, self.extractor
 
@@ -196,9 +196,6 @@ class Session:
         world.together(make)
         return True
 
-    def _affords_quick(self) -> bool:
-        return self.quick is not None and self.quick.budget.affords()
-
     def _quick_row(self) -> dict[str, Any]:
         """KID of the averaged generator, measured by the first process, and how long it took."""
 
@@ -207,9 +204,8 @@ class Session:
             return {self.quick.name: self.quick()}
 
         start = time.monotonic()
-        with self.quick.budget.spending() if self.quick is not None else nullcontext():
-            self.state.fit_average()
-            row = self.world.together(measure)
+        self.state.fit_average()
+        row = self.world.together(measure)
         return row | {"time/kid_seconds": time.monotonic() - start}
 
     def _row(self, log: bool, evaluate: bool, quick: bool) -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ from fmrun.bench import bench, words
 from fmrun.bench.ledger import FORWARD, TO_INPUT, TO_WEIGHT, Ledger, unit
 from fmrun.bench.machine import Rates
 from fmrun.bench.variants import PAIRS, build, ordinary_step
-from fmrun.config.run import EvalConfig
 from fmrun.metrics.extractors import available
 from fmrun.presets import Override
 from fmrun.report import Reporter
@@ -139,9 +138,8 @@ def test_the_loop_is_measured_with_all_that_interrupts_it(results, pair):
     by_task = {"held_out", "kid"} if pair == "dcgan" and available() is not None else {"held_out"}
     stalls = loop["stalls"]
     assert stalls.keys() == {"read_out", "grid", "checkpoint"} | (by_task if pair == "dcgan" else set())
-    assert all(stalls[name]["share"] == EvalConfig().kid_share for name in stalls.keys() & {"kid"})
     assert loop["stall_share"] == pytest.approx(sum(stall["share"] for stall in stalls.values()))
-    for stall in (stall for name, stall in stalls.items() if name != "kid"):
+    for stall in stalls.values():
         per_step = loop["bare_seconds"] * loop["step_ratio"]
         assert stall["share"] == pytest.approx(stall["seconds"] / stall["every"] / per_step)
     assert loop["ratio"] == pytest.approx(loop["step_ratio"] * (1 + loop["stall_share"]))
@@ -409,8 +407,6 @@ def test_hints_say_what_is_out_of_the_ordinary(results):
     pair["steps"]["fm"] |= {"least_share": 0.2}
     sentences = words.hints(result)
     assert len(sentences) == 6
-    pair["loop"]["stalls"]["kid"] = {"setting": "eval.kid_share", "every": 0.2, "share": 0.2}
-    assert any("eval.kid_share=0.2; at half that number it takes half as long" in told for told in words.hints(result))
     for part in ("load average 3.4 on 2 cores", "--layers", "precision=bf16: 1.7", "eval.every=500", "--batch-size"):
         assert sum(part in sentence for sentence in sentences) == 1, part
 

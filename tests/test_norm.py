@@ -13,7 +13,7 @@ from torch import nn
 from fmrun.dist import World
 from fmrun.errors import UserError
 from fmrun.losses.statistics import STATISTICS, random_directions
-from fmrun.models.norm import GlobalBatchNorm, calibrate, globalise, held_averages
+from fmrun.models.norm import GlobalBatchNorm, globalise, held_averages
 from fmrun.state import State
 
 RANKS = 2
@@ -255,19 +255,6 @@ def test_held_averages_in_eval_mode_still_use_them():
     expected = norm(whole_batch())
     with held_averages(norm):
         assert torch.equal(norm(whole_batch()), expected)
-
-
-def test_calibration_is_the_mean_over_the_forwards():
-    net = nn.Sequential(fresh_norm()).eval()
-    net[0].running_mean.fill_(100.0)
-    batches = [whole_batch(i) for i in range(3)]
-    calibrate(net, [lambda b=b: net(b) for b in batches])
-    mean = torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0)
-    var = torch.stack([b.transpose(0, 1).flatten(1).var(1) for b in batches]).mean(0)
-    assert torch.allclose(net[0].running_mean, mean)
-    assert torch.allclose(net[0].running_var, var)
-    assert not net.training
-    assert net[0].momentum == 0.1
 
 
 def test_the_averaged_generators_batch_norm_fits_its_weights_and_fitting_twice_is_fitting_once():

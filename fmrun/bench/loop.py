@@ -15,7 +15,7 @@ from .. import runs
 from ..config import Config
 from ..dist import World
 from ..loop import Session, Stop
-from ..metrics.quick import extractor_name, why_not
+from ..metrics.quick import QuickKid, extractor_name, why_not
 from ..report import Reporter
 from ..state import TASKS, State
 from ..tasks import Batch
@@ -27,6 +27,7 @@ CADENCES = {
     "grid": "log.sample_every",
     "checkpoint": "checkpoint.every",
     "held_out": "eval.every",
+    "kid": "eval.kid_every",
 }
 """What happens now and then between steps, and the setting that says how often."""
 
@@ -113,8 +114,8 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
     """Train `config` for `chunks` times `chunk` steps beside a twin that makes its steps bare.
 
     Seconds per step of both (medians), `step_ratio` of a step of the loop in which nothing happens besides over a bare
-    one, seconds of each interruption, and each one's share of the training time at the config's own cadence; quick KID,
-    where it would be measured, with the share that the config allows it. `ratio` counts all of it.
+    one, seconds of each interruption, and each one's share of the training time at the config's own cadence. `ratio` counts
+    all of it.
     """
     probe = State(config, device, World())
     first = ordinary_step(probe)
@@ -125,7 +126,7 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
             "train": config.train.model_copy(update={"steps": first + chunk * chunks}),
             "log": config.log.model_copy(update={"every": often, "sample_every": often}),
             "checkpoint": config.checkpoint.model_copy(update={"every": often}),
-            # held-out images are measured by themselves below, for they take long; KID keeps to its share of the time itself
+            # held-out images and KID are measured by themselves below, for they take long
             "eval": config.eval.model_copy(update={"every": 0, "kid_every": 0}),
         }
     )
@@ -142,12 +143,19 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
         if valid is not None and config.eval.every:
             with clock.timing("held_out"), state.task.eager():
                 state.task.held_out(train, valid, config.eval.num)
+        extractor = extractor_name(config, device)
+        if extractor is not None and why_not(config, train, extractor) is None:
+            quick = QuickKid(config, extractor, train, state.task.generated, device, session.report.warn)
+            quick()  # the first time does not count
+            with clock.timing("kid"):
+                state.fit_average()
+                quick()
     finally:
         session.close()
     bare = median(state.bare)
     step_ratio = median(loop / alone for loop, alone in zip(state.loop, state.bare, strict=True))
     cadences = {"read_out": config.log.every, "grid": config.log.sample_every}
-    cadences |= {"checkpoint": config.checkpoint.every, "held_out": config.eval.every}
+    cadences |= {"checkpoint": config.checkpoint.every, "held_out": config.eval.every, "kid": config.eval.kid_every}
     stalls: dict[str, dict[str, Any]] = {}
     for name, times in clock.times.items():
         if times and cadences[name]:
@@ -159,10 +167,6 @@ def loop_cost(config: Config, device: torch.device, folder: Path, chunk: int, ch
                 "setting": CADENCES[name],
                 "share": each / (cadences[name] * bare * step_ratio),
             }
-    extractor = extractor_name(config, device)
-    if extractor is not None and why_not(config, train, extractor) is None:
-        kid = config.eval.kid_share
-        stalls["kid"] = {"seconds": None, "steps": None, "every": kid, "setting": "eval.kid_share", "share": kid}
     share: float = sum(stall["share"] for stall in stalls.values())
     return {
         "bare_seconds": bare,

@@ -58,10 +58,9 @@ def _hints_of(name: str, pair: Mapping[str, Any], result: Mapping[str, Any]) -> 
     loop = pair["loop"]
     if loop["stall_share"] > STALL:
         worst = max(loop["stalls"].values(), key=lambda stall: stall["share"])
-        number = "twice" if worst["setting"] != "eval.kid_share" else "half"
         found.append(
             f"{name}: what happens between steps takes {100 * loop['stall_share']:.2g} % of training, most of it by "
-            f"{worst['setting']}={worst['every']}; at {number} that number it takes half as long"
+            f"{worst['setting']}={worst['every']}; at twice that number it takes half as long"
         )
     step = pair["steps"]["fm"]
     if step["least_share"] < 0.5:
@@ -120,7 +119,7 @@ def _stalls(pair: Mapping[str, Any]) -> str:
     rows = [
         [
             name,
-            None if stall["seconds"] is None else 1000 * stall["seconds"],
+            1000 * stall["seconds"],
             stall["steps"],
             f"{stall['setting']}={stall['every']}",
             100 * stall["share"],

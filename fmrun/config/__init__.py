@@ -109,7 +109,7 @@ class Config(Section):
                 raise ValueError(f"data.{name} has no meaning for task '{self.task}'; leave it out")
         if self.task == "generate" and self.eval.perceptual not in ("auto", "none"):
             raise ValueError("eval.perceptual compares with originals, which task 'generate' has none of; leave it out")
-        for name in ("kid_every", "kid_num", "kid_share", "kid_extractor"):
+        for name in ("kid_every", "kid_num", "kid_extractor"):
             if self.task == "upscale" and getattr(self.eval, name) != EvalConfig.model_fields[name].default:
                 raise ValueError(f"eval.{name} has no meaning for task 'upscale', which has originals; leave it out")
         if d.norm == "instance" and d.type != "patchgan":

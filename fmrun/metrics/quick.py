@@ -1,22 +1,17 @@
-"""A quick KID now and then during training, within a share of its time."""
+"""A quick KID now and then during training."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from ..config import Config
 from ..data.source import Images
-from .distribution import LEAST, Cloud, kid
+from .distribution import LEAST, kid
 from .extractors import HOW, NAMES, available, open_extractor, suffix_here
 from .reals import Library, apart
-
-REHEARSED = 32
-"""Images on which the cost of a measurement is estimated before there has been one; the first time does not count."""
 
 
 def extractor_name(config: Config, device: torch.device) -> str | None:
@@ -31,26 +26,6 @@ def extractor_name(config: Config, device: torch.device) -> str | None:
 def metric_name(extractor: str) -> str:
     """Its key in metrics.jsonl."""
     return f"eval/kid{suffix_here(extractor)}"
-
-
-class Budget:
-    """Whether something may be done again without taking more than a share of the time since the beginning."""
-
-    def __init__(self, fraction: float, cost: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.fraction, self.cost, self._clock = fraction, cost, clock
-        self.spent, self._begun = 0.0, clock()
-
-    def affords(self) -> bool:
-        """Whether doing it once more, at the cost of the last time, stays within the share; always where that is 1."""
-        return self.fraction >= 1 or self.spent + self.cost <= self.fraction * (self._clock() - self._begun)
-
-    @contextmanager
-    def spending(self) -> Iterator[None]:
-        """Doing it."""
-        start = self._clock()
-        yield
-        self.cost = self._clock() - start
-        self.spent += self.cost
 
 
 class QuickKid:
@@ -76,22 +51,13 @@ class QuickKid:
     ) -> None:
         self.num, self._generated, self._device = config.eval.kid_num, generated, device
         self.extractor = open_extractor(extractor, None, device, warn)
+        self.name = metric_name(extractor)
         # not the images that `eval` measures against, for the checkpoint that this keeps is measured there
-        self._real = Library(self.extractor, device, warn).cloud(apart(train, self.num))
-        for _ in range(2):
-            start = time.monotonic()
-            self.extractor.all(generated(REHEARSED), device)
-            cost = (time.monotonic() - start) * self.num / REHEARSED
-        self.budget = Budget(config.eval.kid_share, cost)
-
-    @property
-    def name(self) -> str:
-        return metric_name(self.extractor.name)
+        self._real = Library(self.extractor, device, warn).features(apart(train, self.num))
 
     def __call__(self) -> float:
         """Measure. The same weights always give the same number."""
-        features = self.extractor.all(self._generated(self.num), self._device)
-        return kid(Cloud(features.to(self._real.points.device)), self._real)
+        return kid(self.extractor.all(self._generated(self.num), self._device), self._real)
 
 
 def why_not(config: Config, train: Images, extractor: str | None) -> str | None:

@@ -120,25 +120,6 @@ def held_averages(*nets: nn.Module) -> Iterator[None]:
             m.track_running_stats = True
 
 
-@torch.no_grad()
-def calibrate(net: nn.Module, forwards: list[Callable[[], object]]) -> None:
-    """Set batch norm's running averages to the mean over `forwards`, for weights they were not gathered with (EMA)."""
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-    if not norms:
-        return
-    momenta = [m.momentum for m in norms]
-    training = net.training
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None  # torch: cumulative average
-    net.train()
-    for forward in forwards:
-        forward()
-    net.train(training)
-    for m, momentum in zip(norms, momenta, strict=True):
-        m.momentum = momentum
-
-
 class SpectralNorm(nn.Module):
     """Parametrization W / sigma(W), sigma by power iteration (Miyato et al. 2018, eq. 8).
 
