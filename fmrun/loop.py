@@ -222,7 +222,7 @@ class Session:
             if not self.state.step:
                 self.report.note(reason)
             return False
-        if self.extractor is None:
+        if self.extractor is None or c.eval.kid_every > c.train.steps:
             return False
         with self.world.on_first_rank() as first:
             if first:

@@ -145,7 +145,7 @@ class Optimiser:
 
 
 class Ema:
-    """Exponential moving average of a net's weights; buffers are fitted to them separately (`norm.calibrate`)."""
+    """Exponential moving average of a net's weights; buffers are fitted to them separately (`Generate.fit_average`)."""
 
     def __init__(self, average: nn.Module, config: EmaConfig):
         self.net, self.config = average.requires_grad_(False), config

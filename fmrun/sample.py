@@ -24,8 +24,7 @@ from .runs import Run, clean
 from .state import without_init
 from .tasks import generate, upscale
 from .tasks.generate import latents
-from .tiling import layout
-from .upscaling import upscale_photos
+from .tiling import Tiles
 
 CHUNK = 16
 """Images are always made in the same chunks, for a batch's size can change the last bits of an image."""
@@ -74,14 +73,13 @@ def open_source(
 def named_code(target: Run | Path) -> list[trust.Named]:
     """The code that the checkpoints of a run, or one checkpoint file, name."""
     found: list[trust.Named] = []
-    run = target if isinstance(target, Run) else None
-    files = (
-        [target]
-        if isinstance(target, Path)
-        else [checkpoint.path_of(target.checkpoints, s) for s in checkpoint.steps(target.checkpoints)]
-    )
     seen = None
-    for file in reversed(files):
+    if isinstance(target, Run):
+        run, folder = target, target.checkpoints
+        files = [checkpoint.path_of(folder, step) for step in reversed(checkpoint.steps(folder))]
+    else:
+        run, files = None, [target]
+    for file in files:
         with suppress(UserError, KeyError):  # what cannot be read is left out, or refused, when it is opened
             content = checkpoint.read_meta(file).config
             if content != seen:  # all but always the same
@@ -152,39 +150,22 @@ def sample(
     """Write a grid, or single files; the paths written."""
     if source.config.task != "generate":
         raise UserError("this generator upscales images: give it some with --input FILE-OR-FOLDER")
-    if interpolate is not None:
-        noise, columns = (
-            interpolation(seed, num, interpolate, source.config.generator.latent_dim),
-            columns or interpolate,
-        )
-    else:
-        noise = latents(seed, "sample", range(num), source.config.generator.latent_dim)
-    images = draw(source, noise)
-    kind = "interpolation-" if interpolate is not None else ""
-    stem = f"{kind}seed-{seed}-of-step-{source.step}"
-    if individual:
-        folder = out or source.folder / stem
-        if folder.is_file() or folder.suffix.lower() == ".png":
-            raise UserError(f"--out {folder}: --individual writes many files and needs a folder")
-        paths = [folder / f"{stem}-{i:05d}.png" for i in range(num)]
-        clean(folder)
-        for path, image in zip(paths, images, strict=True):
-            save_png(image, path)
-        return paths
-    path = out or source.folder / f"{stem}.png"
-    if path.is_file() and path.suffix.lower() != ".png":
-        raise UserError(
-            f"--out {path}: there is such a file already, and it is no .png; give a name ending in .png, or a folder"
-        )
-    if path.is_dir():
-        path = path / f"{stem}.png"
-    elif path.suffix.lower() != ".png":
-        if path.suffix:
-            raise UserError(f"--out {path}: pictures are written as .png; give a name ending in .png, or a folder")
-        path = path / f"{stem}.png"
-    clean(path.parent)
-    save_png(grid(images, columns), path)
-    return [path]
+    latent_dim = source.config.generator.latent_dim
+    stem = f"{'interpolation-' if interpolate else ''}seed-{seed}-of-step-{source.step}"
+    place = out or source.folder / (stem if individual else f"{stem}.png")
+    if individual and (place.is_file() or place.suffix.lower() == ".png"):
+        raise UserError(f"--out {place}: --individual writes many files and needs a folder")
+    if not individual and (place.is_dir() or not (place.suffix or place.is_file())):
+        place /= f"{stem}.png"
+    if not individual and place.suffix.lower() != ".png":
+        raise UserError(f"--out {place}: pictures are written as .png; give a name ending in .png, or a folder")
+    noise = interpolation(seed, num, interpolate, latent_dim) if interpolate else None
+    made = draw(source, latents(seed, "sample", range(num), latent_dim) if noise is None else noise)
+    paths = [place / f"{stem}-{i:05d}.png" for i in range(num)] if individual else [place]
+    clean(paths[0].parent)
+    for path, image in zip(paths, made if individual else [grid(made, columns or interpolate)], strict=True):
+        save_png(image, path)
+    return paths
 
 
 def upscale_input(
@@ -195,16 +176,16 @@ def upscale_input(
     if config.task != "upscale":
         raise UserError(f"--input {path}: this generator makes images from noise; leave --input out")
     assert config.data.channels is not None
-    field = upscale.tile_field(config, config.data.channels, source.net)
-    cut = layout(field.radius, field.smallest, field.multiple, tile=tile)
+    from .upscaling import upscale_photos  # imports libvips
+
+    view = upscale.tile_field(config, config.data.channels, source.net)
     return upscale_photos(
         source.net,
         path,
         out or Path("."),
         scale=config.data.scale,
         channels=config.data.channels,
-        cut=cut,
-        exact=field.radius is not None and field.radius <= cut.overlap,
+        tiles=Tiles.of(view, tile),
         report=report,
         overwrite=overwrite,
     )

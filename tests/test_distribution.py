@@ -1,15 +1,12 @@
-"""Scores of two clouds of features, against slow references, against torch-fidelity, and against what must hold."""
+"""Scores of two clouds of features, against slow references, and against what must hold."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from fmrun.metrics import distribution
-from fmrun.metrics.distribution import SCORES, Cloud, fid, kid, neighbourhoods, scores
+from fmrun.metrics.distribution import SCORES, fid, kid, kid_error, neighbourhoods, scores
 
 
 def two(
@@ -68,43 +65,36 @@ def slow_neighbourhoods(made: np.ndarray, real: np.ndarray) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("block", [2**22, 300])
-def test_equal_to_slow_references(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_to_slow_references(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also a few rows at a time, and on random subsets smaller than the sets."""
-    monkeypatch.setattr(distribution, "BLOCK", block)
-    monkeypatch.setattr(distribution, "SUBSETS", 3)
-    monkeypatch.setattr(distribution, "SUBSET_SIZE", 20)
-    distribution._members.cache_clear()
     made, real = two(45, 30)
-    found = scores(Cloud(made), Cloud(real))
-    distribution._members.cache_clear()
     one, other = (x.double().numpy() for x in (made, real))
-    assert list(found) == list(SCORES)
-    assert found["kid"] == pytest.approx(slow_kid(one, other), rel=1e-5)
-    assert found["fid"] == pytest.approx(slow_fid(one, other), rel=1e-5)
-    for name, value in slow_neighbourhoods(one, other).items():
-        assert found[name] == pytest.approx(value, rel=1e-9), name
-        assert 0 < value < 1 or name == "density"
+    for rows, at_once, subsets, size in ((7, 44, 3, 20), (1024, 45, 3, 20), (1024, 4096, 4, 1000)):
+        for name, value in (("ROWS", rows), ("AT_ONCE", at_once), ("SUBSETS", subsets), ("SUBSET_SIZE", size)):
+            monkeypatch.setattr(distribution, name, value)
+        found = scores(made, real)
+        assert list(found) == list(SCORES)
+        assert found["kid"] == pytest.approx(slow_kid(one, other), rel=1e-9)
+        assert found["fid"] == pytest.approx(slow_fid(one, other), rel=1e-9)
+        for name, value in slow_neighbourhoods(one, other).items():
+            assert found[name] == pytest.approx(value, abs=1e-6), name
+            assert 0 < value < 1 or name == "density"
 
 
-def test_equal_to_torch_fidelity() -> None:
-    """Its functions on the same features, with its own defaults where they can be kept."""
-    made, real = two(dtype=torch.float64)
-    a, b = Cloud(made), Cloud(real)
-    theirs = kid_features_to_metric(made, real, kid_subset_size=90, verbose=False)
-    assert kid(a, b) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
-    stats = (fid_features_to_statistics(x) for x in (made, real))
-    assert fid(a, b) == pytest.approx(fid_statistics_to_metric(*stats, False)["frechet_inception_distance"], rel=1e-5)
-    prc = prc_features_to_metric(made, real, verbose=False, save_cpu_ram=False)
-    found = neighbourhoods(a, b)
-    assert found["precision"] == pytest.approx(prc["precision"], abs=1e-6)
-    assert found["recall"] == pytest.approx(prc["recall"], abs=1e-6)
-
-
-def test_subsets_are_those_of_torch_fidelity() -> None:
+def test_sets_that_fit_a_subset_are_compared_once_as_every_draw_of_them_would(monkeypatch: pytest.MonkeyPatch) -> None:
     made, real = two(60, 60)
-    theirs = kid_features_to_metric(made.double(), real.double(), kid_subset_size=60, kid_subsets=100, verbose=False)
-    assert kid(Cloud(made), Cloud(real)) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+    assert kid(made, real) == pytest.approx(slow_kid(made.double().numpy(), real.double().numpy()), rel=1e-9)
+    monkeypatch.setattr(distribution, "SUBSET_SIZE", 59)
+    assert kid(made, real) != pytest.approx(slow_kid(made.double().numpy()[:59], real.double().numpy()[:59]), rel=1e-3)
+
+
+def test_the_standard_error_is_the_spread_over_other_images() -> None:
+    rng = torch.Generator().manual_seed(4)
+    pairs = [(1.3 * torch.randn(80, 8, generator=rng), torch.randn(60, 8, generator=rng)) for _ in range(200)]
+    spread = np.std([kid(made, real) for made, real in pairs])
+    told = np.array([kid_error(made, real) for made, real in pairs])
+    assert told.mean() == pytest.approx(spread, rel=0.15)
+    assert told.std() < 0.3 * told.mean()
 
 
 def test_density_and_coverage_of_alike_sets_are_as_derived() -> None:
@@ -115,7 +105,7 @@ def test_density_and_coverage_of_alike_sets_are_as_derived() -> None:
     found = []
     for _ in range(60):
         made, real = (torch.randn(n, 4, generator=rng) for n in (mades, reals))
-        found.append(neighbourhoods(Cloud(made), Cloud(real)))
+        found.append(neighbourhoods(made, real))
     below = np.prod([(reals - i) / (mades + reals - i) for i in range(1, k + 1)])
     coverage = np.array([f["coverage"] for f in found])
     density = np.array([f["density"] for f in found])
@@ -130,7 +120,7 @@ def test_an_outlier_among_the_reals_fools_precision_and_not_density() -> None:
     cluster = torch.randn(100, 2, generator=rng)
     real = torch.cat([cluster, torch.tensor([[30.0, 30.0]])])
     made = torch.tensor([[20.0, 20.0]]) + torch.randn(100, 2, generator=rng)
-    found = neighbourhoods(Cloud(made), Cloud(real))
+    found = neighbourhoods(made, real)
     assert found["precision"] == 1
     assert found["density"] == pytest.approx(1 / 5)
     assert found["coverage"] == pytest.approx(1 / 101)
@@ -139,7 +129,7 @@ def test_an_outlier_among_the_reals_fools_precision_and_not_density() -> None:
 def test_kid_is_unbiased() -> None:
     """Its mean over pairs of sets of one distribution is 0, and so some are below."""
     rng = torch.Generator().manual_seed(3)
-    found = np.array([kid(*(Cloud(torch.randn(20, 8, generator=rng)) for _ in range(2))) for _ in range(100)])
+    found = np.array([kid(*(torch.randn(20, 8, generator=rng) for _ in range(2))) for _ in range(100)])
     assert abs(found.mean()) < 3 * found.std() / 10
     assert found.min() < 0 < found.max()
 
@@ -147,14 +137,14 @@ def test_kid_is_unbiased() -> None:
 def test_more_dimensions_than_images() -> None:
     made, real = two(30, 25, 200)
     one, other = (x.double().numpy() for x in (made, real))
-    assert fid(Cloud(made), Cloud(real)) == pytest.approx(slow_fid(one, other), rel=1e-5)
-    assert fid(Cloud(made), Cloud(made)) == pytest.approx(0, abs=1e-4)
+    assert fid(made, real) == pytest.approx(slow_fid(one, other), rel=1e-5)
+    assert fid(made, made) == pytest.approx(0, abs=1e-4)
 
 
 def test_a_collapsed_generator_is_no_accident() -> None:
     """Equal images have balls of no size, and nothing divides by them."""
     _, real = two()
-    found = scores(Cloud(real[:1].expand(50, -1)), Cloud(real))
+    found = scores(real[:1].expand(50, -1), real)
     assert all(np.isfinite(list(found.values())))
     assert found["recall"] <= 1 / len(real)
     assert found["coverage"] < 0.2

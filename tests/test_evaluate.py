@@ -28,7 +28,7 @@ from fmrun.errors import UserError
 from fmrun.evaluate import Asked, table, upscale
 from fmrun.measures import lone_precision, measure
 from fmrun.metrics import extractors, reals
-from fmrun.metrics.distribution import SCORES, Cloud, kid
+from fmrun.metrics.distribution import SCORES, kid
 from fmrun.metrics.extractors import INCEPTION_FILE, Extractor, _empty_inception, available, open_extractor, suffix_of
 from fmrun.metrics.quick import metric_name
 from fmrun.presets import Override, parse_set, resolve
@@ -110,6 +110,8 @@ def test_every_score_carries_what_it_was_measured_on_and_the_floor(own: str) -> 
     assert (record["run"], record["step"], record["weights"], record["which"]) == ("run", 4, "ema", ["last"])
     names = [f"{name}_small" for name in SCORES]
     assert list(record["metrics"]) == list(record["floor"]) == names
+    assert list(record["error"]) == list(record["floor_error"]) == ["kid_small"]
+    assert 0 < record["error"]["kid_small"] < abs(record["metrics"]["kid_small"])
     assert record["settings"] == {
         "task": "generate",
         "data": "images.npz, trained on",
@@ -163,6 +165,7 @@ def test_checkpoints_and_runs_in_one_table(own: str) -> None:
     head, _, *lines = done.out.splitlines()
     assert head.split() == ["run", "one", "two", "(real", "images)"]
     assert [line.split()[0] for line in lines[:5]] == ["step", "weights", "which", "images", "kid_small"]
+    assert all(re.fullmatch(r"-?[\d.e-]+ ± [\d.e-]+", cell) for cell in re.split(r"  +", lines[4])[1:])
     assert max(map(len, done.out.splitlines())) <= 80
     assert "what real images score" in done.err
 
@@ -377,8 +380,8 @@ def test_kid_orders_what_is_ever_worse_and_sees_missing_kinds() -> None:
     noise = torch.from_numpy(noise_images(500, 32)[:, None])
     few = {kinds: held.read(np.flatnonzero(held.labels < kinds)[:800]) for kinds in (8, 5, 1)}
     sets = [others, blurred(others[:500], 0.5), blurred(others[:500], 2), noise[:200], *few.values()]
-    against = Cloud(extractor.all([real], CPU))
-    alike, slight, strong, noisy, *fewer = (kid(Cloud(extractor.all([s], CPU)), against) for s in sets)
+    against = extractor.all([real], CPU)
+    alike, slight, strong, noisy, *fewer = (kid(extractor.all([s], CPU), against) for s in sets)
     assert abs(alike) < slight / 3 < slight < strong < noisy
     assert 3 * abs(alike) < fewer[0] < fewer[1] < fewer[2]
 
@@ -416,7 +419,7 @@ def test_without_a_home_nothing_is_kept_which_is_said_once(monkeypatch: pytest.M
     library = reals.Library(mean, CPU, said.append)
     images = Images.of_array("noise", noise_images(20)[..., None])
     for count in (16, 20):
-        library.cloud(reals.share(images, count))
+        library.features(reals.share(images, count))
     assert said == ["there is no home folder and XDG_CACHE_HOME is not set; features will be computed again next time"]
 
 
@@ -493,7 +496,7 @@ def test_upscalers_are_measured_beside_bicubic() -> None:
 def upscaled_by_nearest(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Measures enlarging by nearest neighbour, one photograph, under a config with these settings."""
     monkeypatch.setattr(upscale, "perceptual_metrics", lambda device: {})
-    found = upscale.UpscaleMeasure(Asked(num=1), CPU, Reporter(quiet_rank=True))
+    found = upscale.Measure(Asked(num=1), CPU, Reporter(quiet_rank=True))
 
     class Nearest(nn.Upsample):
         def __init__(self) -> None:

@@ -27,23 +27,13 @@ def only_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perceptual, "METRICS", {"dists": missing, "lpips": missing, "mobilenet": Distance})
 
 
-@pytest.mark.usefixtures("only_the_last")
-def test_auto_takes_the_first_whose_weights_are_there() -> None:
-    found = perceptual.perceptual_metric("auto", CPU)
-    assert found is not None
-    assert found[0] == "mobilenet"
-    assert perceptual.perceptual_metric("none", CPU) is None
-
-
-def test_auto_does_without_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "METRICS", {"dists": missing})
-    assert perceptual.perceptual_metric("auto", CPU) is None
-
-
-@pytest.mark.usefixtures("only_the_last")
-def test_the_one_asked_for_is_had_or_its_file_is_named() -> None:
+def test_which_are_had(only_the_last: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(perceptual.perceptual_metrics(CPU, "auto", 1)) == ["mobilenet"]
+    assert perceptual.perceptual_metrics(CPU, "none") == {}
     with pytest.raises(UserError, match=r"vgg16\.pth"):
-        perceptual.perceptual_metric("dists", CPU)
+        perceptual.perceptual_metrics(CPU, "dists")
+    monkeypatch.setattr(perceptual, "METRICS", {"dists": missing})
+    assert perceptual.perceptual_metrics(CPU) == {}
 
 
 @pytest.mark.usefixtures("only_the_last")

@@ -12,8 +12,9 @@ from torch import nn
 
 from fmrun.dist import World
 from fmrun.errors import UserError
+from fmrun.feature_matching.frozen import frozen_running_stats
 from fmrun.feature_matching.statistics import STATISTICS, random_directions
-from fmrun.models.norm import GlobalBatchNorm, calibrate, frozen_running_stats, globalise
+from fmrun.models.norm import GlobalBatchNorm, globalise
 from fmrun.state import State
 
 RANKS = 2
@@ -231,7 +232,7 @@ def test_global_batch_norm_alone_is_batch_norm_also_in_half_precision():
 # Averages held, and fitted
 
 
-def test_held_averages_normalise_by_the_batch_and_move_nothing():
+def test_frozen_running_stats_normalise_by_the_batch_and_move_nothing():
     norm, twin = fresh_norm(), fresh_norm()
     expected = twin(whole_batch())
     before = {n: b.clone() for n, b in norm.named_buffers()}
@@ -242,32 +243,19 @@ def test_held_averages_normalise_by_the_batch_and_move_nothing():
     assert all(torch.equal(b, dict(twin.named_buffers())[n]) for n, b in norm.named_buffers())
 
 
-def test_held_averages_are_let_go_after_an_error():
+def test_frozen_running_stats_are_let_go_after_an_error():
     norm = fresh_norm()
     with pytest.raises(ValueError, match="4D"), frozen_running_stats(norm):
         norm(torch.zeros(3))
     assert norm.track_running_stats
 
 
-def test_held_averages_in_eval_mode_still_use_them():
+def test_frozen_running_stats_in_eval_mode_still_use_them():
     norm = fresh_norm().eval()
     norm.running_mean.fill_(3.0)
     expected = norm(whole_batch())
     with frozen_running_stats(norm):
         assert torch.equal(norm(whole_batch()), expected)
-
-
-def test_calibration_is_the_mean_over_the_forwards():
-    net = nn.Sequential(fresh_norm()).eval()
-    net[0].running_mean.fill_(100.0)
-    batches = [whole_batch(i) for i in range(3)]
-    calibrate(net, [lambda b=b: net(b) for b in batches])
-    mean = torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0)
-    var = torch.stack([b.transpose(0, 1).flatten(1).var(1) for b in batches]).mean(0)
-    assert torch.allclose(net[0].running_mean, mean)
-    assert torch.allclose(net[0].running_var, var)
-    assert not net.training
-    assert net[0].momentum == 0.1
 
 
 def test_the_averaged_generators_batch_norm_fits_its_weights_and_fitting_twice_is_fitting_once():

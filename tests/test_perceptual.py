@@ -16,7 +16,7 @@ from fmrun.errors import UserError
 from fmrun.losses import pretrained
 from fmrun.losses.image import ImageLosses
 from fmrun.losses.perceptual import CUSTOMARY, DistsLoss, FeatureLoss, LpipsLoss, feature_loss
-from fmrun.losses.pretrained import BACKBONES, Features, choose_layers, find_weights, load_features, read_weights
+from fmrun.losses.pretrained import BACKBONES, Features, choose_layers, find_weights, load_features
 from fmrun.metrics.perceptual import perceptual_metrics
 
 
@@ -120,7 +120,8 @@ def test_layers_in_any_order_keep_their_weights(files):
     )
     loss = feature_loss("vgg19", config, "losses.perceptual").double()
     assert loss.weights == (0.5, 3.0)
-    assert len(loss.features.net) == 8, "nothing runs beyond the last layer"
+    modules = [node.target for node in loss.features.net.graph.nodes if node.op == "call_module"]
+    assert modules == list("01234567"), "nothing runs beyond the last layer"
     net = torchvision_features("vgg19", files)
     image, target = numbers(0), numbers(1)
     with torch.no_grad():
@@ -268,7 +269,7 @@ def test_a_damaged_file_that_is_not_asked_for_is_named(cache, capsys):
 
 @pytest.mark.parametrize("kept", [0, 100, 0.5, 0.99])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_that_is_cut_is_named_with_what_is_there_and_what_should_be(tmp_path, kept, zipped):
+def test_a_file_that_is_cut_is_named(tmp_path, kept, zipped):
     torch.save(
         {"features.0.weight": torch.zeros(99)}, path := tmp_path / "net.pth", _use_new_zipfile_serialization=zipped
     )
@@ -276,21 +277,16 @@ def test_a_file_that_is_cut_is_named_with_what_is_there_and_what_should_be(tmp_p
     path.write_bytes(data[: int(kept if kept > 1 else kept * len(data))])
     with pytest.raises(UserError) as caught:
         load_features(BACKBONES["vgg19"], str(path), "losses.perceptual")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     assert str(path) in str(caught.value)
-    if kept == 0:
-        assert "is empty" in str(caught.value)
-    else:
-        assert f"it has {path.stat().st_size} bytes and a SHA-256 that begins with {found}" in str(caught.value)
-        assert "that of vgg19-dcbb9e9d.pth begins with dcbb9e9d; fetch it again" in str(caught.value)
+    assert ("is damaged" if kept else "is empty") in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         (None, "there is no file"),
-        (b"nonsense", "is cut short, damaged or no weights file"),
-        ({"a": 1}, "does not hold a net's weights by name"),
+        (b"nonsense", "is damaged or holds more than weights"),
+        ([1], "holds a list, not named weights"),
         (
             {"features.0.weight": torch.zeros(1)},
             "does not hold torchvision's VGG19: features.0.weight is missing or of",
@@ -311,17 +307,6 @@ def test_files_that_are_no_weights(tmp_path, content, expected):
     assert expected in said
     assert str(path) in said
     assert "\n" not in said
-
-
-def test_a_pickle_that_would_run_something_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "made"), "w"))
-
-    torch.save({"features.0.weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="damaged or no weights file"):
-        read_weights(tmp_path / "evil.pth", "losses.perceptual", "vgg19-dcbb9e9d.pth")
-    assert not (tmp_path / "made").exists()
 
 
 def test_without_torchmetrics(monkeypatch, files):

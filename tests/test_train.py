@@ -238,7 +238,7 @@ def test_every_metric_of_a_run_can_be_its_best(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(State, "metric_names", recorded)
     for i, settings in enumerate(
         (
-            ("data.valid_fraction=0.5", "eval.every=2", "eval.kid_every=2", "eval.kid_share=1", "eval.kid_num=10"),
+            ("data.valid_fraction=0.5", "eval.every=2", "eval.kid_every=2", "eval.kid_num=10"),
             ("losses.gan.type=hinge", "losses.gan.r1=1", "losses.gan.r2=1", "feature_matching.layers=all"),
             ("discriminator.train=false", "losses.gan.weight=0", "feature_matching.balance=none"),
             ("feature_matching.weight=0",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -497,7 +496,7 @@ def test_sample_upscales_files_and_folders(workplace: Path) -> None:
         assert Image.open(line).size == (2 * small.width, 2 * small.height)
 
 
-def test_seams_are_measured_and_said_where_tiles_are_not_the_whole() -> None:
+def test_blending_is_said_where_tiles_are_not_the_whole() -> None:
     noted = "this generator sees further than its tiles overlap"
     realplksr = s("generator.type=realplksr", "generator.kernel=3")
     train(*realplksr, "--steps", "1", "--name", "global")
@@ -506,11 +505,7 @@ def test_seams_are_measured_and_said_where_tiles_are_not_the_whole() -> None:
     save(Path("in/small.png"), picture(12, 13, seed=9))
     done = good("sample", "global", "--input", "in", "--tile", "32", "--out", "a")
     (said,) = [line for line in done.err.splitlines() if noted in line]
-    found = re.search(
-        r"at most ([\d.e-]+) of 255, and by a step of ([\d.e-]+) of 255 .* in the middle of wide\.png", said
-    )
-    assert found is not None, said
-    assert 0 < float(found[1]) < 5
+    assert "blended" in said
     assert noted not in good("sample", "local", "--input", "in", "--tile", "32", "--out", "b").err
 
 

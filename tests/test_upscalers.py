@@ -57,9 +57,7 @@ def test_every_architecture_has_what_it_says():
         "esrgan": ((1, 2, 4), (1, 3, 4)),
     }
     for name, a in ARCHITECTURES.items():
-        assert a.params.keys() == a.small.keys()
         assert describe(name, 2, 3).params == a.params
-        assert describe(name, 2, 3, **a.small).params == a.small
 
 
 @pytest.mark.parametrize(("arch", "scale", "channels", "params"), ALL)
@@ -243,7 +241,7 @@ class Trap:
 def test_nothing_in_a_file_is_executed(tmp_path, capfd, kind):
     file = tmp_path / f"net.{kind}"
     torch.save({"params": tiny("compact").state_dict(), "more": Trap()}, file)
-    with pytest.raises(UserError, match=r"holds more than weights, or is damaged, and is not loaded") as caught:
+    with pytest.raises(UserError, match=r"is damaged or holds more than weights, and is not loaded") as caught:
         load_pretrained(file)
     file.write_bytes(pickle.dumps(Trap(), protocol=2))
     with pytest.raises(UserError, match="holds more than weights"):

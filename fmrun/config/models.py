@@ -33,13 +33,15 @@ class GeneratorConfig(_Net):
     """`dcgan`: channels of the last hidden layer; each layer before it has twice as many."""
 
     features: int | None = Field(default=None, ge=1, le=1024)
-    """Super-resolution: channels of the hidden layers. `none` is the architecture's own."""
+    """Super-resolution: channels of the hidden layers. `none` is the file's of `init`, else the architecture's
+    own."""
 
     blocks: int | None = Field(default=None, ge=1, le=256)
-    """`compact`, `realplksr`, `esrgan`: convolutions or blocks. `none` is the architecture's own."""
+    """`compact`, `realplksr`, `esrgan`: convolutions or blocks. `none` is the file's of `init`, else the
+    architecture's own."""
 
     kernel: int | None = Field(default=None, ge=1, le=63)
-    """`realplksr`: side of its large kernels. `none` is 17."""
+    """`realplksr`: side of its large kernels. `none` is the file's of `init`, else 17."""
 
     norm: bool | None = None
     """`span`: shift and scale images by the mean and range of its training data. `none` is the file's of `init`, else

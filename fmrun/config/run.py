@@ -94,17 +94,13 @@ class EvalConfig(Section):
 
     kid_every: int = Field(default=1000, ge=0, le=10**9)
     """Images from noise: steps between quick measurements of KID, of images of the averaged generator against training
-    images (not those that `fmrun eval` measures against, as far as there are others); 0 turns them off. They stand in metrics.jsonl under the name
-    of their extractor, as `eval/kid_mobilenet_v2`, or `eval/kid` with Inception."""
+    images (not those that `fmrun eval` measures against, as far as there are others), with one more at the end of a run
+    that is at least so long; 0 turns them off. They stand in metrics.jsonl under the name of their extractor, as
+    `eval/kid_mobilenet_v2`, or `eval/kid` with Inception."""
 
     kid_num: int = Field(default=500, ge=10, le=10**7)
     """Images generated for one of them, and real ones compared with. Few make it quick, not exact: `fmrun eval` measures
     better."""
-
-    kid_share: float = Field(default=0.005, gt=0.0, le=1.0)
-    """Share of the training time that these measurements may take. One that would exceed it is left out, so that on a slow
-    machine they lie further apart, at other multiples of `kid_every`. Which are left out depends on the clock, and with
-    them the rows of metrics.jsonl and the best checkpoint; no weight does. 1 leaves none out."""
 
     kid_extractor: Literal["auto", "inception", "mobilenet_v2"] = "auto"
     """Net whose features are compared. `auto` takes one whose weights are on the machine (on a CPU MobileNetV2 before

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from ..measures import lone_precision
 from ..presets import Override, from_json, revise
 from ..report import Reporter, format_cell
 from ..runs import Run
-from ..sample import Source, load_source, named_code
+from ..sample import load_source, named_code
 from ..state import TASKS
 from ..tables import Table
 
@@ -59,21 +60,6 @@ class Asked:
         return replace(self, overrides=tuple(self.overrides), steps=(), all_checkpoints=False) == Asked()
 
 
-class Measure(Protocol):
-    """What a task has to say about a generator."""
-
-    headline: str
-    """The metric by which the best of several checkpoints is chosen."""
-
-    def __call__(self, source: Source, config: Config) -> dict[str, Any]:
-        """`settings`, `metrics`, `floor` and more of a record, as `Run.add_evaluation` takes them."""
-        ...
-
-    def trained_on(self, config: Config) -> str:
-        """Fingerprint of the training images of `config` as they are now."""
-        ...
-
-
 def evaluate(
     targets: Sequence[Run | Path], asked: Asked, device: torch.device, report: Reporter, trust_code: bool = False
 ) -> list[dict[str, Any]]:
@@ -95,7 +81,7 @@ def evaluate(
         way_out = "" if given else f"; to measure {_name(target)} against other images: --data PATH"
         refuse_missing(config.data, config.task, way_out)
     wanted = [_wanted(target, asked) for target in targets]
-    measure = _measure(configs[0].task, asked, device, report)
+    measure = _of(configs[0].task).Measure(asked, device, report)
     records: list[dict[str, Any]] = []
     keys = {override.key for override in asked.overrides} - {"data.skip_unreadable"}
     as_trained = not any(key.startswith("data.") for key in keys)
@@ -123,25 +109,15 @@ def evaluate(
     return records
 
 
-def _measure(task: str, asked: Asked, device: torch.device, report: Reporter) -> Measure:
-    # each needs what the other does not: a feature extractor, tiles
-    if task == "generate":
-        from .generate import GenerateMeasure
-
-        return GenerateMeasure(asked, device, report)
-    from .upscale import UpscaleMeasure
-
-    return UpscaleMeasure(asked, device, report)
+def _of(task: str) -> Any:
+    """The module of a task, with its `Measure` and `rows`: each needs what the other does not."""
+    return import_module(f".{task}", __name__)
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Rows of runs, then of what real images (or bicubic upscaling) reach; columns of them where that is narrower than a
     terminal and rows are not."""
-    if records[0]["settings"]["task"] == "generate":
-        from .generate import rows
-    else:
-        from .upscale import rows
-    heads, cells = rows(records)
+    heads, cells = _of(records[0]["settings"]["task"]).rows(records)
     rows_of_text = [list(map(format_cell, row)) for row in cells]
     return Table(heads, rows_of_text, "l" + "r" * (len(heads) - 1), keys=2).text()
 

@@ -14,7 +14,7 @@ from ..config.data import DataConfig
 from ..data.store import Images
 from ..errors import UserError
 from ..metrics.classifier import Classifier, load_classifier
-from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, Cloud, scores, subset_size
+from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, kid_error, scores, subset_size
 from ..metrics.extractors import open_extractor
 from ..metrics.modes import STACKED_NUM, Kinds, choose_kinds, coverage, expected
 from ..metrics.reals import Library, Reals, choose_reals, share, shown
@@ -32,7 +32,7 @@ NOISY = 500
 """Below so many images, scores say little."""
 
 
-class GenerateMeasure:
+class Measure:
     """Scores of generators of images, against real images that are read and looked at once for all of them."""
 
     def __init__(self, asked: Asked, device: torch.device, report: Reporter):
@@ -46,7 +46,7 @@ class GenerateMeasure:
         self.library = Library(self.extractor, device, report.warn, report.counting("real images looked at"))
         self._opened: dict[tuple[DataConfig, int], tuple[Images, Images | None]] = {}
         self._histograms: dict[str, Tensor] = {}
-        self._floors: dict[tuple[str, str], dict[str, float]] = {}
+        self._floors: dict[tuple[str, str], tuple[dict[str, float], float]] = {}
         self._said: set[str] = set()
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
@@ -56,13 +56,12 @@ class GenerateMeasure:
         kinds = choose_kinds(data.path, data.channels or 0, data.image_size, self.asked.modes)
         counted = self._counted(kinds, count)
         features, histogram = self._look(source, seed, count, kinds, counted)
-        made = Cloud(features)
-        reference = self.library.cloud(reals.reference)
+        reference = self.library.features(reals.reference)
         settings = {
             "task": "generate",
             "data": reals.name,
             "reals": len(reference),
-            "reals_sha256": self.library.fingerprint(reals.reference)[:16],
+            "reals_sha256": reals.reference.fingerprint[:16],
             "num": count,
             "extractor": self.extractor.name,
             "extractor_weights": self.extractor.weights[:8] if self.extractor.weights else None,
@@ -75,13 +74,15 @@ class GenerateMeasure:
         }
         if count >= MANY:
             self.report.note(f"comparing {count} images with {len(reference)} real ones")
-        metrics, floor = self._named(scores(made, reference)), self._named(self._floor(reals))
+        metrics, floor, floor_error = self._named(scores(features, reference)), *self._floor(reals)
+        error = kid_error(features, reference)
         if kinds is not None:
             likely, modes_floor = self._real_modes(config, kinds, counted)
             settings |= {"modes_num": counted, "modes_reference": "uniform" if likely is None else "labels of the data"}
             metrics |= coverage(histogram, likely)
-            floor |= modes_floor
-        return {"settings": settings, "metrics": metrics, "floor": floor, "floor_on": reals.floor_name}
+            floor = floor | modes_floor
+        errors = {"error": {self.headline: error}, "floor_error": {self.headline: floor_error}}
+        return {"settings": settings, "metrics": metrics, "floor": floor, "floor_on": reals.floor_name, **errors}
 
     def _counted(self, kinds: Kinds | None, count: int) -> int:
         """Images whose kinds are counted."""
@@ -103,8 +104,7 @@ class GenerateMeasure:
                 histogram += kinds.histogram(self.classifier, [part[: counted - seen]], self.device)
             seen += len(part)
             tell(seen, total)
-        found = torch.cat(features)
-        return found.to(self.device) if self.device.type == "cuda" else found, histogram
+        return torch.cat(features), histogram
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -116,7 +116,7 @@ class GenerateMeasure:
         pool = valid if valid is not None else train
         likely = expected(pool, kinds.count)
         chosen = share(pool if len(pool) >= min(counted, len(train)) else train, counted)
-        content = self.library.fingerprint(chosen)
+        content = chosen.fingerprint
         if content not in self._histograms:
             self._histograms[content] = kinds.histogram(self.classifier, chosen.parts(), self.device)
         return likely, coverage(self._histograms[content], likely)
@@ -158,11 +158,13 @@ class GenerateMeasure:
             self._said.add(sentence)
             self.report.note(sentence)
 
-    def _floor(self, reals: Reals) -> dict[str, float]:
-        one, other = (self.library.fingerprint(share) for share in reals.floor)
-        if (one, other) not in self._floors:
-            self._floors[one, other] = scores(*(self.library.cloud(share) for share in reals.floor))
-        return self._floors[one, other]
+    def _floor(self, reals: Reals) -> tuple[dict[str, float], float]:
+        """Scores of real images against others, and the standard error of their KID."""
+        key = reals.floor[0].fingerprint, reals.floor[1].fingerprint
+        if key not in self._floors:
+            both = [self.library.features(share) for share in reals.floor]
+            self._floors[key] = self._named(scores(*both)), kid_error(*both)
+        return self._floors[key]
 
     def _named(self, found: dict[str, float]) -> dict[str, float]:
         return {name + self.extractor.suffix: value for name, value in found.items()}
@@ -176,23 +178,18 @@ class GenerateMeasure:
 
 
 def rows(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table: one a record, then the floors."""
+    """Columns and rows of a table: one a record, then the floors. KID has its standard error beside it."""
     found_names = dict.fromkeys(name for record in records for name in record["metrics"])
     names = [name for name in found_names if any(r["metrics"].get(name) is not None for r in records)]
-    columns = ["run", "step", "weights", "which", "images", *names]
-    found = [
-        [
-            r["run"],
-            r["step"],
-            r["weights"],
-            ", ".join(r["which"]),
-            r["settings"]["num"],
-            *(r["metrics"].get(name) for name in names),
-        ]
-        for r in records
-    ]
-    floors = {(r["settings"]["reals_sha256"], r["floor_on"]): r for r in records}
-    for record in floors.values():
-        floor = record["floor"]
-        found.append(["(real images)", None, "", "floor", record["settings"]["reals"], *(floor.get(n) for n in names)])
-    return columns, found
+
+    def values(found: dict[str, Any], errors: dict[str, Any]) -> list[Any]:
+        return [f"{found[n]:.4g} ± {errors[n]:.2g}" if n in errors and n in found else found.get(n) for n in names]
+
+    cells = []
+    for r in records:
+        head = [r["run"], r["step"], r["weights"], ", ".join(r["which"]), r["settings"]["num"]]
+        cells.append([*head, *values(r["metrics"], r.get("error", {}))])
+    for r in {(r["settings"]["reals_sha256"], r["floor_on"]): r for r in records}.values():
+        head = ["(real images)", None, "", "floor", r["settings"]["reals"]]
+        cells.append([*head, *values(r["floor"], r.get("floor_error", {}))])
+    return ["run", "step", "weights", "which", "images", *names], cells

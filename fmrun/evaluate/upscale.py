@@ -20,22 +20,18 @@ from ..tasks.upscale import bicubic, restored, tile_field, upscaled
 from . import Asked, opened
 
 
-class UpscaleMeasure:
+class Measure:
     """Scores of upscalers on whole photographs, in tiles."""
 
     headline = "psnr_y"
 
     def __init__(self, asked: Asked, device: torch.device, report: Reporter):
         self.asked, self.device, self.report = asked, device, report
-        for flag, value in (
-            ("--extractor", asked.extractor),
-            ("--extractor-weights", asked.extractor_weights),
-            ("--seed", asked.seed),
-            ("--modes", asked.modes),
-            ("--modes-num", asked.modes_num),
-        ):
-            if value is not None:
-                raise UserError(f"{flag} is for images from noise; upscaled images are compared with their originals")
+        for flag in ("extractor", "extractor_weights", "seed", "modes", "modes_num"):
+            if getattr(asked, flag) is not None:
+                raise UserError(
+                    f"--{flag.replace('_', '-')} is for images from noise; upscaled images are compared with their originals"
+                )
         if asked.num is not None and asked.num < 1:
             raise UserError(f"--num {asked.num}: at least one photograph is needed")
         self.distances = perceptual_metrics(device)

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest, reading
-from ..models.weights import require_content
+from ..models.weights import read_state
 from ..report import warn_once
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,10 +50,10 @@ class Backbone:
 
     def features(self) -> nn.Sequential:
         """Without memory for weights, and without drawing random numbers."""
-        import torchvision  # takes a second, and only these losses need it
+        from torchvision.models import get_model  # takes a second, and only these losses need it
 
         with torch.device("meta"):
-            return getattr(torchvision.models, self.model)(weights=None).features
+            return get_model(self.model, weights=None).features
 
 
 def _numbered(names: Sequence[str]) -> dict[str, int]:
@@ -116,6 +115,11 @@ def _size_and_hash(path: Path) -> tuple[int, str]:
         return path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def option(field: str) -> str:
+    """How a file of weights is named on the command line, for a section of the config or a flag."""
+    return f"{field}-weights FILE" if field.startswith("--") else f"-s {field}.weights=FILE"
+
+
 def find_weights(backbone: Backbone, field: str) -> Path:
     """The backbone's file in its package or torchvision's cache, its hash checked; UserError says how to get it.
 
@@ -133,41 +137,18 @@ def find_weights(backbone: Backbone, field: str) -> Path:
         raise UserError(
             f"{field}: the weights of {backbone.title} are not on this machine; {package}put {backbone.file} into "
             f'{cache_folder()} (`python -c "import torchvision; torchvision.models.{backbone.model}'
-            f"(weights='IMAGENET1K_V1')\"` downloads it there), or name the file with -s {field}.weights=FILE"
+            f"(weights='IMAGENET1K_V1')\"` downloads it there), or name the file with {option(field)}"
             + (f", or leave the loss out with -s {field}=none" if field.startswith("losses.") else "")
         )
     check_published(path, backbone.file, field)
     return path
 
 
-def read_weights(path: Path, field: str, published: str) -> dict[str, Tensor]:
-    """The state dict in a `.pth` or `.safetensors` file, read without executing anything in it. `published` is what the
-    file is usually called, and ends in eight digits of its SHA-256."""
-    require_content(path, f"{field}.weights")
-    try:
-        if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever half a file does to its reader
-        size, found = _size_and_hash(path)
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{field}.weights: '{path}' is cut short, damaged or no weights file ({reason}): it has {size} bytes and a "
-            f"SHA-256 that begins with {found[:8]}, and that of {published} begins with "
-            f"{Path(published).stem.rpartition('-')[2]}; fetch it again"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{field}.weights: '{path}' does not hold a net's weights by name")
-    return state
-
-
 def load_features(backbone: Backbone, file: str | None, field: str) -> nn.Sequential:
     """The pretrained convolutional part, frozen, in evaluation mode, on the CPU."""
     path = Path(file) if file is not None else find_weights(backbone, field)
-    with reading(path):
-        state = read_weights(path, field, backbone.file)
+    setting = option(field).removeprefix("-s ").removesuffix("=FILE").removesuffix(" FILE")
+    state = read_state(path, setting)
     net = backbone.features()
     own = net.state_dict()
     given = {key.removeprefix("features."): v for key, v in state.items() if key.startswith("features.")}
@@ -175,7 +156,7 @@ def load_features(backbone: Backbone, file: str | None, field: str) -> nn.Sequen
     extra = [key for key in given if key not in own]
     if wrong or extra:
         raise UserError(
-            f"{field}.weights: '{path}' does not hold torchvision's {backbone.title}: features.{(wrong + extra)[0]} "
+            f"{setting}: '{path}' does not hold torchvision's {backbone.title}: features.{(wrong + extra)[0]} "
             f"is {'missing or of another shape' if wrong else 'unknown'}"
         )
     net.load_state_dict(given, assign=True)
@@ -216,17 +197,12 @@ class Features(nn.Module):
     std: Tensor
 
     def __init__(self, net: nn.Sequential, layers: Mapping[str, int]):
+        from torchvision.models.feature_extraction import create_feature_extractor
+
         super().__init__()
-        self.at = {index: name for name, index in layers.items()}
-        self.net = net[: max(self.at) + 1]
+        self.net = create_feature_extractor(net, {str(index): name for name, index in layers.items()})
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        x = (as_rgb(image) - self.mean) / self.std
-        features = {}
-        for index, module in enumerate(self.net):
-            x = module(x)
-            if index in self.at:
-                features[self.at[index]] = x
-        return features
+        return self.net((as_rgb(image) - self.mean) / self.std)

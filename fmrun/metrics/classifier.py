@@ -1,34 +1,16 @@
-"""A small classifier of Fashion-MNIST, to count which kinds of image a generator makes.
-
-`python -m fmrun.metrics.classifier` trains it on the bundled training images (a few minutes on one core), prints its
-accuracy on the bundled validation images, which it has not seen, and on the idx files named on the command line, and
-writes the weights that travel with fmrun.
-"""
+"""A small classifier of Fashion-MNIST, to count which kinds of image a generator makes; docs/classifier.py trained it."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-
-from ..config.data import DataConfig
-from ..data.sources import open_images
-from ..rng import torch_generator
 
 CLASSES = 10
 SIDE = 28
 WEIGHTS = Path(__file__).with_name("fashion-mnist-classifier.safetensors")
-
-EPOCHS, BATCH, RATE = 40, 100, 3e-3
-SHIFT = 2
-"""Training images are mirrored and moved by so many pixels at random."""
 
 
 class Classifier(nn.Module):
@@ -54,60 +36,5 @@ def load_classifier(device: torch.device | str = "cpu") -> Classifier:
     """The trained classifier, frozen, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         net = Classifier()
-    with safe_open(WEIGHTS, framework="pt") as file:
-        net.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    net.load_state_dict(load_file(WEIGHTS))
     return net.eval().requires_grad_(False).to(device)
-
-
-def accuracy(net: Classifier, images: Tensor, labels: Tensor) -> float:
-    """Share of uint8 images (N, 1, 28, 28) that are given their label."""
-    with torch.no_grad():
-        found = torch.cat([net(part.float() / 255).argmax(1) for part in images.split(500)])
-    return float((found == labels).double().mean())
-
-
-def train(images: Tensor, labels: Tensor) -> Classifier:
-    """Adam with a cosine schedule and smoothed labels, on images moved and mirrored; always the same numbers."""
-    rng = torch_generator(0, "init", 3)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = Classifier()
-    optimiser = torch.optim.AdamW(net.parameters(), RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS * (len(images) // BATCH))
-    padded = F.pad(images, [SHIFT] * 4)
-    for _ in range(EPOCHS):
-        for chosen in torch.randperm(len(images), generator=rng).split(BATCH):
-            top, left = torch.randint(2 * SHIFT + 1, (2,), generator=rng).tolist()
-            x = padded[chosen, :, top : top + SIDE, left : left + SIDE].float() / 255
-            mirrored = torch.rand(len(x), 1, 1, 1, generator=rng) < 0.5
-            loss = F.cross_entropy(net(torch.where(mirrored, x.flip(-1), x)), labels[chosen], label_smoothing=0.1)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    return net.eval()
-
-
-def main(tests: Sequence[str]) -> None:
-    """Train, report, write."""
-    learned, held = open_images(DataConfig(image_size=SIDE), 0)
-    assert held is not None
-    sets = {"bundled validation images": held} | {
-        path: open_images(DataConfig(path=path, image_size=SIDE, channels=1), 0)[0] for path in tests
-    }
-    net = train(learned.read(range(len(learned))), torch.from_numpy(learned.labels))
-    halved = {name: value.half() if value.is_floating_point() else value for name, value in net.state_dict().items()}
-    net.load_state_dict(halved)
-    found = {
-        Path(name).name: accuracy(net, images.read(range(len(images))), torch.from_numpy(images.labels))
-        for name, images in sets.items()
-    }
-    facts = {"trained on": "bundled:fashion-mnist", "accuracy": found, "licence": "MIT, as fmrun and Fashion-MNIST"}
-    save_file(halved, WEIGHTS, {"fmrun": json.dumps(facts)})
-    WEIGHTS.chmod(0o644)  # safetensors makes files that nobody else may read
-    for name, value in found.items():
-        print(f"{name}: {value:.4f}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

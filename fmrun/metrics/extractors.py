@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest, reading
+from ..errors import UserError, nearest
 from ..losses.pretrained import (
     BACKBONES,
     MEAN,
@@ -24,10 +23,10 @@ from ..losses.pretrained import (
     check_published,
     find_weights,
     load_features,
-    read_weights,
     usable,
 )
 from ..models.custom import load_target
+from ..models.weights import read_state
 from ..rng import torch_generator
 
 NAMES = ("inception", "mobilenet_v2")
@@ -99,7 +98,8 @@ def suffix_of(name: str, weights: str | None) -> str:
     """
     if name in NAMES:
         plain = "" if name == "inception" else f"_{name}"
-        return plain if weights is None or _is_published(weights, PUBLISHED[name]) else f"_{name}_{weights[:8]}"
+        published = Path(PUBLISHED[name]).stem.rpartition("-")[2]
+        return plain if weights is None or weights.startswith(published) else f"_{name}_{weights[:8]}"
     own = re.sub(r"\W+", "_", name.rpartition(":")[2]).lower()
     return f"_own_{own}" if own.startswith(NAMES) else f"_{own}"
 
@@ -144,28 +144,15 @@ def open_extractor(name: str | None, file: Path | None, device: torch.device, no
 
 def _mobilenet(file: Path | None, device: torch.device, note: Callable[[str], None]) -> Extractor:
     backbone = BACKBONES["mobilenet_v2"]
-    with _flags_named():
-        path = file if file is not None else find_weights(backbone, "--extractor")
-        net = load_features(backbone, str(path), "--extractor").to(device)
-    net = net.to(memory_format=torch.channels_last)
+    path = file if file is not None else find_weights(backbone, "--extractor")
+    net = load_features(backbone, str(path), "--extractor").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
     def look(images: Tensor) -> Tensor:
         x = (as_rgb(images.float() / 255) - mean) / std
         return net(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
 
-    return Extractor("mobilenet_v2", look, weights=_digest(path, backbone.file, note), resize="none")
-
-
-@contextmanager
-def _flags_named() -> Iterator[None]:
-    """What is said of a section of the config, said of a flag."""
-    try:
-        yield
-    except UserError as error:
-        words = str(error).replace("-s --extractor.weights=FILE", f"{FLAG} FILE")
-        words = words.replace("--extractor.weights", FLAG)
-        raise UserError(re.sub(r"--extractor\.(target|params)", "--extractor", words)) from None
+    return Extractor("mobilenet_v2", look, weights=_digest(path, "mobilenet_v2", note), resize="none")
 
 
 def _inception(file: Path | None, device: torch.device, note: Callable[[str], None]) -> Extractor:
@@ -173,10 +160,8 @@ def _inception(file: Path | None, device: torch.device, note: Callable[[str], No
     if file is None:
         check_published(path, INCEPTION_FILE, "--extractor inception")
     net = _empty_inception()
-    with _flags_named(), reading(path):
-        state = read_weights(path, "--extractor", INCEPTION_FILE)
     try:
-        net.load_state_dict(state)
+        net.load_state_dict(read_state(path, FLAG))
     except RuntimeError:
         raise UserError(
             f"{FLAG} {path} does not hold torch-fidelity's InceptionV3; the file is called {INCEPTION_FILE}"
@@ -185,7 +170,7 @@ def _inception(file: Path | None, device: torch.device, note: Callable[[str], No
     return Extractor(
         "inception",
         lambda images: net(as_rgb(images).contiguous())[0],
-        weights=_digest(path, INCEPTION_FILE, note),
+        weights=_digest(path, "inception", note),
         resize="to 299 px, bilinear as in TensorFlow 1",
     )
 
@@ -224,8 +209,10 @@ def _fetch_inception(note: Callable[[str], None]) -> Path:
 
 
 def _custom(target: str, device: torch.device) -> Extractor:
-    with _flags_named():
+    try:
         net = load_target(target, {}, "--extractor", torch_generator(0, "init", 2))
+    except UserError as error:
+        raise UserError(re.sub(r"--extractor\.(target|params)", "--extractor", str(error))) from None
     net = net.eval().requires_grad_(False).to(device)
 
     def look(images: Tensor) -> Tensor:
@@ -233,7 +220,7 @@ def _custom(target: str, device: torch.device) -> Extractor:
             features = net(as_rgb(images.float() / 255))
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:
+        except Exception as error:  # a net of the user's own may raise anything
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(
                 f"--extractor '{target}' fails on images (B, 3, {images.shape[2]}, {images.shape[3]}) in [0, 1]: {reason}; "
@@ -249,18 +236,14 @@ def _custom(target: str, device: torch.device) -> Extractor:
     return Extractor(target, look, weights=None, resize="left to the extractor")
 
 
-def _digest(path: Path, published: str, note: Callable[[str], None]) -> str:
-    """SHA-256 of the weights; a note if they are not those that `published`, the usual name of their file, ends in."""
-    with reading(path):
-        found = _sha256(path, path.stat().st_mtime_ns)
-    if not _is_published(found, published):
-        note(f"{path} does not hold the published weights ({published}): its scores compare with none but its own")
+def _digest(path: Path, name: str, note: Callable[[str], None]) -> str:
+    """SHA-256 of the weights of one of NAMES; a note if they are not the published ones."""
+    found = _sha256(path, path.stat().st_mtime_ns)
+    if suffix_of(name, found) != suffix_of(name, None):
+        note(
+            f"{path} does not hold the published weights ({PUBLISHED[name]}): its scores compare with none but its own"
+        )
     return found
-
-
-def _is_published(digest: str, published: str) -> bool:
-    """Whether a SHA-256 is the one that the name of the published file ends in."""
-    return digest.startswith(Path(published).stem.rpartition("-")[2])
 
 
 @lru_cache(maxsize=8)

@@ -20,23 +20,14 @@ METRICS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def perceptual_metric(name: str, device: torch.device) -> tuple[str, nn.Module] | None:
-    """A distance of images (B, 3, H, W) in [0, 1], and its name; of the first whose weights are there for `auto`, which
-    may be none. Raises UserError, naming the file wanted, for one that is asked for and cannot be had."""
-    if name == "none":
-        return None
-    if name != "auto":
-        return name, METRICS[name]().to(device)
+def perceptual_metrics(device: torch.device, name: str = "auto", most: int = len(METRICS)) -> dict[str, nn.Module]:
+    """Distances of images (B, 3, H, W) in [0, 1] by name: the one asked for, or UserError names the file wanted; for
+    `auto` those whose weights are on this machine, the first `most` of them; for `none` none."""
+    if name not in ("auto", "none"):
+        return {name: METRICS[name]().to(device)}
+    found: dict[str, nn.Module] = {}
     for each, make in METRICS.items():
-        with usable():
-            return each, make().to(device)
-    return None
-
-
-def perceptual_metrics(device: torch.device) -> dict[str, nn.Module]:
-    """All of METRICS whose weights are on this machine."""
-    found = {}
-    for name, make in METRICS.items():
-        with usable():
-            found[name] = make().to(device)
+        if name == "auto" and len(found) < most:
+            with usable():
+                found[each] = make().to(device)
     return found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..data.store import Images
-from .distribution import LEAST, Cloud, kid
+from .distribution import LEAST, kid
 from .extractors import HOW, NAMES, available, open_extractor, suffix_here
 from .reals import Library, apart
 
@@ -52,15 +52,15 @@ class TrainingKid:
     ) -> None:
         self.num, self._generated, self._device = config.eval.kid_num, generated, device
         self.extractor = open_extractor(extractor, None, device, warn)
+        self.name = metric_name(extractor)
         # not the images that `eval` measures against, for the checkpoint that this keeps is measured there
-        self._real = Library(self.extractor, device, warn).cloud(apart(train, self.num))
+        self._real = Library(self.extractor, device, warn).features(apart(train, self.num))
 
     def __call__(self) -> dict[str, float]:
         """Measure; and how long that took. The same weights always give the same number."""
         start = time.monotonic()
-        features = self.extractor.all(self._generated(self.num), self._device)
-        value = kid(Cloud(features.to(self._real.points.device)), self._real)
-        return {metric_name(self.extractor.name): value, "time/kid_seconds": time.monotonic() - start}
+        value = kid(self.extractor.all(self._generated(self.num), self._device), self._real)
+        return {self.name: value, "time/kid_seconds": time.monotonic() - start}
 
 
 def why_not(config: Config, train: Images, extractor: str | None) -> str | None:

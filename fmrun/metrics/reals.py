@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..data.store import Images
 from ..errors import UserError
 from ..rng import numpy_generator
 from ..runs import write_atomic
-from .distribution import LEAST, Cloud
+from .distribution import LEAST
 from .extractors import Extractor
 
 PART = 1024
@@ -45,6 +45,7 @@ class Share:
         for start in range(0, len(self), PART):
             yield self.images.read(self.indices[start : start + PART])
 
+    @cached_property
     def fingerprint(self) -> str:
         """A sha256 of shape and pixels."""
         digest = hashlib.sha256()
@@ -125,7 +126,7 @@ def cache_folder() -> Path | None:
 
 
 class Library:
-    """Clouds of real images, looked up by content: in this process, then in the cache folder, else computed.
+    """Features of real images, looked up by content: in this process, then in the cache folder, else computed.
 
     `warn` is told if the folder cannot be written to. Features of an extractor whose content cannot be known (one of the
     user's own) are kept in this process only. `tell` hears how many of how many images have been looked at.
@@ -140,48 +141,32 @@ class Library:
     ) -> None:
         self.extractor, self.device, self.tell = extractor, device, tell
         self.warn = cache(warn)
-        self._clouds: dict[str, Cloud] = {}
-        self._fingerprints: dict[tuple[int, bytes], tuple[Images, str]] = {}
+        self._known: dict[str, Tensor] = {}
 
-    def fingerprint(self, share: Share) -> str:
-        """Of the share's content, computed once."""
-        key = id(share.images), share.indices.tobytes()
-        if key not in self._fingerprints:
-            # the images are kept with it, for an id may be given again to others
-            self._fingerprints[key] = share.images, share.fingerprint()
-        return self._fingerprints[key][1]
+    def features(self, share: Share) -> Tensor:
+        """Features (N, D) of these images, on the CPU."""
+        if share.fingerprint not in self._known:
+            self._known[share.fingerprint] = self._kept(share)
+        return self._known[share.fingerprint]
 
-    def cloud(self, share: Share) -> Cloud:
-        """The features of these images."""
-        content = self.fingerprint(share)
-        if content not in self._clouds:
-            features = self._features(share, content)
-            self._clouds[content] = Cloud(features.to(self.device if self.device.type == "cuda" else "cpu"))
-        return self._clouds[content]
-
-    def _features(self, share: Share, content: str) -> Tensor:
-        if self.extractor.weights is None:
-            return self.extractor.all(self._told(share), self.device)
+    def _kept(self, share: Share) -> Tensor:
+        folder = cache_folder() if self.extractor.weights is not None else None
+        if folder is None:
+            return self._computed(share)
         facts = {
             "layout": LAYOUT,
-            "images": content,
+            "images": share.fingerprint,
             "extractor": self.extractor.name,
             "weights": self.extractor.weights,
             "torch": torch.__version__,
             "device": self.device.type,
         }
         key = json.dumps(facts, sort_keys=True)
-        folder = cache_folder()
-        if folder is None:
-            self.warn(
-                "there is no home folder and XDG_CACHE_HOME is not set; features will be computed again next time"
-            )
-            return self.extractor.all(self._told(share), self.device)
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
         found = _read(path, key)
         if found is not None and len(found) == len(share):
             return found
-        features = self.extractor.all(self._told(share), self.device)
+        features = self._computed(share)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             header = json.dumps({"key": key, "sha256": _digest(features)})
@@ -190,13 +175,16 @@ class Library:
             self.warn(f"cannot keep features in {folder} ({error.strerror}); they will be computed again next time")
         return features
 
-    def _told(self, share: Share) -> Iterator[Tensor]:
-        """The parts of a share; each is told of when the next is asked for."""
-        done = 0
-        for part in share.parts():
-            yield part
-            done += len(part)
-            self.tell(done, len(share))
+    def _computed(self, share: Share) -> Tensor:
+        def told() -> Iterator[Tensor]:
+            """The parts; each is told of when the next is asked for."""
+            done = 0
+            for part in share.parts():
+                yield part
+                done += len(part)
+                self.tell(done, len(share))
+
+        return self.extractor.all(told(), self.device)
 
 
 def _digest(features: Tensor) -> str:

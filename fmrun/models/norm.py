@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -104,25 +104,6 @@ def has_spectral_norm(net: nn.Module) -> bool:
 
 def has_batch_norm(net: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) for m in net.modules())
-
-
-@torch.no_grad()
-def calibrate(net: nn.Module, forwards: list[Callable[[], object]]) -> None:
-    """Set batch norm's running averages to the mean over `forwards`, for weights they were not gathered with (EMA)."""
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-    if not norms:
-        return
-    momenta = [m.momentum for m in norms]
-    training = net.training
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None  # torch: cumulative average
-    net.train()
-    for forward in forwards:
-        forward()
-    net.train(training)
-    for m, momentum in zip(norms, momenta, strict=True):
-        m.momentum = momentum
 
 
 class SpectralNorm(nn.Module):

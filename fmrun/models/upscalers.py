@@ -8,18 +8,17 @@ All of them take and give images (B, C, H, W) in [0, 1].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import UserError, reading
-from .weights import flags, require_content
+from ..errors import UserError
+from .weights import LOAD_ERRORS, first_line, flags, read_state
 
 Params = Mapping[str, Any]
 
@@ -41,67 +40,49 @@ class Architecture:
     """What can be asked of an architecture, and what it is without being asked."""
 
     title: str
-    load: Callable[[], type[nn.Module]]
-    """Imports spandrel's class."""
+    """Name of spandrel's class."""
+    package: str
+    """Of spandrel's architectures."""
     scales: tuple[int, ...]
     channels: tuple[int, ...]
     params: Params
     """Parameters that a user may set, and their defaults."""
-    small: Params = field(default_factory=dict)
-    """Those of a variant for small machines."""
+    names: Mapping[str, str]
+    """What they are called in spandrel's class."""
+    plain: Params = field(default_factory=dict)
+    """Settings of spandrel's class that fmrun leaves as they are."""
 
     @property
     def net(self) -> type[nn.Module]:
         """spandrel's class."""
-        return self.load()
-
-
-def _compact() -> type[nn.Module]:
-    from spandrel.architectures.Compact import Compact
-
-    return Compact
-
-
-def _span() -> type[nn.Module]:
-    from spandrel.architectures.SPAN import SPAN
-
-    return SPAN
-
-
-def _realplksr() -> type[nn.Module]:
-    from spandrel.architectures.PLKSR import RealPLKSR
-
-    return RealPLKSR
-
-
-def _esrgan() -> type[nn.Module]:
-    from spandrel.architectures.ESRGAN import ESRGAN
-
-    return ESRGAN
+        return getattr(import_module(f"spandrel.architectures.{self.package}"), self.title)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "compact": Architecture(
-        "Compact", _compact, (1, 2, 3, 4), (1, 3, 4), {"features": 64, "blocks": 16}, {"features": 24, "blocks": 8}
+        *("Compact", "Compact", (1, 2, 3, 4), (1, 3, 4)),
+        params={"features": 64, "blocks": 16},
+        names={"features": "num_feat", "blocks": "num_conv"},
     ),
     "span": Architecture(
-        "SPAN", _span, (1, 2, 3, 4), (1, 3, 4), {"features": 48, "norm": False}, {"features": 24, "norm": False}
+        *("SPAN", "SPAN", (1, 2, 3, 4), (1, 3, 4)),
+        params={"features": 48, "norm": False},
+        names={"features": "feature_channels", "norm": "norm"},
     ),
     "realplksr": Architecture(
-        "RealPLKSR",
-        _realplksr,
-        (1, 2, 3, 4),
-        (3,),
-        {"features": 64, "blocks": 28, "kernel": 17, "layer_norm": False, "dysample": False},
-        {"features": 32, "blocks": 8, "kernel": 13, "layer_norm": False, "dysample": False},
+        *("RealPLKSR", "PLKSR", (1, 2, 3, 4), (3,)),
+        params={"features": 64, "blocks": 28, "kernel": 17, "layer_norm": False, "dysample": False},
+        names={
+            **{"features": "dim", "blocks": "n_blocks", "kernel": "kernel_size"},
+            **{"layer_norm": "layer_norm", "dysample": "dysample"},
+        },
+        plain={"split_ratio": 0.25, "use_ea": True},
     ),
     "esrgan": Architecture(
-        "ESRGAN",
-        _esrgan,
-        (1, 2, 4),
-        (1, 3, 4),
-        {"features": 64, "blocks": 23, "unshuffle": False},
-        {"features": 32, "blocks": 4, "unshuffle": False},
+        *("ESRGAN", "ESRGAN", (1, 2, 4), (1, 3, 4)),
+        params={"features": 64, "blocks": 23, "unshuffle": False},
+        names={"features": "num_filters", "blocks": "num_blocks"},
+        plain={"plus": False},
     ),
 }
 
@@ -188,43 +169,15 @@ def build_upscaler(
 
 
 def _make(u: Upscaler) -> nn.Module:
-    p, channels, scale, net = u.params, u.channels, u.scale, ARCHITECTURES[u.arch].net
-    if u.arch == "compact":
-        return net(
-            num_in_ch=channels,
-            num_out_ch=channels,
-            num_feat=p["features"],
-            num_conv=p["blocks"],
-            upscale=scale,
-        )
-    if u.arch == "span":
-        return net(
-            num_in_ch=channels,
-            num_out_ch=channels,
-            feature_channels=p["features"],
-            upscale=scale,
-            norm=p["norm"],
-        )
+    a, channels, scale = ARCHITECTURES[u.arch], u.channels, u.scale
+    own = {a.names[key]: value for key, value in u.params.items() if key in a.names}
+    if u.arch in ("compact", "span"):
+        return a.net(num_in_ch=channels, num_out_ch=channels, upscale=scale, **own)
     if u.arch == "realplksr":
-        return net(
-            dim=p["features"],
-            n_blocks=p["blocks"],
-            upscaling_factor=scale,
-            kernel_size=p["kernel"],
-            norm_groups=GROUPS,
-            dysample=p["dysample"],
-            layer_norm=p["layer_norm"],
-        )
+        return a.net(upscaling_factor=scale, norm_groups=GROUPS, **own)
     assert u.arch == "esrgan"
-    shuffle = _shuffle(u)
-    return net(
-        in_nc=channels * shuffle**2,
-        out_nc=channels,
-        num_filters=p["features"],
-        num_blocks=p["blocks"],
-        scale=scale * shuffle,
-        shuffle_factor=shuffle if shuffle > 1 else None,
-    )
+    n = _shuffle(u)
+    return a.net(in_nc=channels * n**2, out_nc=channels, scale=scale * n, shuffle_factor=n if n > 1 else None, **own)
 
 
 def _shuffle(u: Upscaler) -> int:
@@ -269,15 +222,14 @@ def read_pretrained(path: str | Path, field: str = "generator.init") -> Pretrain
     from spandrel import MAIN_REGISTRY, UnsupportedModelError
 
     file = Path(path)
+    weights = _unwrapped(read_state(file, field), file, field)
     try:
-        with torch.random.fork_rng(devices=[]), reading(file):
-            found = MAIN_REGISTRY.load(_read_weights(file, field))
+        with torch.random.fork_rng(devices=[]):
+            found = MAIN_REGISTRY.load(weights)
     except UnsupportedModelError:
         raise UserError(f"{field}: '{path}' is no upscaler that spandrel knows") from None
-    except UserError:
-        raise
-    except Exception as error:  # spandrel looks at the tensors' names and shapes, and trusts them
-        raise UserError(f"{field}: '{path}' looks like an upscaler but is damaged ({_first_line(error)})") from None
+    except LOAD_ERRORS as error:  # spandrel looks at the tensors' names and shapes, and trusts them
+        raise UserError(f"{field}: '{path}' looks like an upscaler but is damaged ({first_line(error)})") from None
     net: Any = found.model
     name = type(net).__name__ if found.architecture.id == "PLKSR" else found.architecture.name
     what = f"{name} x{found.scale}"
@@ -291,38 +243,16 @@ def read_pretrained(path: str | Path, field: str = "generator.init") -> Pretrain
             f"{field}: '{path}' is a {what} from {found.input_channels} to {found.output_channels} channels, and fmrun "
             "trains those with as many going in as coming out"
         )
-    params = _params(arch, own)
-    upscaler = Upscaler(arch, found.scale, found.input_channels, params)
-    state = net.state_dict()
-    odd = [key for key, value in _plain(upscaler).items() if own.get(key, value) != value]
-    if found.scale not in ARCHITECTURES[arch].scales or odd:
+    a = ARCHITECTURES[arch]
+    params = {key: own[theirs] for key, theirs in a.names.items()}
+    if arch == "esrgan":
+        params["unshuffle"] = own["shuffle_factor"] is not None
+    odd = [key for key, value in a.plain.items() if own.get(key, value) != value]
+    if found.scale not in a.scales or odd:
         reason = f" with {odd[0]} {own[odd[0]]}" if odd else ""
         raise UserError(f"{field}: '{path}' is a {what}{reason}, which fmrun does not train")
-    return Pretrained(upscaler, {key: value.detach().float().contiguous() for key, value in state.items()})
-
-
-def _params(arch: str, own: Params) -> dict[str, Any]:
-    """fmrun's parameters from those of spandrel's class."""
-    if arch == "compact":
-        return {"features": own["num_feat"], "blocks": own["num_conv"]}
-    if arch == "span":
-        return {"features": own["feature_channels"], "norm": own["norm"]}
-    if arch == "realplksr":
-        return {
-            "features": own["dim"],
-            "blocks": own["n_blocks"],
-            "kernel": own["kernel_size"],
-            "layer_norm": own["layer_norm"],
-            "dysample": own["dysample"],
-        }
-    return {"features": own["num_filters"], "blocks": own["num_blocks"], "unshuffle": own["shuffle_factor"] is not None}
-
-
-def _plain(u: Upscaler) -> Params:
-    """Settings of spandrel's class that fmrun leaves as they are."""
-    if u.arch == "realplksr":
-        return {"split_ratio": 0.25, "use_ea": True}
-    return {"plus": False} if u.arch == "esrgan" else {}
+    upscaler = Upscaler(arch, found.scale, found.input_channels, params)
+    return Pretrained(upscaler, {key: value.detach().float() for key, value in net.state_dict().items()})
 
 
 def load_pretrained(
@@ -375,34 +305,7 @@ def export_weights(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _read_weights(file: Path, field: str) -> dict[str, Any]:
-    require_content(file, field)
-    kind = file.suffix.lower()
-    if kind == ".safetensors":
-        try:
-            return _unwrapped(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{field}: '{file}' is not a readable .safetensors file ({_first_line(error)})") from None
-    if kind not in (".pth", ".pt", ".ckpt"):
-        raise UserError(f"{field}: '{file}' is neither .safetensors nor .pth")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{field}: '{file}' holds more than weights, or is damaged, and is not loaded, for that could execute what "
-            f"is in it ({_first_line(error)}); convert it to .safetensors where you trust it"
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"{field}: '{file}' holds a {type(content).__name__}, not named weights")
-    weights = _unwrapped(content)
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{field}: '{file}' holds no weights that spandrel can find in it")
-    return weights
-
-
-def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
+def _unwrapped(content: dict[str, Any], file: Path, field: str) -> dict[str, Any]:
     """Weights without what trainers put around and before their names; of an fmrun checkpoint, the averaged ones."""
     for prefix in ("ema.", "generator."):
         inner = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
@@ -414,9 +317,6 @@ def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
     for prefix in ("net_g.", "ema_model.", "_orig_mod.", "module."):
         if weights and all(key.startswith(prefix) for key in weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{field}: '{file}' holds no weights that spandrel can find in it")
     return weights
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

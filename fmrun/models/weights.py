@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shlex
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -21,12 +24,47 @@ NO_SHAPE = ("init", "train", "recompute")
 """Settings of a net on which the shapes of its weights do not depend."""
 
 
-def require_content(path: Path, field: str) -> None:
-    """UserError unless there is a file, and something in it."""
-    if not path.is_file():
-        raise UserError(f"{field}: there is no file '{path}'")
-    if path.stat().st_size == 0:
-        raise UserError(f"{field}: '{path}' is empty; copy or download it again")
+LOAD_ERRORS = (
+    *(pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
+    *(OSError, AssertionError, struct.error),
+)
+"""What half a file, or one that is something else, does to its reader."""
+
+
+def read_state(file: Path, field: str) -> dict[str, Any]:
+    """What a `.safetensors`, `.pth`, `.pt` or `.ckpt` file holds by name. Nothing in it is executed.
+
+    Raises UserError, which names the setting `field` and the file.
+    """
+    kind = file.suffix.lower()
+    if not file.is_file():
+        raise UserError(f"{field}: there is no file '{file}'")
+    if file.stat().st_size == 0:
+        raise UserError(f"{field}: '{file}' is empty; copy or download it again")
+    with reading(file):
+        if kind == ".safetensors":
+            try:
+                return load_file(file)
+            except SafetensorError as error:
+                raise UserError(
+                    f"{field}: '{file}' is not a readable .safetensors file ({first_line(error)}); fetch it again"
+                ) from None
+        if kind not in (".pth", ".pt", ".ckpt"):
+            raise UserError(f"{field}: '{file}' is neither .safetensors nor .pth")
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except LOAD_ERRORS as error:
+            raise UserError(
+                f"{field}: '{file}' is damaged or holds more than weights, and is not loaded, for that could execute what "
+                f"is in it ({first_line(error)}); fetch it again, or convert it to .safetensors where you trust it"
+            ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{field}: '{file}' holds a {type(content).__name__}, not named weights")
+    return content
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 def flags(settings: Mapping[str, Any]) -> str:
@@ -40,12 +78,7 @@ def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str,
     (the first found). Raises UserError if the file does not fit, with the settings that would make it fit where `config`
     is given and the file is a checkpoint."""
     file = Path(path)
-    require_content(file, field)
-    try:
-        with reading(file):
-            tensors = load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"{field}: '{path}' is not a readable .safetensors file ({error})") from None
+    tensors = read_state(file, field)
     for prefix in prefixes:
         inner = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
         if inner:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from ..augment import NUMBERS
 from ..config import Config
@@ -21,7 +22,7 @@ from ..grid import grid, save_png
 from ..metrics.reals import share
 from ..models.custom import custom_generator
 from ..models.dcgan import DcganGenerator
-from ..models.norm import calibrate, restored_buffers
+from ..models.norm import restored_buffers
 from ..models.weights import load_weights
 from ..rng import torch_generator
 from . import Batch
@@ -136,18 +137,18 @@ class Generate(PairTask):
     def fit_average(self) -> None:
         """Fit the averaged generator's batch norm to its weights, on latents that are the same every time."""
         size = min(self.config.train.batch_size, CALIBRATION_IMAGES)
-        batches = -(-CALIBRATION_IMAGES // size)
 
-        def forward(i: int) -> Callable[[], object]:
-            rng = torch_generator(self.config.seed, "calibrate", i)
-            noise = torch.randn(size, self.config.generator.latent_dim, generator=rng)
-            return lambda: self.run(self.average, noise.to(self.device, self.dtype))
+        def noises() -> Iterator[Tensor]:
+            for i in range(-(-CALIBRATION_IMAGES // size)):
+                rng = torch_generator(self.config.seed, "calibrate", i)
+                yield torch.randn(size, self.config.generator.latent_dim, generator=rng).to(self.device, self.dtype)
 
         self.copy_buffers()
         with torch.random.fork_rng(enabled=self.own_nets):  # what a net of the user's own draws
             if self.own_nets:
                 torch.manual_seed(0)
-            calibrate(self.average, [forward(i) for i in range(batches)])
+            with torch.no_grad(), self.autocast():
+                update_bn(noises(), self.average)
 
     @torch.no_grad()
     def preview(self, images: Images, count: int) -> Tensor:

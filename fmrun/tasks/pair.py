@@ -192,7 +192,10 @@ class PairTask:
 
     def run(self, net: nn.Module, x: Tensor) -> Tensor:
         """What a generator makes of `x`, in the precision of training, as at least float32."""
-        half = self.precision in (torch.bfloat16, torch.float16)
-        with torch.autocast(self.device.type, dtype=self.precision if half else None, enabled=half):
+        with self.autocast():
             image = net(x)
         return image.to(self.dtype)
+
+    def autocast(self) -> torch.autocast:
+        half = self.precision in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, dtype=self.precision if half else None, enabled=half)

@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..grid import to_uint8
 from ..losses.image import NAMES, ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
-from ..metrics.perceptual import perceptual_metric
+from ..metrics.perceptual import perceptual_metrics
 from ..metrics.reals import shuffled
 from ..models.custom import custom_generator, sides_of
 from ..models.upscalers import (
@@ -41,6 +41,7 @@ from ..models.upscalers import (
 from ..models.weights import load_weights
 from ..report import warn_once
 from ..rng import torch_generator
+from ..tiling import Tiles
 from ..tiling import upscale as upscale_in_tiles
 from . import Batch
 from .pair import PairTask
@@ -124,15 +125,7 @@ def upscaled(net: nn.Module, low: Tensor, field: Tiling, scale: int) -> Tensor:
     """An image (C, h, w), uint8, by an upscaler, in tiles: (1, C, scale h, scale w) in [0, 1], of the net's type and on
     its device."""
     weight = next(net.parameters())
-    image = upscale_in_tiles(
-        net,
-        low[None].to(weight.dtype) / 255,
-        scale=scale,
-        radius=field.radius,
-        smallest=field.smallest,
-        multiple=field.multiple,
-        device=weight.device,
-    )
+    image = upscale_in_tiles(net, low[None].to(weight.dtype) / 255, scale=scale, tiles=Tiles.of(field))
     return image.to(weight.device, weight.dtype).clamp(0, 1)
 
 
@@ -186,14 +179,14 @@ class Upscale(PairTask):
         super().__init__(config, device, world, build_generator(config, channels), (channels, side, side))
         self.average.eval()
         self.tiling = tile_field(config, channels, self.generator)
-        self.perceptual = perceptual_metric(config.eval.perceptual, device) if config.eval.every else None
+        self.perceptual = perceptual_metrics(device, config.eval.perceptual, 1) if config.eval.every else {}
         self.losses = ImageLosses(
             config.losses, device, world, batch_size=config.train.batch_size, precision=self.precision
         )
 
     @property
     def held_out_names(self) -> tuple[str, ...]:
-        names = ("psnr_y", "ssim_y", *([self.perceptual[0]] if self.perceptual is not None else []))
+        names = ("psnr_y", "ssim_y", *self.perceptual)
         return tuple(f"eval/{name}{suffix}" for name in names for suffix in ("", "_bicubic"))
 
     @staticmethod
@@ -333,9 +326,8 @@ class Upscale(PairTask):
     def held_out(self, train: Pairs, valid: Pairs, count: int) -> dict[str, float]:
         """PSNR and SSIM of luma, and the perceptual distance, over whole validation images, of the averaged generator and
         of bicubic upscaling."""
-        distances = dict([self.perceptual] if self.perceptual is not None else [])
         found = {
-            suffix: restored(way, valid, count, distances)
+            suffix: restored(way, valid, count, self.perceptual)
             for suffix, way in (("", self.upscale), ("_bicubic", self.bicubic))
         }
         return {f"eval/{name}{suffix}": value for suffix, own in found.items() for name, value in own.items()}
