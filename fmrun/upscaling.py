@@ -135,7 +135,7 @@ def check_all(paths: list[Path]) -> None:
         except BadImage as problem:
             by_kind[problem.kind].append(str(paths[i]))
 
-    each(one, len(paths), min(DECODERS, threads()))
+    each(one, len(paths), workers=min(DECODERS, threads()))
     if by_kind:
         parts = [f"{BAD[kind][0]} ({few(sorted(by_kind[kind]))}), {BAD[kind][1]}" for kind in BAD if kind in by_kind]
         count = sum(map(len, by_kind.values()))
