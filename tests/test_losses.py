@@ -105,56 +105,6 @@ def test_hfen_sees_no_flat_difference_but_edges():
     assert inner.abs().max() < 1e-14
 
 
-# ---- locally discriminative learning
-
-
-def slow_ldl(image: Tensor, target: Tensor, average: Tensor, window: int) -> float:
-    a, t, e = image.numpy(), target.numpy(), average.numpy()
-    batch, _, height, width = a.shape
-    half, total = window // 2, 0.0
-    for b in range(batch):
-        residual = np.abs(t[b] - a[b]).sum(0)
-        steadier = np.abs(t[b] - e[b]).sum(0)
-        overall = residual.var(ddof=1) ** (1 / 5)
-        mirrored = np.pad(residual, half, mode="reflect")
-        for i, j in every((height, width)):
-            local = mirrored[i : i + window, j : j + window].var(ddof=1)
-            m = 0.0 if residual[i, j] < steadier[i, j] else overall * local
-            total += np.abs(m * (a[b, :, i, j] - t[b, :, i, j])).sum()
-    return total / a.size
-
-
-@pytest.mark.parametrize("window", [7, 3])
-def test_ldl(window):
-    image, target, average = numbers(0), numbers(1), numbers(2)
-    got = pixel.ldl(image, target, average, window=window)
-    assert got.item() == pytest.approx(slow_ldl(image, target, average, window), rel=1e-10)
-
-
-def test_ldl_gradient_flows_through_the_map_and_not_into_the_average():
-    target = numbers(1, (2, 2, 6, 6))
-    image = apart(3, target).requires_grad_()
-    average = apart(7, target).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: pixel.ldl(x, target, average.detach(), window=3), (image,))
-    assert torch.autograd.grad(pixel.ldl(image, target, average), average, allow_unused=True) == (None,)
-
-
-def test_ldl_of_a_perfect_image_is_zero_with_a_finite_gradient():
-    target = numbers(1)
-    image = target.clone().requires_grad_()
-    loss = pixel.ldl(image, target, target)
-    (gradient,) = torch.autograd.grad(loss, image)
-    assert loss == 0
-    assert gradient.isfinite().all()
-
-
-def test_ldl_leaves_alone_what_the_average_does_worse():
-    target = numbers(1)
-    image = apart(3, target)
-    assert pixel.ldl(image, target, target + 2 * (image - target)) == 0
-    assert pixel.ldl(image, target, target) > 0
-
-
 # ---- frequencies
 
 
@@ -265,7 +215,7 @@ def test_the_spectrum_is_averaged_over_the_global_batch():
 # ---- what acts when
 
 
-ALL = ("l1", "l2", "charbonnier", "frequency", "hfen", "ldl")
+ALL = ("l1", "l2", "charbonnier", "frequency", "hfen")
 
 
 def losses(batch_size: int = 3, world: World = WORLD, **sections) -> ImageLosses:
@@ -277,21 +227,26 @@ def signed(x: Tensor) -> Tensor:
     return x * 2 - 1
 
 
+def acting(term: ImageLosses, image: Tensor, target: Tensor, step: int = 0) -> dict[str, Tensor]:
+    """What acts at `step`, of images in [-1, 1]."""
+    weights = term.weights(step)
+    return term(image, target, [name for name, weight in weights.items() if weight > 0], weights)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_weight_acts_once_and_values_are_compared_in_zero_to_one(name):
-    image, target, average = numbers(0), numbers(1), numbers(2)
-    function = image_losses.FUNCTIONS[name]
-    extra = (average,) if name == "ldl" else ()
-    got = losses(**{name: {"weight": 0.1}})(signed(image), signed(target), 0, signed(average))
+    image, target = numbers(0), numbers(1)
+    got = acting(losses(**{name: {"weight": 0.1}}), signed(image), signed(target))
     assert list(got) == [name]
-    assert got[name].item() == pytest.approx(0.1 * function(image, target, *extra).item(), rel=1e-9)
+    assert got[name].item() == pytest.approx(0.1 * image_losses.FUNCTIONS[name](image, target).item(), rel=1e-9)
 
 
 def test_options_reach_the_function():
     image, target = numbers(0), numbers(1)
-    got = losses(
+    term = losses(
         charbonnier={"eps": 0.01}, hfen={"kernel_size": 5, "sigma": 2.0, "criterion": "l2"}, frequency={"alpha": 0.0}
-    )(signed(image), signed(target), 0)
+    )
+    got = acting(term, signed(image), signed(target))
     assert got["charbonnier"].item() == pytest.approx(pixel.charbonnier(image, target, eps=0.01).item(), rel=1e-9)
     hfen = pixel.hfen(image, target, kernel_size=5, sigma=2.0, criterion="l2")
     assert got["hfen"].item() == pytest.approx(hfen.item(), rel=1e-9)
@@ -304,35 +259,27 @@ def test_start_and_ramp(monkeypatch):
     term = losses(l1={"weight": 2.0, "start_step": 10, "ramp": 4}, l2={"weight": 0.0})
     image, target = signed(numbers(0)), signed(numbers(1))
     whole = 2 * pixel.l1(numbers(0), numbers(1)).item()
-    assert term(image, target, 9) == {}
-    assert term(image, target, 10) == {}
+    assert [term.weights(step) for step in (9, 10)] == [{"l1": 0.0}] * 2
+    assert [acting(term, image, target, step) for step in (9, 10)] == [{}] * 2
     assert calls == [], "nothing is computed before it acts"
-    assert term.active(9) == () == term.active(10)
     for step, share in ((11, 0.25), (13, 0.75), (14, 1.0), (10_000, 1.0)):
-        assert term(image, target, step)["l1"].item() == pytest.approx(share * whole, rel=1e-9)
-
-
-def test_the_averaged_image_is_asked_for_only_when_it_is_read():
-    term = losses(l1={}, ldl={"start_step": 5})
-    assert not term.reads_average(4)
-    assert term.reads_average(5)
-    assert list(term(signed(numbers(0)), signed(numbers(1)), 4)) == ["l1"]
+        assert acting(term, image, target, step)["l1"].item() == pytest.approx(share * whole, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "charbonnier", "hfen"])
 def test_a_sum_is_over_the_global_batch_however_it_is_cut(name):
     image, target = numbers(0, (4, 1, 8, 8)), numbers(1, (4, 1, 8, 8))
     term = losses(batch_size=4, **{name: {"reduction": "sum"}})
-    whole = term(signed(image), signed(target), 0)[name].item()
+    whole = acting(term, signed(image), signed(target))[name].item()
     expected = image_losses.FUNCTIONS[name](image, target).item() * image.numel()
     assert whole == pytest.approx(expected, rel=1e-9)
-    halves = [term(signed(image[i : i + 2]), signed(target[i : i + 2]), 0)[name].item() for i in (0, 2)]
+    halves = [acting(term, signed(image[i : i + 2]), signed(target[i : i + 2]))[name].item() for i in (0, 2)]
     assert sum(halves) / 2 == pytest.approx(whole, rel=1e-9)
 
 
 def test_terms_are_differentiated_one_after_the_other():
-    image, target, average = (signed(numbers(i)).requires_grad_(i == 0) for i in range(3))
-    terms = losses(**{name: {} for name in ALL})(image, target, 0, average)
+    image, target = (signed(numbers(i)).requires_grad_(i == 0) for i in range(2))
+    terms = acting(losses(**{name: {} for name in ALL}), image, target)
     assert set(terms) == set(ALL)
     parts = [torch.autograd.grad(term, image)[0] for term in terms.values()]
     assert all(part.abs().max() > 0 for part in parts)
@@ -347,8 +294,8 @@ def test_which_losses_are_of_the_whole_batch():
 
 def test_inside_autocast_everything_stays_in_single_precision():
     term = losses(**{name: {} for name in ALL})
-    images = [signed(numbers(i)).float() for i in range(3)]
-    plain = term(images[0], images[1], 0, images[2])
+    image, target = (signed(numbers(i)).float() for i in range(2))
+    plain = acting(term, image, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = term(images[0], images[1], 0, images[2])
+        inside = acting(term, image, target)
     assert {name: value.item() for name, value in plain.items()} == {n: v.item() for n, v in inside.items()}

@@ -10,8 +10,8 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmrun.errors import UserError
-from fmrun.models import munet
 from fmrun.feature_matching.discriminator import Discriminator
+from fmrun.models import munet
 from fmrun.models.base import Doubling, init_normal
 from fmrun.models.munet import BINOMIAL as TAPS
 from fmrun.models.munet import MUNet, WindowAttention, log_spectrum, luma, sobel

@@ -54,37 +54,3 @@ def hfen(
     with torch.autocast(difference.device.type, enabled=False):
         response = F.conv2d(difference, kernel, padding=kernel_size // 2, groups=channels)
     return pointwise(response, criterion, eps).mean()
-
-
-def _mirrored(x: Tensor, pad: int) -> Tensor:
-    """Reflection padding, written so that its backward pass is deterministic on GPUs too."""
-    for dim in (-2, -1):
-        size = x.shape[dim]
-        before, after = x.narrow(dim, 1, pad).flip(dim), x.narrow(dim, size - 1 - pad, pad).flip(dim)
-        x = torch.cat([before, x, after], dim)
-    return x
-
-
-def artefact_map(image: Tensor, target: Tensor, average: Tensor, *, window: int = 7) -> Tensor:
-    """How likely each pixel (B, 1, H, W) is an artefact and not a detail (Liang et al. 2022, eqs. 3-6).
-
-    With R = sum over channels |target - image|: the variance of R over the image to the power 1/5, times its variance
-    in the pixel's window; 0 where R is smaller than with `average`, the image of the averaged generator. Gradient
-    flows through it, as in the authors' code.
-    """
-    residual = (target - image).abs().sum(1, keepdim=True)
-    steadier = (target - average).abs().sum(1, keepdim=True)
-    # the derivative of v^(1/5) is infinite at v = 0; clamped, it is 0 there
-    overall = residual.var((1, 2, 3), keepdim=True).clamp(min=torch.finfo(residual.dtype).tiny) ** 0.2
-    local = _mirrored(residual, window // 2).unfold(2, window, 1).unfold(3, window, 1).var((-2, -1))
-    return (overall * local).masked_fill(residual < steadier, 0.0)
-
-
-def ldl(
-    image: Tensor, target: Tensor, average: Tensor, *, window: int = 7, criterion: str = "l1", eps: float = 1e-12
-) -> Tensor:
-    """Distance between m * image and m * target, m the artefact map (Liang et al. 2022, "Details or Artifacts",
-    eq. 7). `average` (B, C, H, W) is the averaged generator's image of the same input."""
-    image, target, average = at_least_float32(image), at_least_float32(target), at_least_float32(average).detach()
-    weight = artefact_map(image, target, average, window=window)
-    return pointwise(weight * (image - target), criterion, eps).mean()
