@@ -178,6 +178,7 @@ def examine(
                 if role.matching is not None:
                     together.load_state_dict(role.matching.state_dict())
                 reached = any(layer["gradient"] and layer["selected"] for layer in layers)
+                reached = reached or any(passes_gradient(role, name, noise) for name in selected if name not in names)
                 share = _share(state, together, reached, batches, images)
                 balance = float(together.strength.balance)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from fmrun.checkpoint import Checkpoint, ImagesIdentity, Meta
 from fmrun.config import Config
 from fmrun.dist import World
 from fmrun.state import State
@@ -80,6 +81,21 @@ def everything(state: State) -> dict[str, Tensor]:
     return found
 
 
+def checkpoint_of(state: State) -> Checkpoint:
+    """What a checkpoint of `state` would hold, in tensors of its own, contiguous as a file has them."""
+    tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in state.tensors().items()}
+    meta = Meta(
+        step=state.step,
+        config=state.config.model_dump(mode="json"),
+        data="",
+        held_out=None,
+        images=ImagesIdentity({}, None),
+        machine={},
+        window=dict(state.window.counts),
+    )
+    return Checkpoint(meta, tensors)
+
+
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     """Names whose tensors are not equal to the bit (not-a-number equals itself)."""
     assert a.keys() == b.keys()
@@ -99,17 +115,17 @@ class Calls:
         self.asked: list[dict[str, Any]] = []
         forward = net.forward
 
-        def counted(image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> Any:
+        def counted(image: Tensor, layers: tuple[str, ...] = (), logits: bool = True) -> Any:
             self.asked.append(
                 {
-                    "taps": taps,
+                    "layers": layers,
                     "logits": logits,
                     "image": image.detach().clone(),
                     "grad": torch.is_grad_enabled() and image.requires_grad,
                     "weights": any(p.requires_grad for p in net.parameters()),
                 }
             )
-            return forward(image, taps, logits)
+            return forward(image, layers, logits)
 
         net.forward = counted  # type: ignore[method-assign]
 

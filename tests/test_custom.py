@@ -10,11 +10,12 @@ from torch import nn
 
 from fmrun import trust
 from fmrun.errors import UserError
+from fmrun.feature_matching import FeatureMatchingError
 from fmrun.feature_matching.discriminator import Discriminator, DiscriminatorOutput
 from fmrun.feature_matching.walked import WalkedDiscriminator
 from fmrun.models import custom
 from fmrun.models.custom import custom_discriminator, custom_generator, load_target
-from fmrun.models.norm import advance_spectral
+from fmrun.models.norm import advance_spectral, hold_spectral
 
 IMAGE = (3, 16, 16)
 
@@ -28,7 +29,7 @@ def noise(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def walked(net: nn.Module) -> WalkedDiscriminator:
-    return WalkedDiscriminator(net, IMAGE)
+    return WalkedDiscriminator(net, IMAGE, f"'{type(net).__name__}'")
 
 
 def sequential(inplace: bool = True) -> nn.Sequential:
@@ -175,7 +176,7 @@ def test_logits_may_come_in_several_ways(wrap):
     ],
 )
 def test_where_logits_are_not_clear_what_came_back_is_said(wrap, shown):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(FeatureMatchingError) as caught:
         walked(Returns(wrap))
     assert shown in str(caught.value)
     assert str(caught.value).endswith(
@@ -184,13 +185,15 @@ def test_where_logits_are_not_clear_what_came_back_is_said(wrap, shown):
 
 
 def test_a_net_without_layers_is_refused():
-    with pytest.raises(UserError, match="has no module before its head whose output could be matched"):
+    with pytest.raises(FeatureMatchingError, match="has no module before its head whose output could be matched"):
         walked(nn.Sequential(nn.Flatten(), nn.Linear(768, 1)))
 
 
 def test_a_net_that_fails_on_such_images_is_refused_with_the_reason():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3))
-    with pytest.raises(UserError, match=r"'Sequential' fails on an input of shape \(2, 3, 16, 16\): RuntimeError: .*1"):
+    with pytest.raises(
+        FeatureMatchingError, match=r"'Sequential' fails on an input of shape \(2, 3, 16, 16\): RuntimeError: .*1"
+    ):
         walked(net)
 
 
@@ -198,7 +201,7 @@ def test_a_net_that_fails_on_such_images_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize("build", [sequential, Branched])
-def test_taps_alone_or_together_are_the_same_and_leave_the_logits_alone(build):
+def test_layers_alone_or_together_are_the_same_and_leave_the_logits_alone(build):
     net = walked(build())
     image = noise(2, *IMAGE)
     whole = net(image, net.feature_names)
@@ -212,15 +215,15 @@ def test_taps_alone_or_together_are_the_same_and_leave_the_logits_alone(build):
     assert net(image, (), False) == DiscriminatorOutput(None, {})
 
 
-def test_nothing_is_run_beyond_the_last_tap():
+def test_nothing_is_run_beyond_the_last_layer():
     net = walked(sequential())
     run: list[str] = []
     for name, module in net.net.named_children():
         module.register_forward_pre_hook(lambda *_, name=name: run.append(name))
-    for tap in net.feature_names:
+    for layer in net.feature_names:
         run.clear()
-        net(noise(2, *IMAGE), (tap,), False)
-        assert run == [str(i) for i in range(int(tap) + 1)]
+        net(noise(2, *IMAGE), (layer,), False)
+        assert run == [str(i) for i in range(int(layer) + 1)]
     run.clear()
     net(noise(2, *IMAGE), (), False)
     assert run == []
@@ -266,7 +269,9 @@ class Fickle(nn.Module):
 def test_a_layer_that_a_forward_leaves_out_is_named():
     net = walked(Fickle())
     net.net.skip = True
-    with pytest.raises(UserError, match=r"did not come by layer 'b'.*leave it out of feature_matching\.layers"):
+    with pytest.raises(
+        FeatureMatchingError, match=r"did not come by layer 'b'.*leave it out of feature_matching\.layers"
+    ):
         net(noise(1, *IMAGE), ("a", "b"))
 
 
@@ -285,10 +290,10 @@ def test_compiled_it_still_gives_its_features():
     net = walked(sequential())
     fast, image = torch.compile(net, backend="eager"), noise(2, *IMAGE)
     assert torch.equal(fast(image).logits, net(image).logits)
-    for taps, logits in ((("0", "5"), True), (("2",), False)):
-        plain, out = net(image, taps, logits), fast(image, taps, logits)
-        assert list(out.features) == list(taps)
-        assert all(torch.equal(out.features[name], plain.features[name]) for name in taps)
+    for layers, logits in ((("0", "5"), True), (("2",), False)):
+        plain, out = net(image, layers, logits), fast(image, layers, logits)
+        assert list(out.features) == list(layers)
+        assert all(torch.equal(out.features[name], plain.features[name]) for name in layers)
 
 
 @pytest.mark.parametrize("normalise", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
@@ -296,6 +301,7 @@ def test_torchs_spectral_norms_move_in_the_discriminators_update_only(normalise)
     """Trap 4."""
     body = [normalise(nn.Conv2d(3, 16, 3)), nn.ReLU(), normalise(nn.Conv2d(16, 16, 3)), nn.ReLU(), nn.Conv2d(16, 1, 3)]
     net = walked(nn.Sequential(*body)).train()
+    hold_spectral(net)
     image = noise(2, *IMAGE)
     first = net(image, net.feature_names).features
     assert net.feature_names == ("0", "1", "2", "3")

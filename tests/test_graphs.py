@@ -9,7 +9,7 @@ from typing import Any
 import pair_states
 import pytest
 import torch
-from helpers import WORLD, advance, differing, draws_of, everything, tiny_config, tiny_state
+from helpers import WORLD, advance, checkpoint_of, differing, draws_of, everything, tiny_config, tiny_state
 from pair_states import make_state
 from tape import TapeRecorder
 
@@ -106,8 +106,7 @@ def test_a_resumed_run_warms_up_again_and_is_the_same_to_the_bit() -> None:
     whole, first, second = (taped(tiny_state(**case)) for _ in range(3))
     advance(whole, STEPS)
     advance(first, 8)
-    tensors = {name: value.clone() for name, value in first.tensors().items()}
-    second.restore(tensors, {"window": dict(first.window.counts), "step": 8})
+    second.restore(checkpoint_of(first))
     advance(second, STEPS - 8)
     whole.task.fit_average()
     second.task.fit_average()
@@ -249,7 +248,7 @@ def test_graphs_are_the_eager_step_to_the_bit_over_20_steps_and_on_resume(name: 
     halves = on_gpu(True, **GPU[name])
     gpu_advance(halves, 11)
     resumed = on_gpu(True, **GPU[name])
-    resumed.restore(halves.tensors(), {"window": dict(halves.window.counts), "step": 11})
+    resumed.restore(checkpoint_of(halves))
     gpu_advance(resumed, 9)
     for state in (graphs, resumed):
         state.task.fit_average()

@@ -11,13 +11,14 @@ from torch import nn
 
 from fmrun.errors import UserError
 from fmrun.feature_matching.discriminator import Discriminator
+from fmrun.feature_matching.term import feature_shapes
 from fmrun.models.base import init_normal
 from fmrun.models.dcgan import KERNELS, DcganDiscriminator, DcganGenerator
 from fmrun.models.norm import SpectralNorm
 from fmrun.models.weights import load_weights
 from fmrun.rng import torch_generator
 from fmrun.tasks.generate import build_generator
-from fmrun.tasks.pair import build_discriminator, feature_shapes
+from fmrun.tasks.pair import build_discriminator
 
 NORMS = ("batch", "spectral", "group", "none")
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers import WORLD, Noise, advance, differing, everything, tiny_config, tiny_state, worst
+from helpers import WORLD, Noise, advance, checkpoint_of, differing, everything, tiny_config, tiny_state, worst
 from torch import nn
 
 from fmrun.dist import World
 from fmrun.errors import UserError
 from fmrun.feature_matching.frozen import frozen_running_stats
 from fmrun.feature_matching.statistics import STATISTICS, random_directions
-from fmrun.models.norm import GlobalBatchNorm, globalise
+from fmrun.models.norm import GlobalBatchNorm, calibrate, globalise
 from fmrun.state import State
 
 RANKS = 2
@@ -60,12 +60,12 @@ def norm_results(norm: nn.Module, x: torch.Tensor, world: World) -> dict[str, to
 
 def statistic_results(world: World) -> dict[str, torch.Tensor]:
     real, fake = whole_batch(1), whole_batch(2) * 0.7 + 0.2
-    part = world.part(8)
+    part = world.local_slice(8)
     found = {}
     for name, (match, options) in VARIANTS.items():
         leaf = fake[part].clone().requires_grad_()
         directions = random_directions(5, 48, torch.Generator().manual_seed(0), torch.float64)
-        value = STATISTICS[match](real[part], leaf, world=world, directions=directions, **options)
+        value = STATISTICS[match](real[part], leaf, ranks=world, directions=directions, **options)
         (gradient,) = torch.autograd.grad(value, leaf)
         found[name] = world.mean(value.detach())
         # weights' gradients are averaged over processes: size times too large here is right
@@ -74,7 +74,7 @@ def statistic_results(world: World) -> dict[str, torch.Tensor]:
 
 
 def twice_differentiable(world: World) -> dict[str, torch.Tensor]:
-    x = whole_batch(3, (4, 2))[world.part(4)].clone().requires_grad_()
+    x = whole_batch(3, (4, 2))[world.local_slice(4)].clone().requires_grad_()
     ok = {}
     for name, work in (
         ("mean", lambda v: world.mean(v.pow(3)).sum()),
@@ -90,7 +90,7 @@ def run_results(world: World) -> dict[str, torch.Tensor]:
     """Three steps of the whole recipe, with batch norm in both nets."""
     state = State(tiny_config(**RUN), torch.device("cpu"), world)
     feed = Noise(state.config)
-    part = world.part(8)
+    part = world.local_slice(8)
 
     class Slice:
         def batch(self, draw: int) -> torch.Tensor:
@@ -109,8 +109,8 @@ def worker(rank: int, folder: str) -> None:
     norm = globalise(fresh_norm(), world, torch.device("cpu"), double_backward=True)
     assert isinstance(norm, GlobalBatchNorm)
     results = {
-        "norm": norm_results(norm, whole_batch()[world.part(8)], world),
-        "eval": {"y": world.gather(norm.eval()(whole_batch(5)[world.part(8)]).detach())},
+        "norm": norm_results(norm, whole_batch()[world.local_slice(8)], world),
+        "eval": {"y": world.gather(norm.eval()(whole_batch(5)[world.local_slice(8)]).detach())},
         "statistics": statistic_results(world),
         "twice": twice_differentiable(world),
         "run": run_results(world),
@@ -119,11 +119,15 @@ def worker(rank: int, folder: str) -> None:
     lists = [torch.full((2, 2), float(rank)), torch.full((3,), 10.0 * rank)]
     world.average_(lists)
     results["average"] = {str(i): t for i, t in enumerate(lists)}
-    results["together"] = {"value": torch.tensor(world.together(lambda: 7 if rank == 0 else 1 / 0))}
+    results["shared"] = {"value": torch.tensor(world.from_first(7 if world.first else None))}
     try:
-        world.together(lambda: (_ for _ in ()).throw(UserError("no room")))
+        with world.on_first_rank() as first:
+            results["shared"]["first"] = torch.tensor(first)
+            if first:
+                raise UserError("no room")
     except UserError as error:
-        results["together"]["error"] = torch.tensor(str(error) == "no room")
+        results["shared"]["error"] = torch.tensor(str(error) == "no room")
+    results["shared"]["all"] = torch.tensor(world.all_gather_object(rank))
     torch.save(results, f"{folder}/{rank}.pt")
     world.leave()
 
@@ -188,32 +192,37 @@ def test_two_processes_train_as_one(ranks):
 
 
 def test_small_things_processes_agree_on(ranks):
-    for rank in ranks:
+    for number, rank in enumerate(ranks):
         assert rank["any"]["any"].tolist() == [True, False]
         assert rank["average"]["0"].tolist() == [[0.5, 0.5], [0.5, 0.5]]
         assert rank["average"]["1"].tolist() == [5.0] * 3
-        assert rank["together"]["value"].item() == 7
-        assert rank["together"]["error"].item()
+        assert rank["shared"]["value"].item() == 7
+        assert rank["shared"]["first"].item() == (number == 0)
+        assert rank["shared"]["error"].item()
+        assert rank["shared"]["all"].tolist() == [0, 1]
 
 
 def test_a_world_of_one_is_the_identity():
     world, x = World(), whole_batch()
     assert world.mean(x) is x
     assert world.gather(x) is x
-    assert world.part(6) == slice(0, 6)
+    assert world.local_slice(6) == slice(0, 6)
     assert world.first
     before = x.clone()
     world.average_([x])
     assert torch.equal(x, before)
     assert [world.any(flag) for flag in (True, False)] == [True, False]
-    assert world.together(lambda: 5) == 5
+    assert world.from_first(5) == 5
+    assert world.all_gather_object(5) == [5]
+    with world.on_first_rank() as first:
+        assert first
     norm = fresh_norm()
     assert globalise(norm, world, torch.device("cpu"), True) is norm
     assert type(norm) is nn.BatchNorm2d
 
 
 def test_parts_of_a_batch_cover_it_once():
-    parts = [World(rank, 3).part(12) for rank in range(3)]
+    parts = [World(rank, 3).local_slice(12) for rank in range(3)]
     assert [i for p in parts for i in range(12)[p]] == list(range(12))
 
 
@@ -229,7 +238,7 @@ def test_global_batch_norm_alone_is_batch_norm_also_in_half_precision():
     assert torch.allclose(half.float(), torchs(x), atol=0.05)
 
 
-# Averages held, and fitted
+# Running statistics frozen, and fitted
 
 
 def test_frozen_running_stats_normalise_by_the_batch_and_move_nothing():
@@ -243,14 +252,14 @@ def test_frozen_running_stats_normalise_by_the_batch_and_move_nothing():
     assert all(torch.equal(b, dict(twin.named_buffers())[n]) for n, b in norm.named_buffers())
 
 
-def test_frozen_running_stats_are_let_go_after_an_error():
+def test_running_stats_are_let_go_after_an_error():
     norm = fresh_norm()
     with pytest.raises(ValueError, match="4D"), frozen_running_stats(norm):
         norm(torch.zeros(3))
     assert norm.track_running_stats
 
 
-def test_frozen_running_stats_in_eval_mode_still_use_them():
+def test_frozen_running_stats_in_eval_mode_are_still_used():
     norm = fresh_norm().eval()
     norm.running_mean.fill_(3.0)
     expected = norm(whole_batch())
@@ -278,12 +287,12 @@ def test_the_average_is_fitted_once_for_all_who_look_at_it_between_two_steps(mon
     whole = state.task.fit_average
     monkeypatch.setattr(state.task, "fit_average", lambda: fits.append(state.step) or whole())
     state.fit_average()
-    saved = state.tensors()
+    saved = checkpoint_of(state)
     assert fits == [0]
     advance(state)
     state.tensors()
     state.fit_average()
     assert fits == [0, 1]
-    state.restore(saved, {"step": 0, "window": {}})
+    state.restore(saved)
     state.fit_average()
     assert fits == [0, 1, 0]

@@ -1,6 +1,5 @@
 """What `probe-layers` says of each layer, against what can be worked out by hand."""
 
-import copy
 import io
 import itertools
 import json
@@ -8,21 +7,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import checkpoint_of
 from torch import nn
 
 from fmrun import checks, layers, probe
-from fmrun.checkpoint import Checkpoint
 from fmrun.config import Config
 from fmrun.dist import World
 from fmrun.errors import UserError
 from fmrun.feature_matching import FeatureMatching
 from fmrun.feature_matching.discriminator import DiscriminatorOutput
+from fmrun.feature_matching.frozen import frozen
 from fmrun.feature_matching.statistics import mean
 from fmrun.models.dcgan import DcganDiscriminator
 from fmrun.report import Reporter
 from fmrun.rng import torch_generator
 from fmrun.state import State
-from fmrun.step import frozen
 from fmrun.tasks import pair
 
 NORMS = ["batch", "spectral", "group", "none"]
@@ -90,7 +89,7 @@ class Stages(nn.Module):
             cut = self.conv(image)
         every = {"code.conv": conv, "code": code, "cut": cut, "constant": image[:, :, :1, :1] * 0}
         return DiscriminatorOutput(
-            self.head(code).flatten() if logits else None, {n: every[n] for n in every if n in taps}
+            self.head(code).flatten() if logits else None, {n: every[n] for n in every if n in layers}
         )
 
 
@@ -161,7 +160,7 @@ def test_receptive_field_beyond_the_image_and_of_a_zero_branch():
 
         def forward(self, x, layers=(), logits=True):
             made = {"wide": lambda: self.wide(x), "zero": lambda: self.zero(x), "flat": lambda: self.flat(x.flatten(1))}
-            return DiscriminatorOutput(None, {n: made.get(n, lambda: x.detach())() for n in taps})
+            return DiscriminatorOutput(None, {n: made.get(n, lambda: x.detach())() for n in layers})
 
     found = layers.receptive_fields(Net(), (1, 28, 28), 0)
     assert found == {"wide": 41, "zero": 3, "flat": "global", "none": None}
@@ -269,7 +268,7 @@ def test_share_is_the_one_that_training_prints(balance, accumulate):
     }
     state = make_state(**sections)
     batches = make_batches(state)
-    result, strength = probe.examine(state, batches), checks.check_start(state, [batches])
+    result, strength = probe.examine(state, batches), checks.check_start(state, [batches]).strength
     assert strength is not None
     assert result["share"] == strength.share
     assert result["balance_factor"] == strength.balance
@@ -286,13 +285,13 @@ def test_share_of_each_layer():
         shares[weight] = column(probe.examine(state, make_batches(state)), "gradient_share")
     (batch,), role = make_batches(state), state.task.discriminators[0]
     image = state.task.generate(batch).detach().requires_grad_()
-    with frozen([role]):
+    with frozen(role.net):
         out = role(image, None, role.net.feature_names)
         real = role(batch.real, None, role.net.feature_names, logits=False).features
         adversarial = torch.nn.functional.softplus(-out.logits).mean()
         (reference,) = torch.autograd.grad(adversarial, image, retain_graph=True)
         for name, fake in out.features.items():
-            distance = mean(real[name].detach(), fake, world=World(), elements="sum")
+            distance = mean(real[name].detach(), fake, ranks=World(), elements="sum")
             (gradient,) = torch.autograd.grad(distance, image, retain_graph=True)
             share = float(gradient.norm() / reference.norm())
             assert shares[0.0][name] == pytest.approx(share, rel=1e-4)
@@ -373,8 +372,7 @@ def test_probe_of_a_run(weight):
     state = State(config, CPU, World())
     for _ in range(3):
         state.advance([make_batches(state)])
-    tensors = copy.deepcopy(state.tensors())
-    saved = Checkpoint(3, tensors, {"step": 3, "window": state.window.counts})
+    saved = checkpoint_of(state)
     quiet = Reporter(stream=io.StringIO())
     asked = make_config(feature_matching={"weight": 0.1, "balance": "gradient"})
     result = probe.probe(asked, run_checkpoint=saved, data=True, report=quiet)
@@ -386,7 +384,7 @@ def test_probe_of_a_run(weight):
     if weight:
         matching = state.task.discriminators[0].matching
         assert isinstance(matching, FeatureMatching)
-        assert result["balance_factor"] == pytest.approx(float(matching.balance), rel=0.5)
+        assert result["balance_factor"] == pytest.approx(float(matching.strength.balance), rel=0.5)
     else:
         assert result["share"] == pytest.approx(0.1)
 
@@ -394,7 +392,7 @@ def test_probe_of_a_run(weight):
 def test_other_layers_than_the_run_matched():
     state = make_state(feature_matching={"weight": 0.1, "layers": ["block1"], "estimator": "running"})
     state.advance([make_batches(state)])
-    saved = Checkpoint(1, state.tensors(), {"step": 1, "window": state.window.counts})
+    saved = checkpoint_of(state)
     asked = make_config(feature_matching={"weight": 0.1, "layers": ["block3"], "estimator": "running"})
     result = probe.probe(asked, run_checkpoint=saved, data=True, report=Reporter(stream=io.StringIO()))
     assert result["share"] == column(result, "gradient_share")["block3"] > 0

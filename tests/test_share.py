@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import BARE, fmrun, good, rows, saved, train
+from commands import BARE, TINY, fmrun, good, rows, saved, train
 
 from fmrun.config import FeatureMatchingConfig
 from fmrun.data.feed import order
-from fmrun.feature_matching import DENSE_MEASUREMENTS, FeatureMatching
+from fmrun.feature_matching.strength import DENSE_MEASUREMENTS, Strength
 from fmrun.models.dcgan import DcganDiscriminator, DcganGenerator
 from fmrun.rng import torch_generator
 
@@ -89,16 +90,16 @@ def jumping(step: int) -> float:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_mean_share_over_400_steps_is_lambda(course: Callable[[int], float], seed: int) -> None:
     """Batches differ by a fifth, as measured on DCGANs."""
-    config = FeatureMatchingConfig(weight=0.1, balance="gradient")
-    module = FeatureMatching(config, {"a": torch.Size((1, 1, 1))}, 0)
+    config = FeatureMatchingConfig()
+    strength = Strength(True, config.measure_every, config.balance_decay)
     noise = np.random.default_rng(seed).normal(0, 0.19, 400)
     measured, all_steps = [], []
     for step in range(400):
         ratio = math.exp(course(step) + noise[step])
-        if module.due(step):
-            module.measure(number(1.0), number(ratio), number(0.1))
-            measured.append(float(module.share))
-        all_steps.append(0.1 * float(module.balance) * ratio)
+        if strength.due(step):
+            strength.measure(number(1.0), number(ratio), number(0.1))
+            measured.append(float(strength.share))
+        all_steps.append(0.1 * float(strength.balance) * ratio)
     assert np.mean(measured) == pytest.approx(0.1, rel=0.03)
     assert np.mean(all_steps) == pytest.approx(0.1, rel=0.06)
     worst = [np.mean(all_steps[i : i + 32]) for i in range(DENSE_MEASUREMENTS, 368)]
@@ -136,7 +137,7 @@ class Judge(nn.Module):
     assert [row["fm/balance"] for row in rows(RUNS / "run")] == [1.0] * 3
     good("resume", "run", "--steps", "5")
     assert [row["fm/balance"] for row in rows(RUNS / "run")] == [1.0] * 5
-    assert saved(RUNS / "run", 5).tensors["matching.discriminator.held"]
+    assert saved(RUNS / "run", 5).tensors["matching.discriminator.strength.held"]
     assert any("it stays at 1" in line for line in fmrun("train", *BARE, *own, "--dry-run").warnings)
 
 
@@ -160,3 +161,21 @@ def test_a_sum_over_elements_and_a_tiny_statistic_get_the_share_they_ask_for() -
             name,
         )
         assert [row["fm/share"] for row in rows(RUNS / name)] == pytest.approx([0.1] * 3, rel=0.4)
+
+
+# ---- the head
+
+
+def test_the_how_tos_recipe_matches_the_logits() -> None:
+    train("--preset", "dcgan-howto", "--steps", "2", "--name", "run", "-s", "log.every=1")
+    first, second = rows(RUNS / "run")
+    for row in (first, second):
+        assert row["fm/head"] == row["fm/distance"] > 0
+        assert row["fm/weight"] == pytest.approx(0.1)
+        assert 0 < row["fm/share"] < 10
+    for arguments in (("run",), ("--preset", "dcgan", "--layers", "head", "-s", "feature_matching.match=sample")):
+        probed = good("probe-layers", *arguments, *(() if arguments == ("run",) else TINY), "--json")
+        result = json.loads(probed.out)
+        assert "matched, and not listed: head" in result["notes"]
+        assert not any(layer["selected"] for layer in result["layers"])
+        assert result["share"] > 0

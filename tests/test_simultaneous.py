@@ -19,19 +19,19 @@ def both_at_once(**settings) -> State:
     return tiny_state(**{"train__update": "simultaneous", "feature_matching__weight": 0.3, **settings})
 
 
-def critic_of(state: State):
+def role_of(state: State):
     return state.task.discriminators[0]
 
 
 def textbook(state: State, batch, gan: str, r1: float, r2: float, policy: tuple[str, ...], strength: float):
     """Both losses, each written out on passes of its own, and the gradients of both at the weights as they are."""
-    task, role = state.task, critic_of(state)
+    task, role = state.task, role_of(state)
     d, matching = role.net, role.matching
     numbers = batch.augment[0] if policy else None
     fake = task.generate(batch)
 
     def judge(image, layers=()):
-        return d(augment(image, numbers, policy), taps)
+        return d(augment(image, numbers, policy), layers)
 
     def penalty(image):
         leaf = image.detach().requires_grad_()
@@ -43,7 +43,7 @@ def textbook(state: State, batch, gan: str, r1: float, r2: float, policy: tuple[
     d_gradients = torch.autograd.grad(d_loss, list(d.parameters()))
     on_real, on_fake = judge(batch.real, matching.layers), judge(fake, matching.layers)
     real = {name: feature.detach() for name, feature in on_real.features.items()}
-    distance = matching(real, on_fake.features, step=0, world=WORLD).total
+    distance = matching.distance(real, on_fake.features, step=0, ranks=WORLD).total
     g_loss = 0.7 * G_LOSSES[gan](on_fake.logits, on_real.logits.detach()) + strength * distance
     return d_loss, g_loss, d_gradients, torch.autograd.grad(g_loss, list(task.generator.parameters()))
 
@@ -70,15 +70,15 @@ def test_gradients_of_both_nets_are_those_of_the_textbook_at_the_same_weights(ma
     state, twin = both_at_once(**shared), both_at_once(**shared)
     batch = draws_of(state)[0][0]
     if norm == "spectral":
-        for module in critic_of(twin).net.modules():
+        for module in role_of(twin).net.modules():
             if hasattr(module, "parametrizations"):
                 module.parametrizations["weight"][0].advance(module.parametrizations["weight"].original)
     state.advance([[batch]])
-    strength = 0.3 * critic_of(state).matching.balance.item()
+    strength = 0.3 * role_of(state).matching.strength.balance.item()
     penalties = (settings.get("losses__gan__r1", 0.0), settings.get("losses__gan__r2", 0.0))
     policy = settings.get("train__augment", ())
     d_loss, g_loss, *expected = textbook(twin, batch, gan, *penalties, policy, strength)
-    for net, gradients in zip((critic_of(state).net, state.task.generator), expected, strict=True):
+    for net, gradients in zip((role_of(state).net, state.task.generator), expected, strict=True):
         largest = max(g.abs().max() for g in gradients)
         for p, g in zip(net.parameters(), gradients, strict=True):
             assert torch.allclose(p.grad, g, rtol=1e-9, atol=1e-12 * float(largest))
@@ -97,7 +97,7 @@ def test_it_is_another_algorithm():
         advance(state)
     assert all(
         torch.allclose(p, q, rtol=1e-9)
-        for p, q in zip(critic_of(one).net.parameters(), critic_of(other).net.parameters(), strict=True)
+        for p, q in zip(role_of(one).net.parameters(), role_of(other).net.parameters(), strict=True)
     )
     assert not torch.allclose(
         one.task.generator.project.weight.grad, other.task.generator.project.weight.grad, rtol=1e-3
@@ -119,13 +119,13 @@ def plain_and_matched(**settings) -> tuple[State, State]:
 
 def test_one_forward_for_each_set_of_images():
     _, state = plain_and_matched(feature_matching__layers=("block1", "block2"))
-    calls = Calls(critic_of(state).net)
+    calls = Calls(role_of(state).net)
     draws = draws_of(state)
     state.advance(draws)
-    taps = ("block1", "block2")
-    assert [(c["taps"], c["logits"], c["grad"], c["weights"]) for c in calls.asked] == [
-        (taps, True, False, True),
-        (taps, True, True, True),
+    layers = ("block1", "block2")
+    assert [(c["layers"], c["logits"], c["grad"], c["weights"]) for c in calls.asked] == [
+        (layers, True, False, True),
+        (layers, True, True, True),
     ]
     assert torch.equal(calls.asked[0]["image"], draws[0][0].real)
 
@@ -139,12 +139,12 @@ def test_it_saves_a_pass_and_feature_matching_costs_none(norm):
     draws = draws_of(plain)
     image = plain.task.generate(draws[0][0]).detach()
     with torch.no_grad():
-        forward = flops(lambda: critic_of(alternating).net(image))
+        forward = flops(lambda: role_of(alternating).net(image))
         # a pass normalises the weights anew
-        forward -= flops(lambda: [m(w) for m, w in sigmas(critic_of(alternating).net)])
+        forward -= flops(lambda: [m(w) for m, w in sigmas(role_of(alternating).net)])
     cost = {name: flops(lambda s=s: s.advance(draws)) for name, s in (("plain", plain), ("matched", matched))}
     usual = flops(lambda: alternating.advance(draws))
-    normalising = flops(lambda: [m(w) for m, w in sigmas(critic_of(alternating).net)])
+    normalising = flops(lambda: [m(w) for m, w in sigmas(role_of(alternating).net)])
     assert usual - cost["plain"] == forward + normalising
     assert cost["matched"] == cost["plain"]
 
@@ -160,14 +160,14 @@ def sigmas(net: nn.Module):
 def test_running_averages_and_power_iterations_move_as_in_the_discriminators_own_update(monkeypatch, accumulate):
     state = both_at_once(train__accumulate=accumulate)
     advance(state, 3)
-    g, d = state.task.generator.norm, critic_of(state).net.blocks[1]["norm"]
+    g, d = state.task.generator.norm, role_of(state).net.blocks[1]["norm"]
     assert g.num_batches_tracked.item() == 3 * accumulate
     assert d.num_batches_tracked.item() == 6 * accumulate
     usual = tiny_state(feature_matching__weight=0.3, train__accumulate=accumulate)
     one = both_at_once(train__accumulate=accumulate)
     for s in (usual, one):
         advance(s)
-    buffers = [dict(critic_of(s).net.named_buffers()) for s in (usual, one)]
+    buffers = [dict(role_of(s).net.named_buffers()) for s in (usual, one)]
     assert all(torch.equal(buffers[0][name], buffers[1][name]) for name in buffers[0])
 
     state = both_at_once(train__accumulate=accumulate, discriminator__norm="spectral")
@@ -179,11 +179,11 @@ def test_running_averages_and_power_iterations_move_as_in_the_discriminators_own
 
 def test_real_features_have_no_graph_and_are_of_the_weights_from_before():
     state = both_at_once(discriminator__norm="none")
-    role, draws = critic_of(state), draws_of(state)
+    role, draws = role_of(state), draws_of(state)
     with torch.no_grad():
         before = role.net(draws[0][0].real, role.matching.layers, False).features
-    seen, forward = {}, role.matching.forward
-    role.matching.forward = lambda real, fake, **k: (seen.update(real=real, fake=fake), forward(real, fake, **k))[1]
+    seen, distance = {}, role.matching.distance
+    role.matching.distance = lambda real, fake, **k: (seen.update(real=real, fake=fake), distance(real, fake, **k))[1]
     state.advance(draws)
     for name, feature in seen["real"].items():
         assert not feature.requires_grad
@@ -195,11 +195,11 @@ def test_features_are_compared_in_one_arithmetic_where_one_of_them_is_penalised(
     state = both_at_once(
         precision="bf16", losses__gan__r1=1.0, losses__gan__penalty_every=2, discriminator__norm="none"
     )
-    role, seen = critic_of(state), []
-    forward = role.matching.forward
-    role.matching.forward = lambda real, fake, **k: (
+    role, seen = role_of(state), []
+    distance = role.matching.distance
+    role.matching.distance = lambda real, fake, **k: (
         seen.append({f.dtype for x in (real, fake) for f in x.values()}),
-        forward(real, fake, **k),
+        distance(real, fake, **k),
     )[1]
     advance(state, 2)
     assert seen == [{torch.float32}, {torch.bfloat16}]
@@ -210,12 +210,12 @@ def test_features_are_compared_in_one_arithmetic_where_one_of_them_is_penalised(
 
 def test_a_discriminator_that_is_not_trained_stays_as_it_is_and_is_matched():
     state = both_at_once(discriminator__train=False)
-    before = tensors_of(critic_of(state).net)
-    calls = Calls(critic_of(state).net)
+    before = tensors_of(role_of(state).net)
+    calls = Calls(role_of(state).net)
     advance(state)
-    assert differing(before, tensors_of(critic_of(state).net)) == []
+    assert differing(before, tensors_of(role_of(state).net)) == []
     assert not any(c["weights"] for c in calls.asked)
-    assert all(p.requires_grad for p in critic_of(state).net.parameters())
+    assert all(p.requires_grad for p in role_of(state).net.parameters())
     row = state.window.read(WORLD)
     assert row["fm/distance"] > 0
     assert "loss/d" not in row
@@ -223,9 +223,9 @@ def test_a_discriminator_that_is_not_trained_stays_as_it_is_and_is_matched():
 
 def test_before_the_adversarial_term_begins_the_discriminator_learns_all_the_same():
     state = both_at_once(losses__gan__start_step=1)
-    before = tensors_of(critic_of(state).net)
+    before = tensors_of(role_of(state).net)
     advance(state)
-    assert differing(before, tensors_of(critic_of(state).net))
+    assert differing(before, tensors_of(role_of(state).net))
     row = state.window.read(WORLD)
     assert {"loss/d", "fm/distance"} <= row.keys()
     assert "loss/g_adv" not in row
@@ -234,7 +234,7 @@ def test_before_the_adversarial_term_begins_the_discriminator_learns_all_the_sam
 def test_compiled_nets_make_the_same_step():
     eager, compiled = both_at_once(), both_at_once()
     torch._dynamo.reset()
-    critic_of(compiled).compiled = torch.compile(critic_of(compiled).net, backend="aot_eager")
+    role_of(compiled).compiled = torch.compile(role_of(compiled).net, backend="aot_eager")
     for state in (eager, compiled):
         advance(state, 2)
     a, b = everything(eager), everything(compiled)
@@ -246,7 +246,7 @@ def test_compiled_nets_make_the_same_step():
 def test_an_update_that_is_not_finite_moves_neither_net(value):
     state = both_at_once(discriminator__norm="none")
     advance(state)
-    nets = (state.task.generator, critic_of(state).net)
+    nets = (state.task.generator, role_of(state).net)
     before = [{n: p.clone() for n, p in net.named_parameters()} for net in nets]
     draws = draws_of(state)
     draws[0][0].real.view(-1)[3] = value

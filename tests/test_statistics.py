@@ -126,14 +126,14 @@ def slow_sliced(real, fake, elements):
 def test_pointwise_statistics_equal_their_references(match, criterion, elements):
     real, fake = features()
     slow = {"sample": slow_sample, "mean": slow_mean, "moments": slow_moments}[match]
-    got = STATISTICS[match](real, fake, world=WORLD, criterion=criterion, eps=EPS, elements=elements)
+    got = STATISTICS[match](real, fake, ranks=WORLD, criterion=criterion, eps=EPS, elements=elements)
     assert got.item() == pytest.approx(slow(real, fake, criterion, elements), rel=1e-12)
 
 
 @pytest.mark.parametrize("elements", ELEMENTS)
 def test_unbiased_mean_equals_its_reference(elements):
     real, fake = features()
-    got = STATISTICS["mean"](real, fake, world=WORLD, elements=elements, estimator="unbiased")
+    got = STATISTICS["mean"](real, fake, ranks=WORLD, elements=elements, estimator="unbiased")
     assert got.item() == pytest.approx(slow_mean(real, fake, "l2", elements, "unbiased"), rel=1e-12)
 
 
@@ -142,7 +142,7 @@ def test_running_mean_compares_with_the_mean_it_is_given(criterion):
     _, fake = features()
     given = torch.full(SHAPE[1:], 0.25, dtype=torch.float64)
     got = STATISTICS["mean"](
-        fake * torch.nan, fake, world=WORLD, criterion=criterion, eps=EPS, estimator="running", real_mean=given
+        fake * torch.nan, fake, ranks=WORLD, criterion=criterion, eps=EPS, estimator="running", real_mean=given
     )
     expected = total([point(0.25 - average(f), criterion) for f in columns(fake)], "mean")
     assert got.item() == pytest.approx(expected, rel=1e-12)
@@ -152,7 +152,7 @@ def test_running_mean_compares_with_the_mean_it_is_given(criterion):
 @pytest.mark.parametrize("shape", [SHAPE, (6, 4)])
 def test_coral_equals_its_reference(shape, elements):
     real, fake = features(shape=shape)
-    got = STATISTICS["coral"](real, fake, world=WORLD, elements=elements)
+    got = STATISTICS["coral"](real, fake, ranks=WORLD, elements=elements)
     assert got.item() == pytest.approx(slow_coral(real, fake, elements), rel=1e-12)
 
 
@@ -161,14 +161,14 @@ def test_coral_equals_its_reference(shape, elements):
 def test_mmd_equals_its_reference(kernel, bandwidth, elements):
     real, fake = features()
     given = None if bandwidth is None else torch.tensor(bandwidth, dtype=torch.float64)
-    got = STATISTICS["mmd"](real, fake, world=WORLD, elements=elements, kernel=kernel, bandwidth=given)
+    got = STATISTICS["mmd"](real, fake, ranks=WORLD, elements=elements, kernel=kernel, bandwidth=given)
     assert got.item() == pytest.approx(slow_mmd(real, fake, elements, kernel, bandwidth), rel=1e-10)
 
 
 @pytest.mark.parametrize("elements", ELEMENTS)
 def test_sliced_equals_its_reference(elements):
     real, fake = features()
-    got = STATISTICS["sliced"](real, fake, world=WORLD, directions=directions(), elements=elements)
+    got = STATISTICS["sliced"](real, fake, ranks=WORLD, directions=directions(), elements=elements)
     assert got.item() == pytest.approx(slow_sliced(real, fake, elements), rel=1e-12)
 
 
@@ -195,7 +195,7 @@ def test_gradient_with_respect_to_generated_features(name, elements):
     match, options = VARIANTS[name]
     real, fake = features(3)
     assert torch.autograd.gradcheck(
-        lambda f: STATISTICS[match](real, f, world=WORLD, elements=elements, **options), (fake.requires_grad_(),)
+        lambda f: STATISTICS[match](real, f, ranks=WORLD, elements=elements, **options), (fake.requires_grad_(),)
     )
 
 
@@ -210,7 +210,7 @@ def test_equal_features_have_distance_zero(name, elements):
         given = {
             k: v.to(torch.promote_types(x.dtype, torch.float32)) if k == "directions" else v for k, v in options.items()
         }
-        assert STATISTICS[match](x, x.clone(), world=WORLD, elements=elements, **given).item() == 0.0
+        assert STATISTICS[match](x, x.clone(), ranks=WORLD, elements=elements, **given).item() == 0.0
 
 
 def test_charbonnier_of_equal_features_is_the_root_of_eps_not_eps():
@@ -225,9 +225,9 @@ def test_half_precision_features_give_float32_statistics(name):
     single = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     real, fake = (x.bfloat16() for x in features())
     fake.requires_grad_()
-    got = STATISTICS[match](real, fake, world=WORLD, **single)
+    got = STATISTICS[match](real, fake, ranks=WORLD, **single)
     assert got.dtype == torch.float32
-    exact = STATISTICS[match](real.double(), fake.double(), world=WORLD, **options)
+    exact = STATISTICS[match](real.double(), fake.double(), ranks=WORLD, **options)
     assert got.item() == pytest.approx(exact.item(), rel=1e-4, abs=1e-6)
     got.backward()
     assert fake.grad.dtype == torch.bfloat16
@@ -239,7 +239,7 @@ def test_batch_statistics_do_not_care_which_images_meet(name):
     match, options = VARIANTS[name]
     real, fake = features()
     order = torch.tensor([3, 0, 4, 1, 2])
-    a, b = (STATISTICS[match](real, f, world=WORLD, **options).item() for f in (fake, fake[order]))
+    a, b = (STATISTICS[match](real, f, ranks=WORLD, **options).item() for f in (fake, fake[order]))
     assert a == pytest.approx(b, rel=1e-10)
 
 
@@ -268,8 +268,8 @@ def test_unbiased_mean_is_unbiased_and_the_plain_one_is_not():
     for _ in range(rounds):
         real = torch.randn(batch, width, generator=rng, dtype=torch.float64)
         fake = 2 * torch.randn(batch, width, generator=rng, dtype=torch.float64) + shift
-        plain.append(STATISTICS["mean"](real, fake, world=WORLD).item())
-        unbiased.append(STATISTICS["mean"](real, fake, world=WORLD, estimator="unbiased").item())
+        plain.append(STATISTICS["mean"](real, fake, ranks=WORLD).item())
+        unbiased.append(STATISTICS["mean"](real, fake, ranks=WORLD, estimator="unbiased").item())
     error = 4 * np.std(unbiased) / math.sqrt(rounds)
     assert error < 0.1
     assert np.mean(unbiased) == pytest.approx(shift**2, abs=error)
@@ -283,7 +283,7 @@ def test_mmd_of_equal_distributions_is_zero_on_average(kernel):
     values = [
         STATISTICS["mmd"](
             *torch.randn(2, 4, 5, generator=rng, dtype=torch.float64).unbind(),
-            world=WORLD,
+            ranks=WORLD,
             kernel=kernel,
             bandwidth=bandwidth,
         ).item()
@@ -298,7 +298,7 @@ def test_mmd_of_identical_features_stays_finite_and_gives_no_gradient_that_is_no
     x = torch.ones(4, 3)
     fake = torch.ones(4, 3, requires_grad=True)
     for kernel in ("rational_quadratic", "rbf"):
-        (gradient,) = torch.autograd.grad(STATISTICS["mmd"](x, fake, world=WORLD, kernel=kernel), fake)
+        (gradient,) = torch.autograd.grad(STATISTICS["mmd"](x, fake, ranks=WORLD, kernel=kernel), fake)
         assert torch.isfinite(gradient).all()
 
 
@@ -314,7 +314,7 @@ def test_gradients_flow_back_in_the_order_of_the_features_in_memory(match, dtype
     feature = leaf * 1
     for criterion in ("l2", "l1", "charbonnier"):
         onwards = (feature * real).sum()  # made first, as the layers above a feature are, and so differentiated last
-        distance = STATISTICS[match](real, feature, world=WORLD, criterion=criterion)
+        distance = STATISTICS[match](real, feature, ranks=WORLD, criterion=criterion)
         (gradient,) = torch.autograd.grad(distance + onwards, feature, retain_graph=True)
         assert gradient.is_contiguous(memory_format=torch.channels_last)
         assert not gradient.is_contiguous()
@@ -323,7 +323,7 @@ def test_gradients_flow_back_in_the_order_of_the_features_in_memory(match, dtype
 def test_the_gradient_of_a_batch_mean_is_not_written_out_for_every_image():
     real, fake = (torch.randn(64, 8, 6, 6).contiguous(memory_format=torch.channels_last) for _ in range(2))
     leaf = fake.requires_grad_()
-    distance = STATISTICS["mean"](real, leaf, world=WORLD)
+    distance = STATISTICS["mean"](real, leaf, ranks=WORLD)
     made = []
 
     class Sizes(TorchDispatchMode):

@@ -2,23 +2,27 @@
 
 import itertools
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import WORLD, advance, differing, draws_of, everything, tensors_of, tiny_state, worst
 from torch import nn
 
+import fmrun
 from fmrun.augment import augment
 from fmrun.checks import check_start, diagnose
+from fmrun.feature_matching.frozen import frozen
 from fmrun.losses.adversarial import D_LOSSES, G_LOSSES
 from fmrun.state import State
-from fmrun.step import _matching_gradients, discriminator_loss, frozen, generator_image_gradients
+from fmrun.step import StepLog, discriminator_loss, image_gradients
 from fmrun.tasks import Batch, DiscriminatorPlan, StepPlan, StepScalars
 
-MATCHES = ("sample", "mean", "moments", "coral", "mmd", "sliced")
+FMRUN = str(Path(fmrun.__file__).parent)
 
 
-def critic_of(state: State):
+def role_of(state: State):
     return state.task.discriminators[0]
 
 
@@ -36,29 +40,25 @@ def per_image(**settings) -> State:
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"feature_matching__match": match} for match in MATCHES),
-        {"feature_matching__estimator": "unbiased"},
-        {"feature_matching__estimator": "running"},
-        {"feature_matching__kernel": "rbf", "feature_matching__match": "mmd"},
+        {},
         {"feature_matching__elements": "sum", "feature_matching__criterion": "charbonnier"},
+        {"feature_matching__layers": ("block1", "head"), "feature_matching__balance": "none"},
         {"losses__gan__type": "r3gan", "losses__gan__r1": 1.0, "losses__gan__r2": 0.5},
         {"train__d_updates": 2, "train__g_updates": 2, "optim__clip_grad_norm": 0.5},
         {"train__update": "simultaneous"},
-        {"train__update": "simultaneous", "feature_matching__match": "sample", "losses__gan__type": "r3gan"},
+        {"train__update": "simultaneous", "losses__gan__type": "r3gan"},
     ],
     ids=str,
 )
 def test_micro_batches_make_the_step_of_the_whole_batch(settings):
-    """With augmentation and balance, for every statistic; also the share, the log and the running mean."""
+    """With augmentation and balance, for a statistic of single images; also the shares, the cosine and the log."""
     states, rows = [], []
     for accumulate in (1, 2, 4):
         state = per_image(
             train__accumulate=accumulate,
             train__augment=("color", "translation", "cutout"),
-            feature_matching__weight=0.3,
-            feature_matching__balance="gradient",
-            log__every=1,
-            **settings,
+            **{"feature_matching__weight": 0.3, "feature_matching__match": "sample"},
+            **{"feature_matching__balance": "gradient", "log__every": 1, **settings},
         )
         advance(state, 2)
         states.append(everything(state))
@@ -69,38 +69,23 @@ def test_micro_batches_make_the_step_of_the_whole_batch(settings):
         assert row == pytest.approx(rows[0], rel=1e-7)
 
 
-def test_a_batch_statistic_by_micro_batch_would_be_another_objective():
-    """What the test above rules out does make a difference."""
-    state = per_image(feature_matching__weight=1.0, feature_matching__match="mean")
-    batch = draws_of(state)[0][0]
-    image = state.task.generate(batch).detach()
-    role = critic_of(state)
-    real, fake = (role(x, None, role.matching.layers, logits=False).features for x in (batch.real, image))
-    whole = role.matching(real, fake, step=0, world=WORLD).total
-    halves = [
-        role.matching(*({n: f[part] for n, f in x.items()} for x in (real, fake)), step=0, world=WORLD).total
-        for part in (slice(0, 4), slice(4, 8))
-    ]
-    assert (sum(halves) / 2).item() != pytest.approx(whole.item(), rel=1e-3)
+@pytest.mark.parametrize("match", ["mean", "moments", "coral", "mmd", "sliced"])
+def test_a_batch_statistic_is_that_of_each_micro_batch(match):
+    state = per_image(feature_matching__weight=1.0, feature_matching__match=match, train__accumulate=2)
+    role, (draws,) = role_of(state), draws_of(state)
+    images = [state.task.generate(batch).detach() for batch in draws]
+    state.set_scalars(0)
+    _, log = image_gradients(state.task, state.task.plan(0), draws, images, state.scalars, WORLD)
+    layers = role.matching.layers
 
+    def distance(real, fake):
+        real, fake = (role(x, None, layers, logits=False).features for x in (real, fake))
+        return role.matching.distance(real, fake, step=0, ranks=WORLD).total.item()
 
-def test_gradients_held_between_the_two_passes_are_float32():
-    """Under half precision a mean over elements is too small for float16, and lambda times balance too large."""
-    state = tiny_state(
-        feature_matching__weight=1.0,
-        train__accumulate=2,
-        train__batch_size=8,
-        precision="bf16",
-        discriminator__norm="none",
-    )
-    role, draws = critic_of(state), draws_of(state)[0]
-    leaves = [state.task.generate(b).detach() for b in draws]
-    with frozen([role]):
-        plan = DiscriminatorPlan(True, False, role.matching.layers, False, False)
-        reals = [role(b.real, None, plan.layers, logits=False) for b in draws]
-        assert reals[0].features["block1"].dtype == torch.bfloat16
-        _, cached = _matching_gradients(role, plan, draws, leaves, reals, state.scalars, WORLD)
-    assert all(g.dtype == torch.float32 for part in cached for g in part.values())
+    parts = [distance(batch.real, image) for batch, image in zip(draws, images, strict=True)]
+    assert log["fm/distance"].item() == pytest.approx(sum(parts) / 2, rel=1e-10)
+    whole = distance(torch.cat([batch.real for batch in draws]), torch.cat(images))
+    assert log["fm/distance"].item() != pytest.approx(whole, rel=1e-3)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -113,7 +98,7 @@ def test_a_large_loss_scale_passes_through_half_precision_features(accumulate):
         precision="fp32",
         discriminator__norm="none",
     )
-    role = critic_of(state)
+    role = role_of(state)
     role.precision = torch.float16
     draws = draws_of(state)[0]
     images = [state.task.generate(b).detach() for b in draws]
@@ -121,11 +106,10 @@ def test_a_large_loss_scale_passes_through_half_precision_features(accumulate):
     plan = StepPlan((DiscriminatorPlan(True, False, ("block1.conv",), False, False),))
     role.matching.layers = ("block1.conv",)
     role.matching.weights = {"block1.conv": 1.0}
-    with frozen([role]):
-        scaled, _ = generator_image_gradients(state.task, plan, draws, images, state.scalars, WORLD, 2.0**10)
-        role.precision = torch.float32
-        exact, _ = generator_image_gradients(state.task, plan, draws, images, state.scalars, WORLD)
-    scaled, exact = torch.cat(scaled) / 2.0**10, torch.cat(exact)
+    scaled, _ = image_gradients(state.task, plan, draws, images, state.scalars, WORLD, 2.0**10)
+    role.precision = torch.float32
+    exact, _ = image_gradients(state.task, plan, draws, images, state.scalars, WORLD)
+    scaled, exact = torch.cat(scaled.total) / 2.0**10, torch.cat(exact.total)
     assert scaled.isfinite().all()
     assert (scaled - exact).norm() < 0.02 * exact.norm()
 
@@ -150,19 +134,19 @@ def test_gradients_of_a_step_are_those_of_the_textbook(kind, match):
     task, batch = twin.task, draws_of(state)[0][0]
     policy = ("translation",)
     fake = task.generate(batch)
-    d = critic_of(twin).net
+    d = role_of(twin).net
 
     def judge(image, numbers, layers=()):
-        return d(augment(image, numbers, policy), taps)
+        return d(augment(image, numbers, policy), layers)
 
     loss = D_LOSSES[kind](judge(batch.real, batch.augment[0]).logits, judge(fake.detach(), batch.augment[0]).logits)
     d_gradients = torch.autograd.grad(loss, list(d.parameters()))
 
     state.advance([[batch]])
-    for p, g in zip(critic_of(state).net.parameters(), d_gradients, strict=True):
+    for p, g in zip(role_of(state).net.parameters(), d_gradients, strict=True):
         assert torch.allclose(p.grad, g, rtol=1e-9, atol=1e-15)
 
-    d.load_state_dict(critic_of(state).net.state_dict())
+    d.load_state_dict(role_of(state).net.state_dict())
     layers = ("block1", "block2", "block3")
     on_fake = judge(fake, batch.augment[1], layers)
     on_real = judge(batch.real, batch.augment[1], layers)
@@ -180,17 +164,61 @@ def test_gradients_of_a_step_are_those_of_the_textbook(kind, match):
     assert row["loss/g"] == pytest.approx(total.item(), rel=1e-10)
 
 
+# On one screen
+
+
+@pytest.mark.parametrize(
+    ("update", "settings"),
+    [
+        ("alternating", {"losses__gan__r1": 1.0, "losses__gan__r2": 1.0, "train__d_updates": 2}),
+        ("alternating", {"train__accumulate": 2, "losses__gan__type": "r3gan"}),
+        ("simultaneous", {}),
+    ],
+)
+@pytest.mark.parametrize("measured", [True, False])
+def test_every_gradient_of_a_step_is_taken_within_six_frames_in_two_files(update, settings, measured):
+    """From the call of the step to `torch.autograd`."""
+    state = tiny_state(feature_matching__weight=0.3, train__update=update, **settings)
+    state.step = 0 if measured else 33
+    assert state.task.plan(state.step).measure == measured
+    draws, stacks = draws_of(state), []
+
+    def note(frame, event, argument):
+        code = frame.f_code
+        autograd = code.co_filename == torch.autograd.__file__ and code.co_name in ("grad", "backward")
+        if event != "call" or not autograd:
+            return
+        stack = []
+        while frame is not None and frame.f_code.co_name != "advance":
+            if frame.f_code.co_filename.startswith(FMRUN):
+                stack.append((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
+            frame = frame.f_back
+        if stack:
+            stacks.append(stack[: [name for _, name in stack].index(f"{update}_step") + 1])
+
+    sys.setprofile(note)
+    try:
+        state.advance(draws)
+    finally:
+        sys.setprofile(None)
+    assert len(stacks) >= 3
+    for stack in stacks:
+        assert len(stack) <= 6, stack
+        assert len({file for file, _ in stack}) <= 2, stack
+
+
 # R1 and R2
 
 
 @pytest.mark.parametrize("policy", [(), ("color", "translation")])
 def test_penalties_equal_an_explicit_double_backward(policy):
     state = tiny_state(losses__gan__r1=2.0, losses__gan__r2=3.0, discriminator__norm="spectral", train__augment=policy)
-    batch, role = draws_of(state)[0][0], critic_of(state)
+    batch, role = draws_of(state)[0][0], role_of(state)
     image = state.task.generate(batch).detach()
     plan = state.task.plan(0).discriminators[0]
     assert plan.penalty
-    got = discriminator_loss(role, plan, batch, image)
+    log = StepLog()
+    got = discriminator_loss(role, plan, batch, image, log)
     numbers = batch.augment[0] if policy else None
 
     def norm(x):
@@ -205,11 +233,11 @@ def test_penalties_equal_an_explicit_double_backward(policy):
     r1, r2 = norm(batch.real), norm(image)
     logits = [role.net(augment(x, numbers, policy)).logits for x in (batch.real, image)]
     expected = D_LOSSES["vanilla"](*logits) + 2.0 / 2 * r1 + 3.0 / 2 * r2
-    assert got.total.item() == pytest.approx(expected.item(), rel=1e-10)
-    assert got.terms["loss/d_r1"].item() == pytest.approx(r1.item(), rel=1e-10)
-    assert got.terms["loss/d_r2"].item() == pytest.approx(r2.item(), rel=1e-10)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-10)
+    assert log["loss/d_r1"].item() == pytest.approx(r1.item(), rel=1e-10)
+    assert log["loss/d_r2"].item() == pytest.approx(r2.item(), rel=1e-10)
     parameters = [p for n, p in role.net.named_parameters() if "head.bias" not in n]
-    gradients = [torch.autograd.grad(x, parameters, retain_graph=True) for x in (got.total, expected)]
+    gradients = [torch.autograd.grad(x, parameters, retain_graph=True) for x in (got, expected)]
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-14)
 
@@ -220,9 +248,10 @@ def test_lazy_penalties_are_due_every_so_many_steps_and_scaled_by_as_many():
     batch = draws_of(lazy)[0][0]
     image = lazy.task.generate(batch).detach()
     plan = lazy.task.plan(0).discriminators[0]
-    a, b = (discriminator_loss(critic_of(s), plan, batch, image) for s in (lazy, eager))
-    plain = a.terms["loss/d"]
-    assert (a.total - plain).item() == pytest.approx(4 * (b.total - plain).item(), rel=1e-10)
+    log = StepLog()
+    a, b = (discriminator_loss(role_of(s), plan, batch, image, log, fraction=0.5) for s in (lazy, eager))
+    plain = log["loss/d"]
+    assert (a - plain).item() == pytest.approx(4 * (b - plain).item(), rel=1e-10)
     advance(lazy, 2)
     assert lazy.window.counts["loss/d_r1"] == 1
 
@@ -305,7 +334,7 @@ def test_the_step_neither_reads_nor_moves_global_random_state():
 def test_learning_rates_follow_the_schedule():
     state = tiny_state(optim__schedule={"warmup_steps": 4}, optim__generator={"lr": 1e-3})
     for step, factor in ((0, 0.25), (1, 0.5), (9, 1.0)):
-        state.set_live(step)
+        state.set_scalars(step)
         assert state.optimisers["generator"].lr.item() == pytest.approx(1e-3 * factor)
         assert state.optimisers["discriminator"].lr.item() == pytest.approx(2e-4 * factor)
 
@@ -363,15 +392,15 @@ def test_a_poisoned_generator_loss_changes_no_generator_weight_and_is_named(valu
     advance(state)
     before = {k: v for k, v in everything(state).items() if k.startswith(("g.", "ema.", "adam.generator"))}
     before = {k: v for k, v in before.items() if "running" not in k and "num_batches" not in k}
-    draws, role = draws_of(state), critic_of(state)
-    forward = role.matching.forward
+    draws, role = draws_of(state), role_of(state)
+    distance = role.matching.distance
 
     def bad(real, fake, **k):
-        loss = forward(real, fake, **k)
+        loss = distance(real, fake, **k)
         loss.total = loss.total * value
         return loss
 
-    role.matching.forward = bad
+    role.matching.distance = bad
     state.advance(draws)
     assert state.guard.read() == (1, 1)
     after = everything(state)
@@ -383,7 +412,7 @@ def test_a_poisoned_generator_loss_changes_no_generator_weight_and_is_named(valu
 def test_a_layer_that_overflows_is_named():
     state = tiny_state(precision="fp32", discriminator__norm="none")
     with torch.no_grad():
-        critic_of(state).net.blocks[1]["conv"].weight.fill_(3e38)
+        role_of(state).net.blocks[1]["conv"].weight.fill_(3e38)
     draws = draws_of(state)
     state.advance(draws)
     assert state.guard.read() == (0, 0)
@@ -414,7 +443,7 @@ def test_a_gradient_that_alone_is_not_finite_is_named():
         def backward(ctx, g):
             return g * math.inf
 
-    head = critic_of(state).net.head
+    head = role_of(state).net.head
     head.register_forward_hook(lambda m, a, out: Cliff.apply(out))
     state.advance(draws)
     assert state.guard.read() == (0, 0)
@@ -426,7 +455,7 @@ def test_diagnosis_leaves_no_hook_behind():
     state = tiny_state()
     diagnose(state, draws_of(state), 0)
     diagnose(state, draws_of(state), 1)
-    nets = (state.task.generator, critic_of(state).net)
+    nets = (state.task.generator, role_of(state).net)
     assert not any(m._forward_hooks for net in nets for m in net.modules())
 
 
@@ -435,11 +464,11 @@ def test_diagnosis_leaves_no_hook_behind():
 
 def test_frozen_gives_back_what_it_found():
     state = tiny_state()
-    net = critic_of(state).net
+    net = role_of(state).net
     net.head.bias.requires_grad_(False)
 
     def fail():
-        with frozen(state.task.discriminators):
+        with frozen(net):
             assert not any(p.requires_grad for p in net.parameters())
             raise RuntimeError
 
@@ -451,12 +480,14 @@ def test_frozen_gives_back_what_it_found():
 
 def test_the_check_at_the_start_reports_lambda_balance_and_share():
     state = tiny_state(feature_matching__weight=0.1, feature_matching__balance="gradient", feature_matching__ramp=100)
-    strength = check_start(state, draws_of(state))
+    start = check_start(state, draws_of(state))
+    strength = start.strength
+    assert start.shares == {}
     assert strength.share == pytest.approx(0.1)
     assert strength.balance > 0
     assert str(strength).startswith(f"λ 0.1 × balance {strength.balance:.4g} = {0.1 * strength.balance:.4g}: ")
     assert str(strength).endswith("its gradient is 10 % of the adversarial one")
-    assert check_start(tiny_state(), draws_of(tiny_state())) is None
+    assert check_start(tiny_state(), draws_of(tiny_state())).strength is None
 
 
 def test_a_live_number_changes_in_place():
@@ -470,7 +501,7 @@ def test_a_live_number_changes_in_place():
 
 def test_precision_bf16_keeps_weights_statistics_and_logits_wide():
     state = tiny_state(precision="bf16", feature_matching__weight=0.1)
-    draws, role = draws_of(state), critic_of(state)
+    draws, role = draws_of(state), role_of(state)
     out = role(draws[0][0].real, None, role.matching.layers)
     assert out.logits.dtype == torch.float32
     assert {f.dtype for f in out.features.values()} == {torch.bfloat16}
@@ -486,5 +517,7 @@ def test_penalties_are_exact_also_in_bf16():
     batch = draws_of(full)[0][0]
     image = full.task.generate(batch).detach()
     plan = full.task.plan(0).discriminators[0]
-    a, b = (discriminator_loss(critic_of(s), plan, batch, image).terms["loss/d_r1"] for s in (half, full))
-    assert a.item() == b.item()
+    logs = StepLog(), StepLog()
+    for state, log in zip((half, full), logs, strict=True):
+        discriminator_loss(role_of(state), plan, batch, image, log)
+    assert logs[0]["loss/d_r1"].item() == logs[1]["loss/d_r1"].item()

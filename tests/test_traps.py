@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import WORLD, Calls, advance, differing, draws_of, everything, flops, tensors_of, tiny_state
+from helpers import WORLD, Calls, advance, checkpoint_of, differing, draws_of, everything, flops, tensors_of, tiny_state
 from torch import nn
 
 from fmrun.checks import check_start, passes_gradient
 from fmrun.errors import UserError
+from fmrun.feature_matching import FeatureMatchingError
 from fmrun.feature_matching.discriminator import DiscriminatorOutput
+from fmrun.feature_matching.frozen import frozen
 from fmrun.feature_matching.statistics import STATISTICS
 from fmrun.models.dcgan import DcganDiscriminator
 from fmrun.models.norm import SpectralNorm, advance_spectral
 from fmrun.optim import Optimiser
 from fmrun.state import State
-from fmrun.step import _update_discriminator, frozen
+from fmrun.step import update_discriminator
 from fmrun.tasks import Batch
 
 
@@ -26,7 +28,7 @@ def fm_state(**settings) -> State:
     return tiny_state(**{"feature_matching__weight": 0.1, **settings})
 
 
-def critic_of(state: State):
+def role_of(state: State):
     return state.task.discriminators[0]
 
 
@@ -41,10 +43,10 @@ def noise_images(state: State, seed: int = 0) -> torch.Tensor:
 
 def test_trap_01_a_layer_without_gradient_is_refused_before_training():
     state = fm_state(feature_matching__layers="all")
-    net = critic_of(state).net
+    net = role_of(state).net
 
     def cut(image, layers=(), logits=True):
-        out = DcganDiscriminator.forward(net, image, taps, logits)
+        out = DcganDiscriminator.forward(net, image, layers, logits)
         return DiscriminatorOutput(out.logits, {n: f.detach() if n == "block2" else f for n, f in out.features.items()})
 
     net.forward = cut
@@ -54,10 +56,10 @@ def test_trap_01_a_layer_without_gradient_is_refused_before_training():
 
 def test_trap_01_a_loss_without_gradient_is_refused_before_training():
     state = fm_state()
-    net = critic_of(state).net
+    net = role_of(state).net
 
     def cut(image, layers=(), logits=True):
-        out = DcganDiscriminator.forward(net, image, taps, logits)
+        out = DcganDiscriminator.forward(net, image, layers, logits)
         return DiscriminatorOutput(None if out.logits is None else out.logits * 0.0, out.features)
 
     net.forward = cut
@@ -82,9 +84,9 @@ def test_trap_01_a_generator_without_gradient_is_refused_before_training():
 @pytest.mark.parametrize("norm", ["batch", "spectral", "group", "none"])
 def test_trap_01_every_layer_of_every_dcgan_passes_gradient(norm):
     state = fm_state(discriminator__norm=norm, train__augment=("color", "translation", "cutout"))
-    with frozen(state.task.discriminators):
-        for layer in critic_of(state).net.feature_names:
-            assert passes_gradient(critic_of(state), layer, noise_images(state)), layer
+    with frozen(*(d.net for d in state.task.discriminators)):
+        for layer in role_of(state).net.feature_names:
+            assert passes_gradient(role_of(state), layer, noise_images(state)), layer
 
 
 # 2 Batch norm blinds
@@ -96,10 +98,10 @@ def test_trap_02_the_channel_mean_is_blind_behind_batch_norm_and_the_mean_that_k
     real, fake = (torch.randn(16, 3, 4, 4, generator=rng, dtype=torch.float64) for _ in range(2))
     fake = fake * 2 + 1
     fake[:, :, :2] += 3
-    before = STATISTICS["mean"](real.mean((2, 3)), fake.mean((2, 3)), world=WORLD)
+    before = STATISTICS["mean"](real.mean((2, 3)), fake.mean((2, 3)), ranks=WORLD)
     real, fake = norm(real), norm(fake)
-    blind = STATISTICS["mean"](real.mean((2, 3)), fake.mean((2, 3)), world=WORLD)
-    seeing = STATISTICS["mean"](real, fake, world=WORLD)
+    blind = STATISTICS["mean"](real.mean((2, 3)), fake.mean((2, 3)), ranks=WORLD)
+    seeing = STATISTICS["mean"](real, fake, ranks=WORLD)
     assert before > 1
     assert blind < 1e-25
     assert seeing > 0.1
@@ -115,7 +117,7 @@ def test_trap_03_running_averages_move_as_in_a_step_without_feature_matching(mat
     plain = tiny_state(feature_matching__weight=0, train__accumulate=accumulate)
     for state in (matched, plain):
         advance(state)
-    for net in (lambda s: s.task.generator, lambda s: critic_of(s).net):
+    for net in (lambda s: s.task.generator, lambda s: role_of(s).net):
         a, b = (dict(net(s).named_buffers()) for s in (matched, plain))
         assert a
         assert all(torch.equal(a[n], b[n]) for n in a)
@@ -125,7 +127,7 @@ def test_trap_03_averages_move_once_for_each_pass_that_the_published_step_makes(
     for accumulate in (1, 2):
         state = fm_state(train__accumulate=accumulate)
         advance(state, 3)
-        g, d = state.task.generator.norm, critic_of(state).net.blocks[1]["norm"]
+        g, d = state.task.generator.norm, role_of(state).net.blocks[1]["norm"]
         assert g.num_batches_tracked.item() == 3 * accumulate  # one forward a micro-batch
         assert d.num_batches_tracked.item() == 6 * accumulate  # real and fake
 
@@ -139,12 +141,12 @@ def spectral_state(**settings) -> State:
 
 def test_trap_04_equal_images_have_equal_features_in_train_mode():
     state = spectral_state()
-    role = critic_of(state)
+    role = role_of(state)
     assert role.net.training
     layers = role.matching.layers
-    with frozen(state.task.discriminators):
+    with frozen(*(d.net for d in state.task.discriminators)):
         a, b = (role(noise_images(state), None, layers, logits=False).features for _ in range(2))
-        assert role.matching(a, b, step=0, world=WORLD).total.item() == 0.0
+        assert role.matching.distance(a, b, step=0, ranks=WORLD).total.item() == 0.0
 
 
 def test_trap_04_torchs_own_spectral_norm_fails_that():
@@ -201,7 +203,7 @@ def test_trap_04_power_iteration_finds_the_spectral_norm():
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral", "group", "none"])
-def test_trap_05_conv_taps_hold_what_the_convolution_gave(norm):
+def test_trap_05_conv_layers_hold_what_the_convolution_gave(norm):
     net = DcganDiscriminator(28, 1, 4, norm, torch.Generator().manual_seed(0)).double()
     image = torch.randn(3, 1, 28, 28, dtype=torch.float64)
     features = net(image, net.feature_names).features
@@ -219,7 +221,7 @@ def test_trap_05_conv_taps_hold_what_the_convolution_gave(norm):
 
 def test_trap_06_training_adds_no_hooks():
     state = fm_state(feature_matching__layers="all")
-    net = critic_of(state).net
+    net = role_of(state).net
     called = []
 
     def hooked(self, *args, **kwargs):
@@ -238,24 +240,24 @@ def test_trap_06_training_adds_no_hooks():
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral"])
-def test_trap_06_a_compiled_discriminator_gives_the_same_taps_also_after_its_first_call(norm):
+def test_trap_06_a_compiled_discriminator_gives_the_same_layers_also_after_its_first_call(norm):
     state = fm_state(discriminator__norm=norm)
-    role = critic_of(state)
+    role = role_of(state)
     torch._dynamo.reset()
     compiled = torch.compile(role.net, backend="eager")
     image = noise_images(state)
-    with frozen(state.task.discriminators):
+    with frozen(*(d.net for d in state.task.discriminators)):
         compiled(image)
-        for taps in (("block2",), role.net.feature_names):
-            got, expected = compiled(image, taps, False).features, role.net(image, taps, False).features
-            assert list(got) == list(expected) == list(taps)
-            assert all(torch.equal(got[n], expected[n]) for n in taps)
+        for layers in (("block2",), role.net.feature_names):
+            got, expected = compiled(image, layers, False).features, role.net(image, layers, False).features
+            assert list(got) == list(expected) == list(layers)
+            assert all(torch.equal(got[n], expected[n]) for n in layers)
 
 
 def test_trap_06_a_step_through_compiled_nets_is_the_eager_step():
     eager, compiled = fm_state(), fm_state()
     torch._dynamo.reset()
-    critic_of(compiled).compiled = torch.compile(critic_of(compiled).net, backend="eager")
+    role_of(compiled).compiled = torch.compile(role_of(compiled).net, backend="eager")
     advance(eager, 2)
     advance(compiled, 2)
     assert differing(everything(eager), everything(compiled)) == []
@@ -266,13 +268,13 @@ def test_trap_06_a_step_through_compiled_nets_is_the_eager_step():
 
 def test_trap_07_real_and_generated_features_both_come_from_the_updated_discriminator():
     state = fm_state(discriminator__norm="none")
-    role = critic_of(state)
-    seen, forward = {}, role.matching.forward
-    role.matching.forward = lambda real, fake, **k: (seen.update(real=real, fake=fake), forward(real, fake, **k))[1]
+    role = role_of(state)
+    seen, distance = {}, role.matching.distance
+    role.matching.distance = lambda real, fake, **k: (seen.update(real=real, fake=fake), distance(real, fake, **k))[1]
     draws = draws_of(state)
     calls = Calls(role.net)
     state.advance(draws)
-    fake = next(c["image"] for c in calls.asked if c["taps"] and c["grad"])
+    fake = next(c["image"] for c in calls.asked if c["layers"] and c["grad"])
     with torch.no_grad():
         now = [role.net(x, role.matching.layers, False).features for x in (draws[0][0].real, fake)]
     for name in role.matching.layers:
@@ -293,9 +295,9 @@ def test_trap_08_feature_matching_costs_one_truncated_real_forward(layers):
         advance(state)
     for state in (plain, matched):
         state.step = 50  # not a step that measures the share
-    role = critic_of(matched)
+    role = role_of(matched)
     draws = draws_of(matched)
-    with torch.no_grad(), frozen([role]):
+    with torch.no_grad(), frozen(role.net):
         truncated = flops(lambda: role(draws[0][0].real, None, role.matching.layers, logits=False))
         whole = flops(lambda: role(draws[0][0].real, None))
     assert 0 < truncated < whole
@@ -305,16 +307,16 @@ def test_trap_08_feature_matching_costs_one_truncated_real_forward(layers):
 def test_trap_08_passes_of_a_step():
     """D: real and fake with weights; G: real truncated without graph, fake once with everything asked of it."""
     state = fm_state(feature_matching__layers=("block1", "block2"))
-    role = critic_of(state)
+    role = role_of(state)
     calls = Calls(role.net)
     advance(state)
-    asked = [(c["taps"], c["logits"], c["grad"], c["weights"]) for c in calls.asked]
-    taps = ("block1", "block2")
+    asked = [(c["layers"], c["logits"], c["grad"], c["weights"]) for c in calls.asked]
+    layers = ("block1", "block2")
     assert asked == [
         ((), True, False, True),
         ((), True, False, True),
-        (taps, False, False, False),
-        (taps, True, True, False),
+        (layers, False, False, False),
+        (layers, True, True, False),
     ]
     real = draws_of(state, 0)[0][0].real
     images = [c["image"] for c in calls.asked]
@@ -337,13 +339,13 @@ def test_trap_08_the_discriminators_weights_take_no_gradient_in_the_generators_u
     """The gradient left on D after the step is that of its own update alone."""
     state, alone = fm_state(), fm_state()
     advance(state)
-    alone.set_live(0)
+    alone.set_scalars(0)
     draws, plan = draws_of(alone), alone.task.plan(0)
     images = [alone.task.generate(b) for b in draws[0]]
-    _update_discriminator(
-        critic_of(alone), plan.discriminators[0], draws[0], images, alone.optimisers["discriminator"], alone.live
+    update_discriminator(
+        role_of(alone), plan.discriminators[0], draws[0], images, alone.optimisers["discriminator"], alone.scalars
     )
-    for p, q in zip(critic_of(state).net.parameters(), critic_of(alone).net.parameters(), strict=True):
+    for p, q in zip(role_of(state).net.parameters(), role_of(alone).net.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
         assert p.requires_grad
 
@@ -351,22 +353,25 @@ def test_trap_08_the_discriminators_weights_take_no_gradient_in_the_generators_u
 def test_trap_08_an_untrained_discriminator_never_has_a_gradient():
     state = fm_state(discriminator__train=False)
     advance(state)
-    assert all(p.grad is None for p in critic_of(state).net.parameters())
+    assert all(p.grad is None for p in role_of(state).net.parameters())
 
 
 def test_trap_08_a_relativistic_loss_shares_its_real_pass():
     state = fm_state(losses__gan__type="r3gan")
-    calls = Calls(critic_of(state).net)
+    calls = Calls(role_of(state).net)
     advance(state)
-    taps = critic_of(state).matching.layers
-    assert [(c["taps"], c["logits"], c["grad"]) for c in calls.asked[2:]] == [(taps, True, False), (taps, True, True)]
+    layers = role_of(state).matching.layers
+    assert [(c["layers"], c["logits"], c["grad"]) for c in calls.asked[2:]] == [
+        (layers, True, False),
+        (layers, True, True),
+    ]
 
 
 def test_trap_08_real_features_have_no_graph():
     state = fm_state()
-    role = critic_of(state)
-    seen, forward = [], role.matching.forward
-    role.matching.forward = lambda real, fake, **k: (seen.append((real, fake)), forward(real, fake, **k))[1]
+    role = role_of(state)
+    seen, distance = [], role.matching.distance
+    role.matching.distance = lambda real, fake, **k: (seen.append((real, fake)), distance(real, fake, **k))[1]
     advance(state)
     real, fake = seen[0]
     assert not any(f.requires_grad for f in real.values())
@@ -381,11 +386,13 @@ def test_trap_13_real_and_generated_images_of_different_size_are_an_error_that_n
     draws = draws_of(state)
     batch = draws[0][0]
     larger = Batch(real=F.pad(batch.real, (0, 4, 0, 4)), noise=batch.noise)
-    role = critic_of(state)
+    role = role_of(state)
     calls = role(larger.real, None, ("block1",), logits=False).features
     fake = role(batch.real, None, ("block1",), logits=False).features
-    with pytest.raises(UserError, match=r"'block1' has shape \(4, 4, 16, 16\) for real and \(4, 4, 14, 14\)"):
-        role.matching.distance("block1", calls["block1"], fake["block1"], world=WORLD, step=0)
+    with pytest.raises(
+        FeatureMatchingError, match=r"'block1' has shape \(4, 4, 16, 16\) for real and \(4, 4, 14, 14\)"
+    ):
+        role.matching.layer_distance("block1", calls["block1"], fake["block1"], ranks=WORLD, step=0)
 
 
 # 14 Feature matching before the GAN starts
@@ -393,7 +400,7 @@ def test_trap_13_real_and_generated_images_of_different_size_are_an_error_that_n
 
 def test_trap_14_start_step_delays_the_generators_term_only():
     state = fm_state(losses__gan__start_step=2)
-    role = critic_of(state)
+    role = role_of(state)
     for step in range(3):
         plan = state.task.plan(step).discriminators[0]
         assert plan.train
@@ -411,17 +418,17 @@ def test_trap_14_start_step_delays_the_generators_term_only():
 
 
 def test_trap_14_ramp_of_the_adversarial_term():
-    role = critic_of(fm_state(losses__gan__start_step=2, losses__gan__ramp=4, losses__gan__weight=0.5))
+    role = role_of(fm_state(losses__gan__start_step=2, losses__gan__ramp=4, losses__gan__weight=0.5))
     assert [role.adversarial_weight(s) for s in (0, 2, 3, 4, 6, 9)] == [0, 0, 0.125, 0.25, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral"])
 def test_trap_14_a_discriminator_that_is_not_trained_stays_as_it_is_and_is_matched(norm):
     state = fm_state(discriminator__train=False, discriminator__norm=norm)
-    before, generator = tensors_of(critic_of(state).net), tensors_of(state.task.generator)
+    before, generator = tensors_of(role_of(state).net), tensors_of(state.task.generator)
     check_start(state, draws_of(state))
     advance(state, 3)
-    assert differing(before, tensors_of(critic_of(state).net)) == []
+    assert differing(before, tensors_of(role_of(state).net)) == []
     assert differing(generator, tensors_of(state.task.generator))
     assert "discriminator" not in state.optimisers
     row = state.window.read(WORLD)
@@ -449,8 +456,7 @@ def test_trap_15_the_check_at_the_start_changes_nothing(settings, steps_before):
     before = everything(state)
     streams = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     grads = [None if p.grad is None else p.grad.clone() for p in state.task.generator.parameters()]
-    strength = check_start(state, draws)
-    assert strength.share > 0
+    assert check_start(state, draws).strength.share > 0
     assert differing(before, everything(state)) == []
     assert torch.equal(torch.get_rng_state(), streams[0])
     assert (np.random.get_state()[1] == streams[1]).all()
@@ -470,8 +476,8 @@ def test_trap_15_a_check_that_fails_changes_nothing_either():
     with pytest.raises(UserError):
         check_start(state, draws_of(state))
     assert differing(before, everything(state)) == []
-    assert all(p.requires_grad for p in critic_of(state).net.parameters())
-    assert critic_of(state).net.blocks[1]["norm"].track_running_stats
+    assert all(p.requires_grad for p in role_of(state).net.parameters())
+    assert role_of(state).net.blocks[1]["norm"].track_running_stats
 
 
 # 16 Restored moments
@@ -482,7 +488,7 @@ def test_trap_16_restored_moments_have_their_parameters_memory_format():
     advance(state, 2)
     opt = state.optimisers["discriminator"]
     saved = {k: v.clone(memory_format=torch.contiguous_format) for k, v in opt.state().items()}
-    net = copy.deepcopy(critic_of(state).net)
+    net = copy.deepcopy(role_of(state).net)
     other = Optimiser(net, opt.config, clip=None, guard=state.guard, index=0, world=WORLD, device=torch.device("cpu"))
     other.restore(saved)
     weights = [p for p in net.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
@@ -491,11 +497,11 @@ def test_trap_16_restored_moments_have_their_parameters_memory_format():
         assert p.is_contiguous(memory_format=torch.channels_last)
         assert other.adam.state[p]["exp_avg"].stride() == p.stride()
         assert other.adam.state[p]["exp_avg_sq"].stride() == p.stride()
-    for p, q in zip(critic_of(state).net.parameters(), net.parameters(), strict=True):
+    for p, q in zip(role_of(state).net.parameters(), net.parameters(), strict=True):
         q.grad = p.grad.clone()
     opt.step(2)
     other.step(2)
-    assert all(torch.equal(p, q) for p, q in zip(critic_of(state).net.parameters(), net.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(role_of(state).net.parameters(), net.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
@@ -504,9 +510,8 @@ def test_trap_16_a_restored_run_goes_on_as_the_uninterrupted_one(norm, precision
     settings = {"precision": precision, "discriminator__norm": norm, "feature_matching__balance": "gradient"}
     state = fm_state(**settings)
     advance(state, 2)
-    tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in state.tensors().items()}
     restored = fm_state(**settings)
-    restored.restore(tensors, {"window": dict(state.window.counts), "step": 2})
+    restored.restore(checkpoint_of(state))
     advance(state, 2)
     advance(restored, 2)
     assert differing(everything(state), everything(restored)) == []
@@ -517,7 +522,7 @@ def test_trap_16_a_restored_run_goes_on_as_the_uninterrupted_one(norm, precision
 
 
 @pytest.mark.parametrize(
-    ("taps", "run"),
+    ("layers", "run"),
     [
         (("block1.conv",), ["blocks.0.conv"]),
         (("block1",), ["blocks.0.conv"]),
@@ -527,11 +532,11 @@ def test_trap_16_a_restored_run_goes_on_as_the_uninterrupted_one(norm, precision
         ((), []),
     ],
 )
-def test_trap_17_only_what_the_taps_depend_on_is_run(taps, run):
+def test_trap_17_only_what_the_layers_depend_on_is_run(layers, run):
     net = DcganDiscriminator(28, 1, 4, "batch", torch.Generator())
     seen = []
     for name, module in net.named_modules():
         if not list(module.children()):
             module.register_forward_hook(lambda *_, name=name: seen.append(name))
-    net(torch.randn(2, 1, 28, 28), taps, False)
+    net(torch.randn(2, 1, 28, 28), layers, False)
     assert seen == run

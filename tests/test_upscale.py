@@ -130,7 +130,7 @@ EXACT: dict[str, tuple[str, ...]] = {
     "chain": (*CHAIN, *s("data.workers=0")),
     "chain with two workers": (*CHAIN, *s("data.workers=2", "data.crops_per_image=2")),
     "simultaneous": s("train.update=simultaneous", "discriminator.recompute=true"),
-    "span": s("generator.type=span", "losses.gan.type=hinge", "losses.gan.r1=1"),
+    "span": s("generator.type=span", "generator.blocks=none", "losses.gan.type=hinge", "losses.gan.r1=1"),
 }
 
 
@@ -155,7 +155,7 @@ def test_workers_change_no_bit() -> None:
 
 def test_pictures_and_measurements_change_no_bit() -> None:
     """SPAN in eval mode writes into its weights."""
-    span = s("generator.type=span")
+    span = s("generator.type=span", "generator.blocks=none")
     train("--steps", "4", "--name", "watched", *span, *s("log.sample_every=1", "eval.every=1", "checkpoint.every=1"))
     train("--steps", "4", "--name", "alone", *span, *s("eval.every=0"))
     same_tensors(saved(RUNS / "watched", 4).tensors, saved(RUNS / "alone", 4).tensors)
@@ -183,7 +183,7 @@ def test_before_anything_reads_it_the_discriminator_is_not_run() -> None:
     assert len(calls) == 3, "real, fake; fake"
     advance(state)
     assert len(calls) == 3 + 4, "real, fake; real, fake"
-    assert [call["taps"] == () for call in calls.asked[3:]] == [True, True, False, False]
+    assert [call["layers"] == () for call in calls.asked[3:]] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("type_", ["vanilla", "r3gan"])
@@ -206,7 +206,7 @@ def test_the_generator_runs_the_discriminator_once_on_fakes_and_once_on_reals(ty
     assert on_real["logits"] is (type_ == "r3gan"), "truncated, unless the loss reads its logits: then shared"
     assert on_fake["grad"]
     assert on_fake["logits"]
-    assert on_real["taps"] == on_fake["taps"] == ("enc1", "bottleneck")
+    assert on_real["layers"] == on_fake["layers"] == ("enc1", "bottleneck")
     assert not on_real["weights"]
     assert not on_fake["weights"]
 
@@ -216,12 +216,12 @@ def shares_by_hand(state: State, adversarial: bool) -> float:
     (batch,) = draws_of(state)[0]
     role = state.task.discriminators[0]
     leaf = state.task.generate(batch).detach().requires_grad_()
-    taps = role.matching.layers
+    layers = role.matching.layers
     with torch.no_grad():
-        real = role(batch.real, None, taps).features
-    out = role(leaf, None, taps)
-    distance = torch.stack([(out.features[name] - real[name]).abs().mean() for name in taps]).mean()
-    above = torch.autograd.grad(role.matching.config.weight * distance, leaf, retain_graph=True)[0].norm()
+        real = role(batch.real, None, layers).features
+    out = role(leaf, None, layers)
+    distance = torch.stack([(out.features[name] - real[name]).abs().mean() for name in layers]).mean()
+    above = torch.autograd.grad(role.matching.weight * distance, leaf, retain_graph=True)[0].norm()
     if adversarial:
         below = role.gan.weight * nn.functional.softplus(-out.logits).mean()
     else:
@@ -236,7 +236,7 @@ def test_the_share_is_of_the_pixel_losses_until_the_adversarial_term_acts() -> N
     for step, adversarial in ((0, False), (1, True)):
         expected[step] = shares_by_hand(state, adversarial)
         advance(state)
-        assert float(state.task.discriminators[0].matching.share) == pytest.approx(expected[step], rel=0.01)
+        assert float(state.task.discriminators[0].matching.strength.share) == pytest.approx(expected[step], rel=0.01)
     assert expected[0] != pytest.approx(expected[1], rel=0.5)
 
 
@@ -284,7 +284,7 @@ def test_the_batch_that_fits_is_found_with_everything_acting(monkeypatch: pytest
 
     monkeypatch.setattr(State, "advance", advance_)
     assert memory.largest_batch(config, WORLD) == 4
-    assert [(p.train, p.adversarial, bool(p.taps), p.penalty) for p in plans] == [(True, True, True, True)]
+    assert [(p.train, p.adversarial, bool(p.layers), p.penalty) for p in plans] == [(True, True, True, True)]
 
 
 def test_the_pixel_phase_is_no_illness() -> None:

@@ -48,8 +48,8 @@ class Discriminator(Protocol):
     auto: str
     """The last intermediate convolution: the one that feeds the head."""
 
-    def __call__(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
-        """Judge `image` (B, C, H, W) in [-1, 1], computing only what the taps and logits asked for depend on."""
+    def __call__(self, image: Tensor, layers: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
+        """Judge `image` (B, C, H, W) in [-1, 1], computing only what the layers and logits asked for depend on."""
         ...
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .discriminator import Discriminator, DiscriminatorOutput, Logits
 from .errors import FeatureMatchingError
-from .frozen import frozen_running_stats
+from .frozen import frozen
 from .walked import WalkedDiscriminator, attempt, example_of, thirds
 
 
@@ -41,7 +41,7 @@ class GivenDiscriminator(nn.Module):
         super().__init__()
         self.net, self.what = net, what
         example = example_of(net, image, what)
-        with torch.no_grad(), frozen_running_stats(net):
+        with torch.no_grad(), frozen(net):
             features = self._split(attempt(net.forward_with_features, example, what))[1]  # type: ignore[arg-type]
         if not features:
             raise FeatureMatchingError(f"{what}: forward_with_features returns no features; return (logits, features)")

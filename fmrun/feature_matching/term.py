@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .discriminator import Discriminator, read
 from .errors import FeatureMatchingError
-from .frozen import frozen, frozen_running_stats
+from .frozen import frozen
 from .given import discriminator_of
 from .layers import select_layers
 from .ranks import Ranks, current_ranks
@@ -20,6 +20,17 @@ from .statistics import STATISTICS, at_least_float32, batch_mean, random_directi
 from .strength import Strength, gradient_unit
 
 Shape = tuple[int, int, int]
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "match": tuple(STATISTICS),
+    "criterion": (None, "l1", "l2", "charbonnier"),
+    "elements": ("mean", "sum"),
+    "balance": ("gradient", "none"),
+    "reduction": ("mean", "sum"),
+    "estimator": ("batch", "unbiased", "running"),
+    "kernel": ("rational_quadratic", "rbf"),
+    "resize": (None, "area"),
+}
 
 
 @dataclass
@@ -95,8 +106,16 @@ class FeatureMatching(nn.Module):
         directions_generator: Callable[[int, int, torch.device], torch.Generator] | None = None,
     ):
         super().__init__()
-        if match not in STATISTICS:
-            raise FeatureMatchingError(f"match '{match}' is none of {', '.join(STATISTICS)}")
+        _check_options(
+            match=match,
+            criterion=criterion,
+            elements=elements,
+            balance=balance,
+            reduction=reduction,
+            estimator=estimator,
+            kernel=kernel,
+            resize=resize,
+        )
         net = cast(Discriminator, discriminator_of(discriminator, image))
         self._unregistered = (net,)  # in a tuple: its weights are no part of this module's state
         named = select_layers([layers] if isinstance(layers, str | int) else layers, net)
@@ -134,7 +153,9 @@ class FeatureMatching(nn.Module):
         assert generated.logits is not None
         if not layers:
             return generated.logits, Distance(fake.new_zeros(()))
-        return generated.logits, self.distance(features, generated.features, step=step, ranks=current_ranks())
+        with torch.autocast(fake.device.type, enabled=False):  # statistics in half precision lose what they measure
+            distance = self.distance(features, generated.features, step=step, ranks=current_ranks())
+        return generated.logits, distance
 
     def combine(self, adversarial: Tensor, distance: Distance, fake: Tensor) -> Tensor:
         """The generator's loss: `adversarial` plus lambda times balance times the distance. On measuring steps it
@@ -244,6 +265,23 @@ class FeatureMatching(nn.Module):
         return means
 
 
+def _check_options(**options: str | None) -> None:
+    """FeatureMatchingError for a value that an option does not have, or that the statistic makes nothing of."""
+    for option, value in options.items():
+        if value not in CHOICES[option]:
+            known = ", ".join(map(repr, CHOICES[option]))
+            raise FeatureMatchingError(f"{option} must be one of {known}, not {value!r}")
+    match, criterion, estimator = options["match"], options["criterion"], options["estimator"]
+    if criterion is not None and match in ("coral", "mmd", "sliced"):
+        raise FeatureMatchingError(f"match '{match}' defines its own distance; leave criterion out")
+    if estimator != "batch" and match != "mean":
+        raise FeatureMatchingError(f"estimator '{estimator}' is for match 'mean', not '{match}'; leave it out")
+    if estimator == "unbiased" and criterion not in (None, "l2"):
+        raise FeatureMatchingError(f"estimator 'unbiased' is for criterion 'l2', not '{criterion}'")
+    if estimator == "running" and options["resize"] is not None:
+        raise FeatureMatchingError("estimator 'running' keeps a mean of one size; leave out resize, or estimator")
+
+
 def _generator(step: int, place: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(1_000_003 * step + place)
 
@@ -264,6 +302,6 @@ def feature_shapes(net: Any, image: Shape, layers: tuple[str, ...]) -> dict[str,
     """Shape (C, H, W) of each layer's features for one image (C, H, W); leaves every buffer as it was."""
     weight = next(net.parameters())
     blank = torch.zeros(2, *image, device=weight.device, dtype=weight.dtype)
-    with frozen_running_stats(net):
+    with frozen(net):
         features = read(net, blank, layers, logits=False).features
     return {name: features[name].shape[1:] for name in layers}

@@ -358,12 +358,12 @@ class WalkedDiscriminator(nn.Module):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
-        if not taps:
+    def forward(self, image: Tensor, layers: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
+        if not layers:
             return DiscriminatorOutput(self._logits(self.net(image)) if logits else None)
         recorder = self._recorder
         recorder.begin()
-        recorder.active, recorder.wanted, recorder.stop = True, frozenset(taps), not logits
+        recorder.active, recorder.wanted, recorder.stop = True, frozenset(layers), not logits
         judged = None
         try:
             output = self.net(image)
@@ -373,7 +373,7 @@ class WalkedDiscriminator(nn.Module):
         finally:
             caught, recorder.active = recorder.caught, False
             recorder.begin()
-        missing = [name for name in taps if name not in caught]
+        missing = [name for name in layers if name not in caught]
         if missing:
             raise FeatureMatchingError(
                 f"discriminator: this forward did not come by layer '{missing[0]}', which it did when the net was "

@@ -86,23 +86,23 @@ class DcganDiscriminator(nn.Module):
             "all": self.feature_names,
         }
 
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
-        assert set(taps) <= set(self.feature_names), taps
+    def forward(self, image: Tensor, layers: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
+        assert set(layers) <= set(self.feature_names), layers
         features: dict[str, Tensor] = {}
         x = image
         for i, block in enumerate(self.blocks, 1):
-            if not logits and len(features) == len(taps):
+            if not logits and len(features) == len(layers):
                 return DiscriminatorOutput(None, features)
             x = block["conv"](x)  # type: ignore[index]
-            if f"block{i}.conv" in taps:
+            if f"block{i}.conv" in layers:
                 features[f"block{i}.conv"] = x
-                if not logits and len(features) == len(taps):
+                if not logits and len(features) == len(layers):
                     return DiscriminatorOutput(None, features)
             normed = "norm" in block  # type: ignore[operator]
             if normed:
                 x = block["norm"](x)  # type: ignore[index]
             x = F.leaky_relu(x, 0.2, inplace=normed)  # in place only where no tap holds the same memory
-            if f"block{i}" in taps:
+            if f"block{i}" in layers:
                 features[f"block{i}"] = x
         if not logits:
             return DiscriminatorOutput(None, features)

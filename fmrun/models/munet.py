@@ -280,12 +280,12 @@ class MUNet(nn.Module):
             return recomputed(part, owners, *inputs)
         return part(*inputs)
 
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
+    def forward(self, image: Tensor, layers: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         if min(image.shape[2:]) < SMALLEST:
             raise UserError(
                 f"discriminator: munet judges images of at least {SMALLEST} px, not {image.shape[3]} x {image.shape[2]}"
             )
-        wanted = self.feature_names if logits or "fusion" in taps else taps
+        wanted = self.feature_names if logits or "fusion" in layers else layers
         stages = max((self._stages.get(name, -1) for name in wanted), default=-1)
         found: dict[str, Tensor] = {}
         sizes = [(image.shape[2], image.shape[3])]
@@ -315,7 +315,7 @@ class MUNet(nn.Module):
             branches = [found[name] for name in self.branches]
             found["fusion"] = self._part(self._fuse, (self.weigh, self.fusion), *branches)
             judged = self.head(_activate(found["fusion"], inplace=False)) if logits else None
-        return DiscriminatorOutput(judged, {name: found[name] for name in self.feature_names if name in taps})
+        return DiscriminatorOutput(judged, {name: found[name] for name in self.feature_names if name in layers})
 
     def _frequency(self, image: Tensor) -> Tensor:
         x = log_spectrum(luma(image))

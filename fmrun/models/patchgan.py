@@ -70,7 +70,7 @@ class PatchGan(nn.Module):
             "all": self.feature_names,
         }
 
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
+    def forward(self, image: Tensor, layers: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         if min(image.shape[2:]) < self.smallest:
             raise UserError(
                 f"discriminator: patchgan with {len(self.blocks)} blocks judges images of at least {self.smallest} px, "
@@ -79,17 +79,17 @@ class PatchGan(nn.Module):
         features: dict[str, Tensor] = {}
         x = image
         for i, block in enumerate(self.blocks, 1):
-            if not logits and len(features) == len(taps):
+            if not logits and len(features) == len(layers):
                 return DiscriminatorOutput(None, features)
             x = block["conv"](x)  # type: ignore[index]
-            if f"block{i}.conv" in taps:
+            if f"block{i}.conv" in layers:
                 features[f"block{i}.conv"] = x
-                if not logits and len(features) == len(taps):
+                if not logits and len(features) == len(layers):
                     return DiscriminatorOutput(None, features)
             normed = "norm" in block  # type: ignore[operator]
             if normed:
                 x = block["norm"](x)  # type: ignore[index]
             x = F.leaky_relu(x, 0.2, inplace=normed)  # in place only where no tap holds the same memory
-            if f"block{i}" in taps:
+            if f"block{i}" in layers:
                 features[f"block{i}"] = x
         return DiscriminatorOutput(self.head(x) if logits else None, features)

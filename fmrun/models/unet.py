@@ -58,7 +58,7 @@ class UNet(nn.Module):
             "all": self.feature_names,
         }
 
-    def forward(self, image: Tensor, taps: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
+    def forward(self, image: Tensor, layers: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         if min(image.shape[2:]) < SMALLEST:
             raise UserError(
                 f"discriminator: unet judges images of at least {SMALLEST} px, not {image.shape[3]} x {image.shape[2]}"
@@ -67,10 +67,10 @@ class UNet(nn.Module):
         skips: list[Tensor] = []
         x = image
         for name in self.feature_names:
-            if not logits and len(features) == len(taps):
+            if not logits and len(features) == len(layers):
                 return DiscriminatorOutput(None, features)
             x = self._layer(name, x, skips)
-            if name in taps:
+            if name in layers:
                 features[name] = x
         return DiscriminatorOutput(self.head(x) if logits else None, features)
 
