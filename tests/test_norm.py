@@ -14,7 +14,7 @@ from fmrun.dist import World
 from fmrun.errors import UserError
 from fmrun.feature_matching.frozen import frozen_running_stats
 from fmrun.feature_matching.statistics import STATISTICS, random_directions
-from fmrun.models.norm import GlobalBatchNorm, calibrate, globalise
+from fmrun.models.norm import GlobalBatchNorm, globalise
 from fmrun.state import State
 
 RANKS = 2

@@ -1,0 +1,135 @@
+"""The scripts of docs/examples run, and the how-to's is fmrun's own step."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from helpers import draws_of, tiny_state
+from torch import nn
+
+from fmrun import FeatureMatching
+from fmrun.feature_matching.walked import WalkedDiscriminator
+from fmrun.tasks import generate, pair
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+LR = 2.0**-12
+"""fmrun holds learning rates in float32."""
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, folder: Path, *arguments: str) -> str:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_each_is_short_and_the_how_to_marks_three_lines() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 80, path.name
+    text = (EXAMPLES / "dcgan_howto.py").read_text()
+    assert [text.count(f"  # {i}: ") for i in (1, 2, 3, 4)] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_the_how_to_runs(tmp_path: Path, folder: bool) -> None:
+    from PIL import Image
+
+    data = ()
+    if folder:
+        data = ("--data", "pictures")
+        (tmp_path / "pictures" / "any").mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (40, 36), (30 * i, 90, 10)).save(tmp_path / "pictures" / "any" / f"{i}.png")
+    said = run("dcgan_howto", tmp_path, *data, "--steps", "2", "--batch", "4", "--width", "4")
+    assert ", share 1.00" in said
+    assert (tmp_path / "fake.png").stat().st_size > 0
+
+
+def test_a_network_of_ones_own_runs(tmp_path: Path) -> None:
+    assert "distances: fine" in run("own_network", tmp_path, "--steps", "2", "--width", "4")
+    state = torch.load(tmp_path / "own_network.pt")
+    assert state["matching"]["strength.measured"]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_lightning_module_runs(tmp_path: Path, precision: str) -> None:
+    lightning = pytest.importorskip("lightning")
+    Gan = example("lightning_module").Gan
+    module = Gan(width=4)
+    images = torch.utils.data.TensorDataset(torch.rand(16, 1, 16, 16))
+    trainer = lightning.Trainer(
+        max_steps=8,
+        max_epochs=-1,
+        accelerator="cpu",
+        precision=precision,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(images, batch_size=8))
+    assert trainer.global_step == 8
+    assert trainer.callback_metrics["fm/share"].item() == pytest.approx(1, rel=0.5)
+    trainer.save_checkpoint(tmp_path / "module.ckpt")
+    saved = torch.load(tmp_path / "module.ckpt", weights_only=False)["state_dict"]
+    assert saved["matching.strength.balance"] == module.matching.strength.balance
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_how_to_is_fmruns_step_on_the_same_weights_and_data(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    howto = example("dcgan_howto")
+    torch.manual_seed(0)
+    netG, netD = howto.generator(1, 4, 6).double(), howto.discriminator(1, 4).double()
+
+    class Maps(nn.Module):
+        """fmrun's latents have no height and width."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = howto.generator(1, 4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x[:, :, None, None])
+
+    monkeypatch.setitem(
+        pair.DISCRIMINATORS, "dcgan", lambda c, image, rng: WalkedDiscriminator(howto.discriminator(1, 4), image)
+    )
+    monkeypatch.setattr(generate, "build_generator", lambda config, channels: Maps())
+    state = tiny_state(
+        data__image_size=32,
+        train__batch_size=8,
+        feature_matching={"weight": 1.0, "match": "mean", "layers": ["key"], "balance": "gradient"},
+        optim={net: {"lr": LR, "betas": (0.5, 0.999)} for net in ("generator", "discriminator")},
+    )
+    ours = state.task.generator, state.task.discriminators[0].net
+    for net, theirs in zip(ours, (netG, netD), strict=True):
+        net.net.load_state_dict(theirs.state_dict())
+    draws = [draws_of(state, step) for step in range(steps)]
+    batches = [(draw[0][0].real.contiguous(), draw[0][0].noise[:, :, None, None]) for draw in draws]
+    matching = FeatureMatching(netD, (1, 32, 32), layers="key", match="mean", weight=1.0)
+    howto.train(netG, netD, matching, batches, LR)
+    for draw in draws:
+        state.advance(draw)
+    mine = state.task.discriminators[0].matching
+    assert mine.layers == matching.layers
+    for name, value in mine.strength.state_dict().items():
+        assert torch.allclose(value.double(), matching.strength.state_dict()[name].double(), rtol=1e-9), name
+    for net, theirs in zip(ours, (netG, netD), strict=True):
+        for name, value in theirs.state_dict().items():
+            got = net.net.state_dict()[name]
+            scale = float(value.abs().max())
+            assert torch.allclose(got.double(), value.double(), rtol=1e-9, atol=1e-9 * scale), name
