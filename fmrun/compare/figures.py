@@ -1,0 +1,180 @@
+"""Figures of a comparison by matplotlib, from plain values: intervals with the single seeds, and curves over training."""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+
+COLOURS = ("#59626d", "#0067a8", "#d24b00", "#00825e", "#b0458a", "#96690a", "#6650b0", "#2a8db8", "#7a4b2a")
+DARK = ("#b4bcc5", "#5ab4f0", "#ff8f52", "#3ecf9e", "#ec93c7", "#e3b84d", "#b0a1fa", "#8edcf5", "#d3a783")
+"""By style, on a light and on a dark ground; 0 is grey, for the control. Markers and dashes tell styles apart too."""
+
+MARKERS, DASHES = "osD^vPX<>", ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+
+LEVEL = {"color": COLOURS[0], "linewidth": 1, "linestyle": DASHES[2], "zorder": 1}
+
+INK, RULE = "#1b1f24", "#d5d9dd"
+
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), RULE),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.formatter.useoffset"), False),
+    **dict.fromkeys(("legend.frameon", "text.parse_math"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow", "figure.constrained_layout.use"), True),
+    **{"font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"},
+    **{"svg.fonttype": "none", "svg.hashsalt": "fmrun", "pdf.fonttype": 42, "savefig.dpi": 300},
+}
+
+PRODUCER = ("Creator", "Date", "Format", "Type"), ("CreationDate", "Creator", "Producer"), ("Software",)
+METADATA = {kind: dict.fromkeys(names) for kind, names in zip(("svg", "pdf", "png"), PRODUCER, strict=True)}
+"""Leaves out what matplotlib would write about itself and the date."""
+
+Levels = Sequence[tuple[float, str]]
+"""Values that the others are held against, each with its name: lines across."""
+
+
+class Row(NamedTuple):
+    """A mean, the ends of its interval where it has one, the values of single seeds, and a style."""
+
+    name: str
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: Sequence[float]
+    style: int = 0
+
+
+class Line(NamedTuple):
+    """A curve of points (N, 4): step, mean, and the ends of its interval, NaN where there is none."""
+
+    name: str
+    points: NDArray[np.float64]
+    style: int = 0
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name: a reader's browser has it
+        yield
+
+
+def dots(rows: Sequence[Row], label: str, levels: Levels = (), width: float = 480) -> Figure:
+    """Means with their intervals and below each the single seeds, the first row on top; `width` in points. An interval
+    that would leave nothing else to see ends in an arrow at the edge."""
+    names = [textwrap.fill(row.name, int(width / 20)) for row in rows]
+    heights = np.array([22 + 14 * (1 + name.count("\n")) for name in names])
+    with _styled():
+        figure = Figure((width / 72, (heights.sum() + 64) / 72))
+        ax = figure.add_subplot()
+        values = [v for row in rows for v in (row.mean, *row.seeds)] + [value for value, _ in levels]
+        left, right = _limits(values, [end for row in rows for end in (row.low, row.high) if end is not None])
+        ys = np.cumsum(heights) - heights / 2
+        for y, (_, mean, low, high, seeds, style) in zip(ys, rows, strict=True):
+            look = _look(style) | {"linestyle": "none"}
+            if low is not None and high is not None:
+                ax.plot([low, high], [y, y], color=look["color"], linewidth=2.5, solid_capstyle="butt")
+                for edge, marker, beyond in ((left, "<", low < left), (right, ">", high > right)):
+                    ax.plot([edge] * beyond, [y] * beyond, **look | {"marker": marker}, clip_on=False)
+            ax.plot(mean, y, **look, markersize=8)
+            if len(seeds) > 1:
+                ax.plot(seeds, [y + 11] * len(seeds), **look | {"marker": "o"}, markersize=4, alpha=0.6)
+        for value, name in levels:
+            ax.axvline(value, **LEVEL)
+            ax.text(value, -4, name, ha="center")
+        ax.set(xlim=(left, right), ylim=(heights.sum(), 0), xlabel=label)
+        ax.set_yticks(ys, names)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(visible=False, axis="y")
+    return figure
+
+
+def curves(
+    lines: Sequence[Line], label: str, levels: Levels = (), percent: bool = False, legend: bool = True
+) -> Figure:
+    """A line for each group over training, and a band where it has intervals. Of more than 120 points neighbours are
+    averaged; positive values that span more than a factor of 10 take a logarithmic axis; outliers and ends of bands that
+    would leave nothing else to see lie beyond it."""
+    names = [textwrap.fill(line.name, 46) for line in lines]
+    rows = sum(1 + name.count("\n") for name in names) if legend else 0
+    with _styled():
+        figure = Figure((380 / 72, (240 + 17 * rows) / 72))
+        ax = figure.add_subplot()
+        for _, points, style in lines:
+            parts = np.array_split(points, min(120, len(points)))
+            step, mean, low, high = np.array([part.mean(axis=0) for part in parts]).T
+            ax.plot(step, mean, markevery=max(1, len(step) // 6), markersize=4.5, **_look(style))
+            ax.fill_between(step, low, high, color=COLOURS[style % len(COLOURS)], alpha=0.15, linewidth=0)
+        means = np.concatenate([points[:, 1] for _, points, _ in lines])
+        ends = np.concatenate([*(points[:, 1:].ravel() for _, points, _ in lines), [value for value, _ in levels]])
+        log = bool(means.min() > 0 and means.max() > 10 * means.min())
+        scaled = np.log10 if log else np.asarray
+        limits = _limits(np.percentile(scaled(means), (1, 99)), scaled(ends[ends > (0 if log else -np.inf)]))
+        ax.set_yscale("log" if log else "linear")
+        ax.set(ylim=np.power(10, limits) if log else limits, xlabel="training step")
+        if log:
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if limits[1] - limits[0] < 3 else (1,)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_locator(NullLocator())
+        if percent:
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10], min_n_ticks=1))
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.set_title("\n".join(textwrap.wrap(label, 40)))
+        if legend:
+            figure.legend(ax.lines, names, loc="outside lower left")
+        for value, name in levels:
+            ax.axhline(value, **LEVEL)
+            ax.text(1, value, name, ha="right", va="bottom", transform=ax.get_yaxis_transform(), clip_on=True)
+    return figure
+
+
+def swatch(style: int) -> Figure:
+    """The line and marker of a style, as they stand in a legend."""
+    with _styled():
+        figure = Figure((26 / 72, 12 / 72))
+        figure.add_artist(Line2D([0, 0.5, 1], [0.5, 0.5, 0.5], markevery=[1], markersize=4.5, **_look(style)))
+    return figure
+
+
+def _look(style: int) -> dict[str, Any]:
+    dashes = DASHES[(style + style // len(COLOURS)) % len(DASHES)]
+    return {"color": COLOURS[style % len(COLOURS)], "marker": MARKERS[style % len(MARKERS)], "linestyle": dashes}
+
+
+def _limits(values: ArrayLike, ends: ArrayLike) -> tuple[float, float]:
+    """An axis that holds the values, and the ends as far as they lie within one spread of the values."""
+    low, high = np.min(values), np.max(values)
+    spread = max(high - low, 0.05 * max(abs(low), abs(high))) or 1.0
+    shown = np.clip([low, high, *ends], low - spread, high + spread)
+    return float(shown.min() - 0.05 * spread), float(shown.max() + 0.05 * spread)
+
+
+def encode(figure: Figure, kind: str) -> bytes:
+    """The figure as an `svg`, `pdf` or `png` file: the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with _styled():
+        figure.savefig(buffer, format=kind, metadata=METADATA[kind])
+    return buffer.getvalue()
+
+
+def inline(figure: Figure) -> str:
+    """The figure as an element of a page, on its ground and in its font, colours from its variables `--c0`, `--c1`, ..."""
+    for patch in (figure.patch, *(ax.patch for ax in figure.axes)):
+        patch.set_visible(False)
+    text = encode(figure, "svg").decode()
+    text = re.sub(r' id="\w+_\d+"|<style.*?</style>', "", text[text.index("<svg") :], flags=re.DOTALL)
+    variables = {INK: "currentColor", RULE: "var(--rule)"} | {c: f"var(--c{i})" for i, c in enumerate(COLOURS)}
+    return re.sub("|".join(variables), lambda found: variables[found[0]], text)
