@@ -320,7 +320,7 @@ def test_what_is_ahead_but_worse_on_the_seeds_of_both_is_said_to_be(folder: Path
     found = verdict(compare(runs))
     assert found.sentence.startswith("matched is ahead of plain, but not on the seeds that both have: ")
     assert found.detail.startswith(
-        "Over the 3 seeds that both have it is worse than plain by 0.101 (95 % interval 0.0978 to"
+        "Over the 3 seeds that both have it is worse than plain by 0.1007 (95 % interval 0.0978 to"
     )
     assert "zero" not in found.detail
 
@@ -668,7 +668,7 @@ def test_json_has_everything(folder: Path) -> None:
     assert column["best"][1]["mean"] == pytest.approx(0.11)
     assert done["verdict"]["winner"] == "matched"
     assert done["curves"][0]["key"] == "kid_mobilenet_v2"
-    assert [point["step"] for point in done["curves"][0]["groups"][0]] == [50, 100]
+    assert [point[0] for point in done["curves"][0]["groups"][0]] == [50, 100]
     assert [(pair["group"], pair["other"], pair["count"]) for pair in done["pairs"]] == [("matched", "plain", 2)]
 
 

@@ -186,7 +186,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Data classes as dicts, without the tables in them."""
+    """Data classes as dicts, without the tables in them; tuples, points of a curve among them, as lists."""
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.repr}
     return list(map(_plain, value)) if isinstance(value, tuple) else value
