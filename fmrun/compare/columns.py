@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -58,15 +58,14 @@ class Column:
         return tuple(i for _, i in sorted((sign * s.mean, i) for i, s in enumerate(self.scores(by)) if s is not None))
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """The mean over the seeds of a group at one step, and its 95 % interval where there are several."""
 
     step: int
     mean: float
     low: float | None
     high: float | None
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name
 
 
 @dataclass(frozen=True)

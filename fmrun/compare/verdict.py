@@ -46,8 +46,6 @@ class Verdict:
     against: str | None = None
     """The group it is compared with: the control, or else the next best."""
     certain: bool = False
-    beats_all: bool = False
-    """Whether the winner is better for certain than the control and than the next best."""
 
 
 def margins(comparison: Comparison) -> dict[tuple[int, int], Margin]:
@@ -106,18 +104,15 @@ def verdict(comparison: Comparison) -> Verdict:
         return Verdict("Nothing yet says which run is better.", detail)
     first, control = ranked[0], comparison.control
     other = control if control in ranked and control is not None and control != first else ranked[1]
-    found = margins(comparison)
-    rivals = list(dict.fromkeys([other, ranked[1]]))
-    own = [margin for rival in rivals if (margin := found.get((first, rival))) is not None]
-    sentence, level = _sentence(comparison, column, first, other, found.get((first, other)))
+    margin = margins(comparison).get((first, other))
+    sentence, level = _sentence(comparison, column, first, other, margin)
     return Verdict(
         sentence,
-        _detail(comparison, column, first, {i: found[first, i] for i in rivals if (first, i) in found}),
+        _detail(comparison, column, other, margin),
         tuple(_reasons(comparison, column, first, other)),
         None if level else groups[first].name,
         groups[other].name,
-        (first, other) in found and found[first, other].certain,
-        len(own) == len(rivals) and all(margin.certain for margin in own),
+        margin is not None and margin.certain,
     )
 
 
@@ -145,26 +140,21 @@ def _sentence(
     return f"{one} is ahead of {two}{hedge}: {what}", False
 
 
-def _detail(comparison: Comparison, column: Column, first: int, found: dict[int, Margin]) -> str:
-    told: list[str] = []
-    for place, margin in found.items():
-        seeds = f"Over the {margin.count} seeds that both have it" if not told else "It"
-        how, sign = ("better", 1) if margin.mean >= 0 else ("worse", -1)
-        ends = sorted((sign * margin.low, sign * margin.high))
-        mean, low, high = show_all(column.key, [abs(margin.mean), *ends], [(ends[1] - ends[0]) / 2])
-        holms = " after Holm's correction" if len(comparison.ranking) > 2 else ""
-        name = comparison.groups[place].name
-        told.append(
-            f"{seeds} is {how} than {name} by {mean} (95 % interval {low} to {high}; p {show_p(margin.p)}{holms})."
-        )
-    if any(margin.count == 2 and not margin.certain for margin in found.values()):
-        told.append("The 95 % interval of two seeds reaches 9 of their standard deviations to either side.")
-    if told:
-        return " ".join(told)
-    if comparison.by == "last" and column.step is None:
+def _detail(comparison: Comparison, column: Column, other: int, margin: Margin | None) -> str:
+    if margin is None and comparison.by == "last" and column.step is None:
         steps = ", ".join(map(str, sorted({*column.rows["last"].step})))
         return f"They were measured at different steps ({steps}), so which is better after equal training is not known."
-    return "They share fewer than two seeds measured against the same images, so what is chance is not known."
+    if margin is None:
+        return "They share fewer than two seeds measured against the same images, so what is chance is not known."
+    how, sign = ("better", 1) if margin.mean >= 0 else ("worse", -1)
+    ends = sorted((sign * margin.low, sign * margin.high))
+    mean, low, high = show_all(column.key, [abs(margin.mean), *ends], [(ends[1] - ends[0]) / 2])
+    holms = " after Holm's correction" if len(comparison.ranking) > 2 else ""
+    told = f"{how} than {comparison.groups[other].name} by {mean} (95 % interval {low} to {high}; p {show_p(margin.p)}{holms})"
+    few = " The 95 % interval of two seeds reaches 9 of their standard deviations to either side."
+    return f"Over the {margin.count} seeds that both have it is {told}." + few * (
+        margin.count == 2 and not margin.certain
+    )
 
 
 def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> Iterator[str]:
