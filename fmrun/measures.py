@@ -127,19 +127,12 @@ def lone_precision(who: str, values: Mapping[str, float | None]) -> Iterator[str
     is called so in the sentence."""
     for name, precision in values.items():
         stem, extra = base(name)
-        if stem != "precision" or precision is None or precision < 0.5:
-            continue
-        others = {other: values.get(f"{other}_{extra}" if extra else other) for other in ("recall", "coverage")}
-        low = [
-            f"{other} is {show(other, value)}"
-            for other, value in others.items()
-            if value is not None and value < COLLAPSED
-        ]
-        if low:
-            yield (
-                f"{who}: a precision of {show(name, precision)} says nothing by itself where {' and '.join(low)}: one good "
-                "image, made over and over, has it too"
-            )
+        if stem == "precision" and precision is not None and precision >= 0.5:
+            others = {other: values.get(f"{other}_{extra}" if extra else other) for other in ("recall", "coverage")}
+            low = [f"{o} is {show(o, v)}" for o, v in others.items() if v is not None and v < COLLAPSED]
+            if low:
+                told = f"a precision of {show(name, precision)} says nothing by itself where {' and '.join(low)}"
+                yield f"{who}: {told}: one good image, made over and over, has it too"
 
 
 def show(name: str, value: float) -> str:

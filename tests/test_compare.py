@@ -7,19 +7,16 @@ from pathlib import Path
 
 import pytest
 from commands import fmrun, good
-from hypothesis import given
-from hypothesis import strategies as st
 from made_runs import MACHINE, SETTINGS, config, made_run, read_outs
 from scipy import stats
 
 from fmrun.compare.comparison import Comparison, compare, to_json
-from fmrun.compare.configs import differences, experiment, group_names, grouped, short_fields
-from fmrun.compare.curves import Point, mean_curve, tail_mean, thinned
-from fmrun.compare.page import page
-from fmrun.compare.table import text
-from fmrun.compare.verdict import verdict
+from fmrun.compare.configs import differences, experiment, group_names, grouped
+from fmrun.compare.measurements import holm
+from fmrun.compare.table import scores, text
+from fmrun.compare.verdict import margins, verdict
 from fmrun.errors import UserError
-from fmrun.measures import measure, show_interval
+from fmrun.measures import measure
 from fmrun.runs import Run
 
 PLAIN = {"feature_matching__weight": 0.0}
@@ -38,11 +35,6 @@ def seeds(folder: Path, name: str, values: list[float], **fields: object) -> lis
         made_run(folder, f"{name}-seed{i}", kid={50: 2 * v, 100: v}, seed=i, **fields)  # type: ignore[arg-type]
         for i, v in enumerate(values)
     ]
-
-
-def page_of(*runs: Run) -> str:
-    """HTML of the page."""
-    return page(compare(runs))
 
 
 # ---- configs
@@ -99,11 +91,10 @@ def test_fields_that_differ_only_where_they_do_not_act_are_folded() -> None:
     assert found["feature_matching.weight"].values == (0.0, 0.1, 0.1)
 
 
-def test_a_section_that_one_run_lacks_is_one_difference_and_its_weight() -> None:
+def test_of_a_section_that_one_run_lacks_its_weight_is_the_difference() -> None:
     loss = {"weight": 0.5, "start_step": 0, "ramp": 0}
     found = differences([config(), config(losses__l1=loss)])
     assert [(d.field, d.values, d.folded) for d in found if not d.folded] == [
-        ("losses.l1", ("none", "set"), False),
         ("losses.l1.weight", (None, 0.5), False),
     ]
 
@@ -115,64 +106,22 @@ def test_the_seed_and_equal_fields_are_no_differences() -> None:
 @pytest.mark.parametrize(
     ("runs", "name"),
     [
-        ([("plain-seed0", 0), ("plain-seed1", 1)], "plain"),
-        ([("mean-0.1-seed1", 1), ("mean-0.1-seed10", 10)], "mean-0.1"),
-        ([("mean-0.1-0", 0), ("mean-0.1-1", 1)], "mean-0.1"),
-        ([("weight=0.1_seed-0", 0), ("weight=0.1_seed-1", 1)], "weight=0.1"),
-        ([("fm-s3", 3), ("fm-s4", 4)], "fm"),
-        ([("dcgan-fm-001", 5), ("dcgan-fm-002", 6)], "dcgan-fm"),
-        ([("left", 0), ("right", 1)], "left"),
-        ([("alone-seed0", 0)], "alone-seed0"),
+        (["plain-seed0", "plain-seed1"], "plain"),
+        (["mean-0.1-seed1", "mean-0.1-seed10"], "mean-0.1"),
+        (["mean-0.1-0", "mean-0.1-1"], "mean-0.1"),
+        (["weight=0.1_seed-0", "weight=0.1_seed-1"], "weight=0.1"),
+        (["fm-s3", "fm-s4"], "fm"),
+        (["dcgan-fm-001", "dcgan-fm-002"], "dcgan-fm"),
+        (["left", "right"], "left"),
+        (["alone-seed0"], "alone-seed0"),
     ],
 )
-def test_a_group_is_called_what_its_runs_have_in_common(runs: list[tuple[str, int]], name: str) -> None:
+def test_a_group_is_called_what_its_runs_have_in_common(runs: list[str], name: str) -> None:
     assert group_names([runs]) == [name]
 
 
 def test_groups_of_the_same_name_take_that_of_a_run() -> None:
-    assert group_names([[("a-1", 1), ("a-2", 2)], [("a-3", 3), ("a-4", 4)]]) == ["a-1", "a-3"]
-
-
-def test_fields_are_as_short_as_tells_them_apart() -> None:
-    assert short_fields(["optim.generator.lr", "optim.discriminator.lr", "seed", "data.scale"]) == [
-        "generator.lr",
-        "discriminator.lr",
-        "seed",
-        "scale",
-    ]
-
-
-# ---- curves
-
-
-def test_a_curve_is_the_mean_and_students_interval_over_seeds() -> None:
-    runs = [{10: 1.0, 20: 2.0}, {10: 3.0, 20: 2.5}, {10: 4.0}]
-    first, second = mean_curve(runs)
-    low, high = stats.t.interval(0.95, 2, loc=8 / 3, scale=stats.sem([1.0, 3.0, 4.0]))
-    assert (first.step, first.mean, first.count) == (10, pytest.approx(8 / 3), 3)
-    assert (first.low, first.high) == (pytest.approx(low), pytest.approx(high))
-    assert (second.mean, second.count) == (2.25, 2)
-
-
-def test_a_curve_ends_where_most_of_its_runs_have() -> None:
-    assert [p.step for p in mean_curve([{1: 0.0}, {1: 0.0}, {1: 0.0, 2: 9.0}])] == [1]
-
-
-@given(st.integers(0, 500), st.integers(1, 200))
-def test_thinned_curves_keep_their_end_and_mean(count: int, most: int) -> None:
-    points = [Point(i, float(i % 7), None, None, 1) for i in range(count)]
-    thin = thinned(points, most)
-    assert len(thin) <= most
-    if points:
-        assert thin[-1].step == points[-1].step
-        assert min(p.mean for p in points) <= thin[0].mean <= max(p.mean for p in points)
-    if count <= most:
-        assert list(thin) == points
-
-
-def test_the_tail_is_the_last_part() -> None:
-    assert tail_mean({i: float(i) for i in range(8)}) == 6.5
-    assert tail_mean({}) is None
+    assert group_names([["a-1", "a-2"], ["a-3", "a-4"]]) == ["a-1", "a-3"]
 
 
 # ---- scores
@@ -223,9 +172,8 @@ def test_what_was_measured_otherwise_is_another_column(folder: Path) -> None:
     assert all(None in column.last for column in comparison.columns)
     assert verdict(comparison).winner is None
     assert verdict(comparison).detail == (
-        "KID (MobileNetV2) was measured in different ways (num). To measure them alike: fmrun eval a b"
+        "KID (MobileNetV2), num 2000 is missing for b. To measure all in the same way: fmrun eval a b"
     )
-    assert comparison.warnings == ()
     c = made_run(folder, "c", kid={100: 0.3}, **MATCHED, generator__width=9)
     assert any("more than one way" in warning for warning in compare([a, b, c]).warnings)
 
@@ -242,36 +190,15 @@ def test_seeds_that_hold_out_their_own_images_are_one_column_and_pair(folder: Pa
     (column,) = comparison.columns
     assert [s and s.count for s in column.last] == [3, 3]
     assert "reals_sha256" not in column.settings
-    interval = verdict(comparison).margins[0].interval
-    assert interval is not None
-    assert (interval.count, interval.mean) == (3, pytest.approx(0.29 / 3))
+    margin = margins(comparison)[1, 0]
+    assert (margin.count, margin.mean) == (3, pytest.approx(0.29 / 3))
 
     # what one seed was measured against must be the same in both, or its difference says nothing
     other = compare([*plain, *group("odd", [0.10, 0.13, 0.14], "abx", **MATCHED, feature_matching__match="sample")])
-    interval = verdict(other).margins[0].interval
-    assert interval is not None
-    assert interval.count == 2
+    assert margins(other)[1, 0].count == 2
     none = compare([*plain, *group("none", [0.10, 0.13, 0.14], "xyz", **MATCHED, feature_matching__ramp=7)])
-    assert verdict(none).margins[0].interval is None
-    assert "against the same real images" in verdict(none).detail
-
-
-def test_curves_of_seeds_that_hold_out_their_own_images(folder: Path) -> None:
-    runs = [
-        made_run(
-            folder,
-            f"{name}-seed{i}",
-            kid={50: 0.3, 100: 0.2},
-            settings=SETTINGS | {"reals_sha256": str(i)},
-            seed=i,
-            **f,
-        )  # type: ignore[arg-type]
-        for name, f in (("plain", PLAIN), ("mean", MATCHED))
-        for i in range(2)
-    ]
-    curve = compare(runs).curves[0]
-    assert curve.key == "kid_mobilenet_v2"
-    assert [[p.count for p in points] for points in curve.groups] == [[2, 2], [2, 2]]
+    assert margins(none) == {}
+    assert "against the same images" in verdict(none).detail
 
 
 def test_quick_measurements_of_different_numbers_of_images_are_not_compared(folder: Path) -> None:
@@ -292,19 +219,6 @@ def test_a_plain_name_is_inceptions() -> None:
     assert measure("kidney/score").label == "kidney/score"
 
 
-@pytest.mark.parametrize(
-    ("mean", "half", "told"),
-    [
-        (0.036123, 0.00163, ("0.0361", "0.0016")),
-        (95.41, 6.6, ("95.4", "6.6")),
-        (1234.5, 123.0, ("1234", "123")),
-        (0.2, 0.0, ("0.2", "")),
-    ],
-)
-def test_a_mean_has_the_digits_of_its_interval(mean: float, half: float, told: tuple[str, str]) -> None:
-    assert show_interval("kid", mean, mean - half, mean + half) == told
-
-
 # ---- verdicts
 
 
@@ -316,19 +230,20 @@ def test_a_difference_beyond_chance_is_a_win(folder: Path) -> None:
     comparison = both(folder, [0.20, 0.21, 0.22], [0.10, 0.115, 0.12])
     found = verdict(comparison)
     assert (found.winner, found.against, found.certain) == ("matched", "plain", True)
-    assert found.sentence == "matched beats plain: KID (MobileNetV2) 0.112 against 0.21, 47 % lower."
-    interval, pair = found.margins[0].interval, stats.ttest_rel([0.20, 0.21, 0.22], [0.10, 0.115, 0.12])
+    assert found.sentence == "matched beats plain: KID (MobileNetV2) 0.112 against 0.210, 47 % lower."
+    margin, pair = margins(comparison)[1, 0], stats.ttest_rel([0.20, 0.21, 0.22], [0.10, 0.115, 0.12])
     bounds = pair.confidence_interval(0.95)
-    assert interval is not None
-    assert (interval.low, interval.high) == (pytest.approx(bounds.low), pytest.approx(bounds.high))
-    assert found.margins[0].p == pytest.approx(pair.pvalue)
+    assert (margin.low, margin.high) == (pytest.approx(bounds.low), pytest.approx(bounds.high))
+    assert margin.p == pytest.approx(pair.pvalue)
+    assert margins(comparison)[0, 1].mean == -margin.mean
 
 
 def test_two_seeds_are_said_to_tell_little(folder: Path) -> None:
-    words = "Two seeds tell a difference from chance only where it is many times what seeds differ by"
+    words = "interval of two seeds reaches 9 of their standard deviations"
     assert words in verdict(both(folder, [0.20, 0.10], [0.14, 0.14])).detail
     assert words not in verdict(both(folder.parent / "three", [0.20, 0.10, 0.15], [0.14, 0.14, 0.14])).detail
-    assert words not in verdict(both(folder.parent / "clear", [0.20, 0.21], [0.10, 0.11])).detail
+    half = stats.t.ppf(0.975, 1) * stats.sem([1.0, 2.0])
+    assert half / stats.tstd([1.0, 2.0]) == pytest.approx(9, abs=0.1)
 
 
 def test_a_difference_within_chance_is_none(folder: Path) -> None:
@@ -339,7 +254,7 @@ def test_a_difference_within_chance_is_none(folder: Path) -> None:
 
 def test_of_many_comparisons_the_p_value_is_corrected(folder: Path) -> None:
     plain, matched = [0.20, 0.21, 0.22, 0.20], [0.19, 0.195, 0.20, 0.196]
-    alone = verdict(both(folder, plain, matched))
+    alone = both(folder, plain, matched)
     more = [
         run
         for i, match in enumerate(("sample", "moments", "coral", "mmd", "sliced"))
@@ -351,15 +266,33 @@ def test_of_many_comparisons_the_p_value_is_corrected(folder: Path) -> None:
             feature_matching__match=match,
         )
     ]
-    every = verdict(compare([Run(p) for p in sorted(folder.iterdir()) if Run(p) not in more] + more))
-    assert alone.margins[0].p is not None
-    assert every.margins[0].p is not None
-    assert every.margins[0].p > alone.margins[0].p
-    assert (alone.winner, every.winner) == ("matched", "matched")
-    assert alone.certain
-    assert not every.certain
-    assert "Holm" in every.detail
-    assert "Holm" not in alone.detail
+    every = compare([Run(p) for p in sorted(folder.iterdir()) if Run(p) not in more] + more)
+    one, many = verdict(alone), verdict(every)
+    assert margins(every)[every.ranking[0], every.control or 0].p > margins(alone)[1, 0].p
+    assert (one.winner, many.winner) == ("matched", "matched")
+    assert one.certain
+    assert not many.certain
+    assert "Holm" in many.detail
+    assert "Holm" not in one.detail
+
+
+def test_without_a_control_the_best_was_not_chosen_before(folder: Path) -> None:
+    """p is corrected over all three pairs, and with a control over the two that it is part of."""
+    values = {"mean": [0.10, 0.112, 0.12], "sample": [0.13, 0.141, 0.14], "mmd": [0.14, 0.141, 0.155]}
+    runs = [
+        run
+        for match, own in values.items()
+        for run in seeds(folder, match, own, **MATCHED, feature_matching__match=match)
+    ]
+    best, other, last = values.values()
+    raw = [stats.ttest_rel(a, b).pvalue for a, b in ((best, other), (best, last), (other, last))]
+    found, controlled = compare(runs), compare(runs, control="sample")
+    assert found.control is None
+    assert margins(found)[0, 1].p == pytest.approx(holm(raw)[0])
+    assert margins(controlled)[0, 1].p == pytest.approx(holm([raw[0], raw[2]])[0])
+    assert margins(controlled)[0, 2].p == pytest.approx(holm(raw)[1])
+    assert "p after Holm's correction over all pairs of groups" in text(found)
+    assert "over all pairs" not in text(controlled)
 
 
 def test_every_group_is_held_against_the_control_over_the_same_seeds(folder: Path) -> None:
@@ -371,13 +304,12 @@ def test_every_group_is_held_against_the_control_over_the_same_seeds(folder: Pat
     ]
     found = compare(runs)
     pairs = to_json(found)["pairs"]
-    assert [(pair["group"], pair["other"], pair["interval"]["count"]) for pair in pairs] == [(1, 0, 3), (2, 0, 3)]
+    assert [(p["group"], p["other"], p["count"]) for p in pairs] == [("good", "plain", 3), ("bad", "plain", 3)]
     tests = [stats.ttest_rel([0.17, 0.172, 0.177], plain).pvalue, stats.ttest_rel([0.23, 0.26, 0.25], plain).pvalue]
     assert [pair["p"] for pair in pairs] == pytest.approx([2 * tests[0], tests[1]])
     told = text(found).split("against plain")[1].splitlines()[2:5]
-    assert [line.split()[:3] for line in told[:2]] == [["good", "3", "0.037"], ["bad", "3", "-0.0367"]]
+    assert [line.split()[:3] for line in told[:2]] == [["good", "3", "0.037"], ["bad", "3", "-0.037"]]
     assert told[2].startswith("by KID (MobileNetV2), over the same seeds: positive is better")
-    assert "Against plain, seed by seed" in page(found)
 
 
 def test_what_is_ahead_but_worse_on_the_seeds_of_both_is_said_to_be(folder: Path) -> None:
@@ -388,50 +320,37 @@ def test_what_is_ahead_but_worse_on_the_seeds_of_both_is_said_to_be(folder: Path
     found = verdict(compare(runs))
     assert found.sentence.startswith("matched is ahead of plain, but not on the seeds that both have: ")
     assert found.detail.startswith(
-        "Over the 3 seeds that both have it is worse than plain by 0.101 (95 % interval 0.0978 to"
+        "Over the 3 seeds that both have it is worse than plain by 0.1007 (95 % interval 0.0978 to"
     )
     assert "zero" not in found.detail
 
 
 def test_with_two_groups_the_lead_says_it_all(folder: Path) -> None:
-    found = both(folder, [0.20, 0.21], [0.17, 0.172])
-    assert to_json(found)["pairs"] == []
-    assert "seed by seed" not in page(found)
+    assert "against plain  seeds" not in text(both(folder, [0.20, 0.21], [0.17, 0.172]))
 
 
-def test_a_page_says_what_all_its_runs_are_and_what_the_settings_mean(folder: Path) -> None:
-    runs = [
-        *seeds(folder, "small", [0.2], train__batch_size=8, **MATCHED, feature_matching__match="mmd"),
-        *seeds(folder, "large", [0.1], train__batch_size=16, **MATCHED),
-    ]
-    found = compare(runs)
-    size = config()["data"]["image_size"]
-    assert found.facts == ("images from noise", "bundled:fashion-mnist", f"{size} px", "dcgan against dcgan")
-    written = page(found)
-    assert " · ".join(found.facts) in written
-    assert "Statistic compared at each layer" in written
-    assert "feature_matching.layers" not in written
-
-
-def test_best_is_who_beats_all_for_certain(folder: Path) -> None:
-    plain, matched = [0.20, 0.21, 0.22], [0.10, 0.115, 0.12]
-    assert '<span class="badge won">best</span>' in page_of(
-        *seeds(folder, "plain", plain, **PLAIN), *seeds(folder, "matched", matched, **MATCHED)
-    )
-    near = seeds(folder, "near", [0.09, 0.12, 0.135], **MATCHED, feature_matching__match="sample")
-    runs = [Run(path) for path in sorted(folder.iterdir()) if Run(path) not in near]
-    found = verdict(compare([*runs, *near]))
-    assert (found.winner, found.certain, [margin.certain for margin in found.margins]) == (
-        "matched",
-        True,
-        [True, False],
-    )
-    assert "badge won" not in page_of(*runs, *near)
+@pytest.mark.parametrize(
+    ("state", "words"), [("diverged", "did not diverge"), ("failed", "did not fail"), ("stopped", "is finished")]
+)
+@pytest.mark.parametrize("loser", [False, True])
+def test_where_seeds_were_lost_nothing_is_certain(folder: Path, state: str, words: str, loser: bool) -> None:
+    plain, matched = [0.20, 0.21, 0.22, 0.21], [0.10, 0.115, 0.12, 0.11]
+    runs = [*seeds(folder, "plain", plain, **PLAIN), *seeds(folder, "matched", matched, **MATCHED)]
+    gone = runs[3] if loser else runs[7]
+    gone.write_status(state=state)
+    if state == "stopped":
+        gone.evaluations_file.unlink()
+    found = verdict(compare(runs))
+    who = "plain" if loser else "it"
+    assert found.sentence.startswith(f"matched is ahead of plain where {who} {words} (3 of 4): KID (MobileNetV2) 0.11")
+    assert (found.winner, found.certain) == ("matched", False)
+    assert sorted(row[1] for row in scores(compare(runs)).rows if row[1]) == ["3 of 4", "4"]
+    assert not any(pair["complete"] for pair in to_json(compare(runs))["pairs"])
 
 
 def test_one_seed_each_is_ahead_and_no_more(folder: Path) -> None:
     found = verdict(both(folder, [0.2], [0.1]))
-    assert found.sentence == "matched-seed0 is ahead of plain-seed0: KID (MobileNetV2) 0.1 against 0.2, 50 % lower."
+    assert found.sentence == "matched-seed0 is ahead of plain-seed0: KID (MobileNetV2) 0.100 against 0.200, 50 % lower."
     assert "not known" in found.detail
     assert not found.certain
 
@@ -457,23 +376,18 @@ def test_by_best_another_may_win(folder: Path) -> None:
     assert "By their best step a is ahead." in last.reasons
 
 
-def test_reasons_name_config_share_and_cost(folder: Path) -> None:
-    a = made_run(folder, "a", kid={100: 0.3}, rows=read_outs(**{"time/images_per_second": 600.0}), **PLAIN)
-    b = made_run(
-        folder, "b", kid={100: 0.1}, rows=read_outs(**{"fm/share": 0.12, "time/images_per_second": 500.0}), **MATCHED
-    )
+def test_reasons_name_config_and_share(folder: Path) -> None:
+    a = made_run(folder, "a", kid={100: 0.3}, **PLAIN)
+    b = made_run(folder, "b", kid={100: 0.1}, rows=read_outs(**{"fm/share": 0.12}), **MATCHED)
     reasons = " ".join(verdict(compare([a, b])).reasons)
     assert "feature_matching.weight is 0.1, not 0" in reasons
-    assert "gradient of b was 12 % of the adversarial one" in reasons
-    assert "1.20 times as long as one of a" in reasons
+    assert "Gradient share of b 12.0 %." in reasons
 
 
-def test_speeds_of_different_machines_are_not_compared(folder: Path) -> None:
+def test_speeds_of_different_machines_are_warned_of(folder: Path) -> None:
     a = made_run(folder, "a", **PLAIN)
     b = made_run(folder, "b", env=MACHINE | {"processor": "another"}, **MATCHED)
-    comparison = compare([a, b])
-    assert [group.step_cost for group in comparison.groups] == [1.0, None]
-    assert any("different machines" in warning for warning in comparison.warnings)
+    assert any("different machines" in warning for warning in compare([a, b]).warnings)
 
 
 def test_runs_of_different_versions_are_warned_of(folder: Path) -> None:
@@ -481,38 +395,6 @@ def test_runs_of_different_versions_are_warned_of(folder: Path) -> None:
     b = made_run(folder, "b", env=MACHINE | {"fmrun": "1.0", "torch": "2.12"}, **MATCHED)
     (warning,) = compare([a, b]).warnings
     assert "different versions (fmrun 1.0 and torch 2.11, fmrun 1.0 and torch 2.12)" in warning
-
-
-def test_versions_and_devices_must_be_equal_for_a_step_to_have_a_cost(folder: Path) -> None:
-    env = MACHINE | {"torch": "2.11"}
-    runs = [
-        made_run(folder, "plain", env=env, **PLAIN),
-        made_run(folder, "alike", env=env, device="cpu", **MATCHED),  # without a GPU that is what `auto` is
-        made_run(folder, "newer", env=env | {"torch": "2.12"}, **MATCHED, generator__width=9),
-    ]
-    assert [group.step_cost for group in compare(runs).groups] == [1.0, 1.0, None]
-    gpu = MACHINE | {"gpus": ["a GPU"]}
-    runs = [made_run(folder, "on-gpu", env=gpu, **PLAIN), made_run(folder, "on-cpu", env=gpu, device="cpu", **MATCHED)]
-    assert compare(runs).groups[1].step_cost is None
-
-
-def test_speeds_that_vary_say_nothing_of_what_a_step_costs(folder: Path) -> None:
-    def timed(name: str, speeds: list[float], **fields: object) -> Run:
-        rows = [row | {"time/images_per_second": speeds[i % len(speeds)]} for i, row in enumerate(read_outs(21))]
-        return made_run(folder, name, rows=rows, **fields)  # type: ignore[arg-type]
-
-    plain, steady = timed("plain", [500.0], **PLAIN), timed("steady", [390.0, 400.0, 410.0, 400.0], **MATCHED)
-    shared = timed("shared", [200.0, 300.0, 400.0, 500.0], **MATCHED, generator__width=9)
-    groups = compare([plain, steady, shared]).groups
-    assert [g.step_cost for g in groups] == [1.0, pytest.approx(1.25), None]
-    assert [g.images_per_second for g in groups] == [500, 400, 350]
-    assert "speed varied" not in good("compare", "plain", "steady").out
-    out = good("compare", "plain", "steady", "shared").out
-    assert "images/s: median over training, as run; of one setting it varied 2" in out
-    assert "`fmrun bench` measures that" in out
-
-    other = timed("plain-2", [200.0], **PLAIN, seed=1)
-    assert [g.step_cost for g in compare([plain, other, steady]).groups] == [None, None]
 
 
 def test_a_collapsed_generator_s_precision_is_remarked_once(folder: Path) -> None:
@@ -542,7 +424,7 @@ def test_runs_are_compared_at_the_last_step_that_all_have(folder: Path) -> None:
     assert [s and s.mean for s in column.last] == [pytest.approx(0.21), pytest.approx(0.94 / 3)]
     assert (found.winner, found.certain) == ("plain", True)  # by their ends it would be the other
     assert "KID (MobileNetV2) is compared at step 60, the last at which all that count have it" in comparison.warnings
-    assert "0.210 ±0.025 @60" in good("compare", *(run.name for run in (*plain, *longer))).out
+    assert "0.210 ±0.025" in good("compare", *(run.name for run in (*plain, *longer))).out
 
 
 def test_what_has_no_step_in_common_is_not_paired(folder: Path) -> None:
@@ -553,7 +435,7 @@ def test_what_has_no_step_in_common_is_not_paired(folder: Path) -> None:
     found = verdict(comparison)
     assert comparison.column is not None
     assert comparison.column.step is None
-    assert found.margins[0].interval is None
+    assert margins(comparison) == {}
     assert found.detail == (
         "They were measured at different steps (100, 200), so which is better after equal training is not known."
     )
@@ -569,7 +451,7 @@ def test_a_run_that_has_just_begun_does_not_take_the_others_back(folder: Path) -
     assert column is not None
     assert column.step == 100
     assert [s and s.count for s in column.last] == [2, 2]
-    assert "fm-seed2 has no KID (MobileNetV2) at step 100: what is shown of it is without them" in comparison.warnings
+    assert "fm-seed2: no KID (MobileNetV2) at step 100; what is shown of it is without them" in comparison.warnings
     # where it is all there is of its setting, both are compared as they were then
     alone = compare([*runs[:2], begun]).column
     assert alone is not None
@@ -587,7 +469,9 @@ def test_a_diverged_run_is_marked_and_does_not_count(folder: Path) -> None:
     assert column is not None
     assert column.last[1] is not None
     assert (column.last[1].count, column.last[1].mean) == (2, pytest.approx(0.105))
-    assert any("1 of the 3 runs of matched diverged" in warning for warning in comparison.warnings)
+    assert any(
+        "1 of 3 runs of matched diverged (at step 100): not counted" in warning for warning in comparison.warnings
+    )
     done = good("compare", *(run.name for run in runs))
     assert "1 of 3 diverged" in done.out
 
@@ -650,23 +534,21 @@ def test_a_run_that_went_on_after_its_evaluation_is_warned_of(folder: Path) -> N
     a = made_run(folder, "a", kid={50: 0.3, 60: 0.2}, **PLAIN)
     b = made_run(folder, "b", kid={60: 0.1, 100: 0.2}, **MATCHED)
     assert compare([a, b]).warnings == (
-        "run a was scored at step 60 and has gone on to 100: fmrun eval a",
+        "a: scored at step 60, trained on to step 100 since; to score the end: fmrun eval a",
         "KID (MobileNetV2) is compared at step 60, the last at which all that count have it",
     )
     out = good("compare", "a", "b").out
-    assert "0.2 @60" in out
-    assert "0.1 @60" in out
-    assert "step 60" in page_of(a, b)
+    assert "KID (MobileNetV2) ↓ @60" in out
     a.add_evaluation(a.evaluations()[-1] | {"step": 100})
     assert compare([a, b]).warnings == ()
-    assert "0.2 @100" not in good("compare", "a", "b").out.partition("best")[0]
+    assert "KID (MobileNetV2) ↓ @100" in good("compare", "a", "b").out
 
 
 def test_one_sentence_names_all_that_went_on_alike(folder: Path) -> None:
     runs = [made_run(folder, name, kid={60: 0.3}, generator__width=w) for name, w in (("a", 4), ("b", 8))]
     runs.append(made_run(folder, "c", kid={60: 0.3}, state="running", **PLAIN))
     stale = [warning for warning in compare(runs).warnings if "scored" in warning]
-    assert stale == ["runs a b were scored at step 60 and have gone on to 100: fmrun eval a b"]
+    assert stale == ["a b: scored at step 60, trained on to step 100 since; to score the end: fmrun eval a b"]
     moved = [
         made_run(folder.parent / "else", name, kid={60: 0.3}, generator__width=w) for name, w in (("d", 4), ("e", 8))
     ]
@@ -730,32 +612,23 @@ def test_measures_that_make_a_table_too_wide_are_its_rows(folder: Path) -> None:
     out = good("compare", "plain", "matched").out
     table = out[out.index("run ") :].split("\n\n")[0].splitlines()
     assert table[0].split() == ["run", "plain", "*", "matched", "(real", "images)"]
-    assert next(line for line in table if line.startswith("recall")).split()[-3:] == ["0.5", "0.5", "0.25"]
+    assert next(line for line in table if line.startswith("recall")).split()[-3:] == ["0.500", "0.500", "0.250"]
     assert max(map(len, table)) <= 80
 
 
-def test_unlike_runs_are_said_to_share_nothing_once_and_stand_in_one_table(folder: Path) -> None:
+def test_unlike_runs_stand_in_one_table_and_neither_is_better(folder: Path) -> None:
     shoes = SETTINGS | {"data": "shoes", "resolution": 64}
     made_run(folder, "a", kid={100: 0.2}, **PLAIN)
     made_run(folder, "b", kid={100: 0.1}, settings=shoes, data__path="shoes", data__image_size=64, **MATCHED)
     done = good("compare", "a", "b")
-    assert done.warnings == []
-    sentence, detail, *rest = done.out.splitlines()
-    assert sentence == "These runs have no measure in common, so none is better."
-    assert detail == (
-        "They learn from different data (data.path, data.image_size), and KID (MobileNetV2) was measured in different ways "
-        "(data, resolution)."
-    )
-    assert [line.split()[:3] for line in rest if "KID" in line] == [["run", "KID", "(MobileNetV2)"]]
-    assert "0.2 @100 (real 0.001)" in done.out
-    text = page_of(Run(folder / "a"), Run(folder / "b"))
-    assert text.count("no measure in common") == 1
-    assert '<section class="intervals">' not in text  # an axis is for what can be compared on it
+    assert any("different data (data.path, data.image_size)" in warning for warning in done.warnings)
+    assert done.out.startswith("Nothing yet says which run is better.")
+    assert "KID (MobileNetV2), data clothes, resolution 32 ↓ @100" in done.out
 
 
-def test_a_run_that_was_not_measured_is_missing_and_not_unlike(folder: Path) -> None:
+def test_a_run_that_was_not_measured_is_missing(folder: Path) -> None:
     a, b = made_run(folder, "a", kid={100: 0.2}, **PLAIN), made_run(folder, "b", **MATCHED)
-    assert verdict(compare([a, b])).detail == "KID (MobileNetV2) is missing for b."
+    assert verdict(compare([a, b])).detail.startswith("KID (MobileNetV2) is missing for b.")
 
 
 def test_of_many_differing_fields_the_first_are_shown_and_the_rest_counted(folder: Path) -> None:
@@ -784,20 +657,30 @@ def test_json_has_everything(folder: Path) -> None:
     runs = [*seeds(folder, "plain", [0.2, 0.21], **PLAIN), *seeds(folder, "matched", [0.1, 0.12], **MATCHED)]
     done = json.loads(good("compare", *(run.name for run in runs), "--json").out)
     assert set(done) == {
-        *("task", "by", "headline", "warnings", "verdict", "groups", "differences", "columns", "curves", "telling"),
-        *("facts", "pairs"),
+        *("task", "by", "metric", "headline", "control", "order", "warnings", "facts", "verdict", "pairs"),
+        *("groups", "differences", "columns", "curves", "telling"),
     }
+    assert (done["metric"], done["control"], done["order"]) == ("kid_mobilenet_v2", "plain", ["matched", "plain"])
     assert [g["name"] for g in done["groups"]] == ["plain", "matched"]
-    assert [g["control"] for g in done["groups"]] == [True, False]
-    column = done["columns"][done["headline"]]
-    assert column["key"] == "kid_mobilenet_v2"
+    (column,) = done["columns"]
     assert column["settings"] == SETTINGS
     assert column["last"][1]["runs"] == {"matched-seed0": [0.1, 100], "matched-seed1": [0.12, 100]}
     assert column["best"][1]["mean"] == pytest.approx(0.11)
     assert done["verdict"]["winner"] == "matched"
-    curve = next(c for c in done["curves"] if c["key"] == "kid_mobilenet_v2")
-    assert [p["step"] for p in curve["groups"][0]] == [50, 100]
-    assert done["curves"].index(curve) == 0
+    assert done["curves"][0]["key"] == "kid_mobilenet_v2"
+    assert [point[0] for point in done["curves"][0]["groups"][0]] == [50, 100]
+    assert [(pair["group"], pair["other"], pair["count"]) for pair in done["pairs"]] == [("matched", "plain", 2)]
+
+
+def test_csv_is_the_table_of_all_measurements(folder: Path) -> None:
+    runs = [*seeds(folder, "plain", [0.2, 0.21], **PLAIN), *seeds(folder, "matched", [0.1, 0.12], **MATCHED)]
+    names = [run.name for run in runs]
+    head, *lines = good("compare", *names, "--csv", "-").out.splitlines()
+    assert head == "run,seed,group,state,metric,source,weights,settings,reals,step,value,floor"
+    assert [line for line in lines if line.startswith("matched-seed1,1,matched,finished,kid_mobilenet_v2,eval,ema")]
+    assert good("compare", *names, "--csv", "table.csv").out.startswith("matched ")
+    assert Path("table.csv").read_text().splitlines() == [head, *lines]
+    assert fmrun("compare", *names, "--csv", "-", "--json").code == 2
 
 
 def test_runs_lie_where_they_are_said_to(folder: Path) -> None:

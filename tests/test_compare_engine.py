@@ -87,11 +87,8 @@ def test_all_numbers_are_those_of_before(folder: Path, golden: dict[str, Any]) -
         assert [p, holms] == numbers([pair["p"], pair["holm"]])
     if "columns" not in golden:
         return
-    mine = [
-        [g.name, [m.name for m in g.members], g.control, g.share, g.diversity, g.images_per_second]
-        for g in found.groups
-    ]
-    assert mine == numbers(golden["groups"])
+    mine = [[g.name, [m.name for m in g.members], g.control, g.share, g.diversity] for g in found.groups]
+    assert mine == numbers([group[:5] for group in golden["groups"]])  # speed was a median
     for own, before in zip(found.columns, golden["columns"], strict=True):
         del before["newest"]
         for score in (score for by in ("last", "best") for score in before[by] if score is not None):
@@ -183,8 +180,8 @@ def all_pairs(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def test_without_a_control_at_most_one_comparison_in_twenty_finds_what_is_not_there(
     groups: int, seeds: int, between: float
 ) -> None:
-    """Any pair at all, so the best against any other too; the best against the rest, as if it had been chosen before, finds
-    9 to 14 %."""
+    """Any pair at all, so the best against any other too. As if the best had been chosen before, with p corrected over its
+    own comparisons alone, it is 6 to 10 %."""
     rng = np.random.default_rng([groups, seeds, int(between)])
     values = rng.normal(size=(20_000, groups, seeds)) + between * rng.normal(size=(20_000, 1, seeds))
     assert (all_pairs(values) < 0.05).any(axis=1).mean() <= 0.055

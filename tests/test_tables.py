@@ -1,4 +1,4 @@
-"""One table, as text that fits into a terminal (as it is, turned, or in parts) and as HTML."""
+"""A table that fits into a terminal: as it is, turned, or in parts."""
 
 from __future__ import annotations
 
@@ -43,11 +43,3 @@ def test_what_is_too_wide_both_ways_comes_in_parts_that_each_name_their_rows() -
 
 def test_a_column_wider_than_a_terminal_is_not_cut() -> None:
     assert "x" * 99 in Table(["run", "words"], [["a", "x" * 99], ["b", "y"]], "ll").text()
-
-
-def test_html_has_the_same_cells_and_escapes_them() -> None:
-    found = Table(["run", "KID"], [["a<b", "0.10"]], "lr", notes=["± & so on"], about=["", 'a "distance"']).html()
-    assert '<th scope="row">a&lt;b</th><td class="r" data-name="KID">0.10</td>' in found
-    assert 'title="a &quot;distance&quot;"' in found
-    assert found.endswith('<p class="note">± &amp; so on</p>')
-    assert "<b>a&lt;b</b>" in Table(["run"], [["a<b"]], "l").html(lambda name: f"<b>{name.replace('<', '&lt;')}</b>")

@@ -26,7 +26,9 @@ def compare(
     ] = None,
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", metavar="FILE", help="Write all measurements as a table; `-`: to stdout.", show_default=False),
+        typer.Option(
+            "--csv", metavar="FILE", help="Write all measurements as a table; `-`: to stdout.", show_default=False
+        ),
     ] = None,
     metric: Annotated[
         str | None,

@@ -58,15 +58,15 @@ def _measured(comparison: Comparison) -> Iterator[str]:
         where = "" if folder.resolve() == Path("runs").resolve() else f" --runs-dir {folder}"
         who = " ".join(names)
         yield f"{who}: scored at step {scored}, trained on to step {now} since; to score the end: fmrun eval {who}{where}"
-    column = comparison.column
-    if column is not None and comparison.by == "last":
-        if column.step is not None and column.rows["all"].step.max() > column.step:
-            yield f"{column.label} is compared at step {column.step}, the last at which all that count have it"
-        there = [(g, s) for g, s in zip(comparison.groups, column.last, strict=True) if s is not None]
+    deciding = comparison.column
+    if deciding is not None and comparison.by == "last":
+        if deciding.step is not None and deciding.rows["all"].step.max() > deciding.step:
+            yield f"{deciding.label} is compared at step {deciding.step}, the last at which all that count have it"
+        there = [(g, s) for g, s in zip(comparison.groups, deciding.last, strict=True) if s is not None]
         lacking = [m.name for g, s in there for m in g.members if not m.failed and m.name not in s.runs]
         if lacking:
-            at = f" at step {column.step}" if column.step is not None else ""
-            yield f"{', '.join(lacking)}: no {column.label}{at}; what is shown of it is without them"
+            at = f" at step {deciding.step}" if deciding.step is not None else ""
+            yield f"{', '.join(lacking)}: no {deciding.label}{at}; what is shown of it is without them"
     keys = [(c.key, c.source) for c in comparison.columns]
     split = sorted({key for key, source in keys if keys.count((key, source)) > 1})
     if split:

@@ -65,7 +65,7 @@ class Point(NamedTuple):
     mean: float
     low: float | None
     high: float | None
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ def curves_of(table: pd.DataFrame, groups: Sequence[str], decisive: Column | Non
     several = rows.groupby(["metric", "run"]).size().groupby("metric").max() > 1
     rows = rows[rows.metric.map(several)] if len(rows) else rows
     points = over_seeds(rows.groupby(["metric", "group", "step"]).value)
-    runs = rows.groupby(["metric", "group"]).run.nunique()
-    points = points[2 * points["count"] >= runs.reindex(points.index.droplevel("step")).to_numpy()]
+    runs = rows.groupby(["metric", "group"]).run.nunique().rename("runs")
+    points = points.join(runs, on=["metric", "group"]).query("2 * count >= runs")
     found: dict[tuple[str, str], list[Point]] = {}
     for (metric, group, step), *values in points[["mean", "low", "high", "count"]].itertuples():
         low, high = (None if end != end else end for end in values[1:3])  # NaN: a single value has no interval

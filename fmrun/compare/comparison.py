@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ from ..runs import Run
 from .cautions import cautions
 from .columns import Column, Curve, columns_of, curves_of, headline, or_none
 from .configs import Difference, differences, facts, group_names, grouped, matches_features
-from .measurements import FAILED, measurements, median_speed, tail_mean
+from .measurements import FAILED, measurements, tail_mean
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Group:
     diversity: float | None
     """Of generated images relative to real ones, mean over the last quarter of training."""
     images_per_second: float | None
-    """Median over training, as the runs were made: other work on the machine slows them."""
+    """Mean over the last half of training, as the runs were made: other work on the machine slows them."""
 
 
 @dataclass(frozen=True)
@@ -120,27 +120,28 @@ def compare(runs: Sequence[Run], metric: str | None = None, by: str = "last", co
     names = [run.name for run in runs]
     names = [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
     places = grouped(configs)
-    labels = group_names([[(names[i], configs[i].get("seed", 0)) for i in group] for group in places])
-    heads = [configs[group[0]] for group in places]
-    chosen = _control(control, labels, [[names[i] for i in group] for group in places], heads)
+    members = [[names[i] for i in group] for group in places]
+    labels, heads = group_names(members), [configs[group[0]] for group in places]
+    chosen = _control(control, labels, members, heads)
     label_of = {i: label for label, group in zip(labels, places, strict=True) for i in group}
     table = measurements(runs, names, [label_of[i] for i in range(len(runs))])
-    typical = tail_mean(table, "fm/share", 0.5), tail_mean(table, "health/diversity", 0.25), median_speed(table)
+    tails = {"fm/share": 0.5, "health/diversity": 0.25, "time/images_per_second": 0.5}
+    typical = [tail_mean(table, metric, part) for metric, part in tails.items()]
     groups = tuple(
         Group(
             label,
-            tuple(_member(runs[i], names[i], configs[i]) for i in members),
-            matches_features(configs[members[0]]),
+            tuple(_member(runs[i], names[i], configs[i]) for i in group),
+            matches_features(configs[group[0]]),
             label == chosen,
             *(or_none(values.get(label)) for values in typical),
         )
-        for label, members in zip(labels, places, strict=True)
+        for label, group in zip(labels, places, strict=True)
     )
     columns = columns_of(table, labels)
     deciding = headline(columns, by, metric, names)
     curves, telling = curves_of(table, labels, None if deciding is None else columns[deciding])
-    told, apart = facts(heads), differences(heads)
-    found = Comparison(next(iter(tasks)), groups, apart, columns, deciding, by, curves, telling, told, table)
+    task, apart, same = next(iter(tasks)), differences(heads), facts(heads)
+    found = Comparison(task, groups, apart, columns, deciding, by, curves, telling, same, table)
     return replace(found, warnings=tuple(cautions(found, [run.env() for run in runs])))
 
 
@@ -166,37 +167,26 @@ def _control(
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as plain data:
-
-    `task`, `by`, `metric` (key of the column that decides, or null), `control` (name or null), `order` (names, the best first),
-    `warnings`, `facts`; `verdict`: see `Verdict`;
-    `pairs`: every other group against the control, or else the best: `group`, `other`, and what `Margin` has;
-    `groups`: see `Group` and `Member`; `differences`: see `Difference`;
-    `columns`: see `Column`; `last` and `best` are one a group (see `Score`), or null.
-
-    The single measurements, curves among them, are in the table of `--csv`.
-    """
+    """The comparison as plain data, by the names of the attributes of `Comparison` and of what it holds, without the table
+    of measurements (`--csv`); and `metric` (key of the column that decides, or null), `control` (name or null), `order`
+    (names, the best first), `verdict`, and `pairs`: every other group against the control, or else the best, as `group`,
+    `other` and what `Margin` has."""
     from .verdict import against, verdict
 
     names, column = [group.name for group in comparison.groups], comparison.column
     anchor, margins = against(comparison)
-    scores = [{by: [s and asdict(s) for s in c.scores(by)] for by in ("last", "best")} for c in comparison.columns]
-    return {
-        "task": comparison.task,
-        "by": comparison.by,
+    pairs = [{"group": names[place], "other": names[anchor or 0], **asdict(m)} for place, m in margins.items()]
+    return _plain(comparison) | {
         "metric": None if column is None else column.key,
         "control": None if comparison.control is None else names[comparison.control],
         "order": [names[i] for i in comparison.order],
-        "warnings": comparison.warnings,
-        "facts": comparison.facts,
         "verdict": asdict(verdict(comparison)),
-        "pairs": [
-            {"group": names[place], "other": names[anchor or 0], **asdict(margin)} for place, margin in margins.items()
-        ],
-        "groups": [asdict(group) for group in comparison.groups],
-        "differences": [asdict(difference) for difference in comparison.differences],
-        "columns": [
-            {key: value for key, value in vars(column).items() if key != "rows"} | own
-            for column, own in zip(comparison.columns, scores, strict=True)
-        ],
+        "pairs": pairs,
     }
+
+
+def _plain(value: Any) -> Any:
+    """Data classes as dicts, without the tables in them; tuples, points of a curve among them, as lists."""
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.repr}
+    return list(map(_plain, value)) if isinstance(value, tuple) else value

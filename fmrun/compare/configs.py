@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import PurePath
 from typing import Any
 
@@ -20,8 +19,11 @@ NOT_THE_EXPERIMENT = ("log.", "eval.", "checkpoint.", "data.workers", "data.cach
 WEIGHT = re.compile(r"(.*\bfeature_matching\.)weight")
 """The field that turns a section of feature matching off."""
 
-CHAIN = re.compile(r"data\.degradation\.(?!kind$)")
-"""Fields of super-resolution that act only where images are degraded by the chain."""
+SWITCH = re.compile(rf"{WEIGHT.pattern}|data\.degradation\.kind")
+"""Fields on which it depends whether the others of their section act."""
+
+SEED = re.compile(r"(?<=.)[-_.]?(seed|s)?[-_.=]?\d+$", re.IGNORECASE)
+"""What tells the seeds of one experiment apart at the end of a run's name."""
 
 FACTS = {
     "data.path": "{}",
@@ -46,17 +48,13 @@ class Difference:
     """Whether it differs only where it does not act, or is no part of the experiment."""
 
 
-def flatten(config: Mapping[str, Any]) -> Flat:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Flat:
     """`{"train.steps": 2500, …}` of a run's config.json; a section that is absent is None."""
-
-    def leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in table.items():
-            if isinstance(value, dict) and value:
-                yield from leaves(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
-
-    return dict(leaves(config, ""))
+    flat: Flat = {}
+    for key, value in config.items():
+        nested = isinstance(value, dict) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
 
 
 def complete(config: Mapping[str, Any]) -> Flat:
@@ -69,16 +67,10 @@ def complete(config: Mapping[str, Any]) -> Flat:
 
 def acting(flat: Flat) -> Flat:
     """The fields that have an effect."""
-    off = tuple(found[1] for key in flat if (found := WEIGHT.fullmatch(key)) and not flat[key])
-    chain = flat.get("data.degradation.kind") == "chain"
-    second = "data.degradation.second." if flat.get("data.degradation.passes") == 1 else "\0"
-    return {
-        key: value
-        for key, value in flat.items()
-        if (not key.startswith(off) or WEIGHT.fullmatch(key))
-        and (chain or not CHAIN.match(key))
-        and not key.startswith(second)
-    }
+    idle = [found[1] for key in flat if (found := WEIGHT.fullmatch(key)) and not flat[key]]
+    idle += ["data.degradation."] * (flat.get("data.degradation.kind") != "chain")
+    idle += ["data.degradation.second."] * (flat.get("data.degradation.passes") == 1)
+    return {key: value for key, value in flat.items() if SWITCH.fullmatch(key) or not key.startswith(tuple(idle))}
 
 
 def experiment(config: Mapping[str, Any]) -> str:
@@ -129,21 +121,14 @@ def grouped(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def group_names(groups: Sequence[Sequence[tuple[str, Any]]]) -> list[str]:
-    """A name for each group of runs, given as (name, seed): of one run its own, of several what is left without the seed
-    or what they begin with. All names differ."""
-    names = []
-    for runs in groups:
-        seed = r"(?:[-_.]?seed|[-_.]s)?[-_.=]?"
-        stems = {re.sub(f"(?<=.){seed}{re.escape(str(own))}$", "", name) for name, own in runs}
-        common = re.sub(r"[-_.][^-_.]*$", "", _shared_start([name for name, _ in runs]))
-        names.append(runs[0][0] if len(runs) == 1 else stems.pop() if len(stems) == 1 else common or runs[0][0])
-    return [name if names.count(name) == 1 else runs[0][0] for name, runs in zip(names, groups, strict=True)]
-
-
-def _shared_start(names: Sequence[str]) -> str:
-    letters = zip(*names, strict=False)
-    return "".join(same[0] for same in takewhile(lambda same: len({*same}) == 1, letters))
+def group_names(groups: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each group of runs, given as their names: of one run its own, of several what is left without the seed. All
+    differ."""
+    names = [
+        runs[0] if len(runs) == 1 or len({SEED.sub("", r) for r in runs}) > 1 else SEED.sub("", runs[0])
+        for runs in groups
+    ]
+    return [name if names.count(name) == 1 else runs[0] for name, runs in zip(names, groups, strict=True)]
 
 
 def show_value(value: Any, acts: bool = True) -> str:

@@ -125,14 +125,6 @@ def tail_mean(table: pd.DataFrame, metric: str, part: float) -> pd.Series[float]
     return values.apply(lambda own: own.tail(max(1, round(part * len(own)))).mean()).groupby("group").mean()
 
 
-def median_speed(table: pd.DataFrame) -> pd.Series[float]:
-    """By group: images per second, median over read-outs and over runs. A run's first holds compilation and caches."""
-    rows = table[table.metric == "time/images_per_second"]
-    own = rows.groupby(["group", "run"]).value
-    later = rows[(own.cumcount() > 0) | (own.transform("size") == 1)]
-    return later.groupby(["group", "run"]).value.median().groupby("group").median()
-
-
 # ---- statistics over seeds
 
 

@@ -56,8 +56,8 @@ def scores(comparison: Comparison) -> Table:
     notes = ["* what the others are compared with"] if comparison.control is not None else []
     if any("±" in cell for _, _, cells in columns for cell in cells):
         notes.append("± half of the 95 % interval over seeds")
-    heads, sides, cells = zip(*columns, strict=True)
-    rows = zip(*([*own, *[""] * (len(groups) + len(beside) - len(own))] for own in cells), strict=True)
+    heads, sides, every = zip(*columns, strict=True)
+    rows = zip(*([*own, *[""] * (len(groups) + len(beside) - len(own))] for own in every), strict=True)
     return Table(heads, list(rows), "".join(sides), notes)
 
 
@@ -113,7 +113,7 @@ def _cells(
 ) -> list[str]:
     """`0.0123 ±0.0020`, with `@500` where the step is wanted, then what is held against it; all with equal decimals."""
     halves = [None if s is None or s.low is None or s.high is None else (s.high - s.low) / 2 for s in scores]
-    cells = show_all(column.key, [*(s and s.mean for s in scores), *beside], halves)
+    cells = show_all(column.key, [*(None if s is None else s.mean for s in scores), *beside], halves)
     for place, (score, half) in enumerate(zip(scores, show_all(column.key, halves, halves), strict=True)):
         at = sorted({step for _, step in score.runs.values()}) if score and steps else []
         cells[place] += (f" ±{half}" if half != "-" else "") + (

@@ -46,8 +46,6 @@ class Verdict:
     against: str | None = None
     """The group it is compared with: the control, or else the next best."""
     certain: bool = False
-    beats_all: bool = False
-    """Whether the winner is better for certain than the control and than the next best."""
 
 
 def margins(comparison: Comparison) -> dict[tuple[int, int], Margin]:
@@ -60,13 +58,12 @@ def margins(comparison: Comparison) -> dict[tuple[int, int], Margin]:
     found = differences(column.rows[comparison.by], [names[i] for i in ranked], comparison.by == "last", held)
     sign = -1 if column.better == "lower" else 1
     margins = {}
-    for row in found[found["count"] > 1].itertuples():
-        one, other = map(names.index, row.Index)
-        ends = sorted((sign * row.low, sign * row.high))
+    for row in found[found["count"] > 1].reset_index(names=["one", "other"]).to_dict("records"):
+        one, other = names.index(row["one"]), names.index(row["other"])
+        mean, (low, high) = sign * row["mean"], sorted((sign * row["low"], sign * row["high"]))
         complete = not (lost(comparison, one) or lost(comparison, other))
-        margin = Margin(sign * row.mean, *ends, int(row.count), row.holm, complete)
-        margins[one, other] = margin
-        margins[other, one] = Margin(-margin.mean, -ends[1], -ends[0], margin.count, margin.p, complete)
+        margins[one, other] = Margin(mean, low, high, int(row["count"]), row["holm"], complete)
+        margins[other, one] = Margin(-mean, -high, -low, int(row["count"]), row["holm"], complete)
     return margins
 
 
@@ -98,29 +95,24 @@ def verdict(comparison: Comparison) -> Verdict:
         detail = f"None was evaluated, and losses cannot be compared between runs. To measure them: fmrun eval {some}"
         return Verdict("Nothing yet says which run is better.", detail)
     if len(groups) == 1:
-        score = column.scores(comparison.by)[0]
-        told = (
-            "It has no score." if score is None else f"{column.label} is {show(column.key, score.mean)} {column.unit}"
-        )
-        return Verdict(f"{groups[0].name}: one experiment on {len(groups[0].members)} seeds.", f"{told.strip()}.")
+        value = column.scores(comparison.by)[0]
+        told = f"{column.label} is {show(column.key, value.mean)} {column.unit}".strip() if value else "It has no score"
+        return Verdict(f"{groups[0].name}: one experiment on {len(groups[0].members)} seeds.", f"{told}.")
     if len(ranked) < 2:
         missing = ", ".join(group.name for i, group in enumerate(groups) if i not in ranked)
         detail = f"{column.label} is missing for {missing}. To measure all in the same way: fmrun eval {some}"
         return Verdict("Nothing yet says which run is better.", detail)
     first, control = ranked[0], comparison.control
     other = control if control in ranked and control is not None and control != first else ranked[1]
-    found = margins(comparison)
-    rivals = list(dict.fromkeys([other, ranked[1]]))
-    own = [margin for rival in rivals if (margin := found.get((first, rival))) is not None]
-    sentence, level = _sentence(comparison, column, first, other, found.get((first, other)))
+    margin = margins(comparison).get((first, other))
+    sentence, level = _sentence(comparison, column, first, other, margin)
     return Verdict(
         sentence,
-        _detail(comparison, column, first, {i: found[first, i] for i in rivals if (first, i) in found}),
+        _detail(comparison, column, other, margin),
         tuple(_reasons(comparison, column, first, other)),
         None if level else groups[first].name,
         groups[other].name,
-        (first, other) in found and found[first, other].certain,
-        len(own) == len(rivals) and all(margin.certain for margin in own),
+        margin is not None and margin.certain,
     )
 
 
@@ -148,25 +140,21 @@ def _sentence(
     return f"{one} is ahead of {two}{hedge}: {what}", False
 
 
-def _detail(comparison: Comparison, column: Column, first: int, found: dict[int, Margin]) -> str:
-    told = []
-    for place, margin in found.items():
-        seeds = f"Over the {margin.count} seeds that both have it" if not told else "It"
-        how, sign = ("better", 1) if margin.mean >= 0 else ("worse", -1)
-        ends = sorted((sign * margin.low, sign * margin.high))
-        mean, low, high = show_all(column.key, [abs(margin.mean), *ends], [(ends[1] - ends[0]) / 2])
-        holms = " after Holm's correction" if len(comparison.ranking) > 2 else ""
-        name = comparison.groups[place].name
-        told.append(
-            f"{seeds} is {how} than {name} by {mean} (95 % interval {low} to {high}; p {show_p(margin.p)}{holms})."
-        )
-    if found and min(margin.count for margin in found.values()) == 2:
-        told.append("The 95 % interval of two seeds reaches 9 of their standard deviations to either side.")
-    if told:
-        return " ".join(told)
-    if comparison.by == "last" and column.step is None:
-        return "They were measured at different steps, so which is better after equal training is not known."
-    return "They share fewer than two seeds measured against the same images, so what is chance is not known."
+def _detail(comparison: Comparison, column: Column, other: int, margin: Margin | None) -> str:
+    if margin is None and comparison.by == "last" and column.step is None:
+        steps = ", ".join(map(str, sorted({*column.rows["last"].step})))
+        return f"They were measured at different steps ({steps}), so which is better after equal training is not known."
+    if margin is None:
+        return "They share fewer than two seeds measured against the same images, so what is chance is not known."
+    how, sign = ("better", 1) if margin.mean >= 0 else ("worse", -1)
+    ends = sorted((sign * margin.low, sign * margin.high))
+    mean, low, high = show_all(column.key, [abs(margin.mean), *ends], [(ends[1] - ends[0]) / 2])
+    holms = " after Holm's correction" if len(comparison.ranking) > 2 else ""
+    told = f"{how} than {comparison.groups[other].name} by {mean} (95 % interval {low} to {high}; p {show_p(margin.p)}{holms})"
+    few = " The 95 % interval of two seeds reaches 9 of their standard deviations to either side."
+    return f"Over the {margin.count} seeds that both have it is {told}." + few * (
+        margin.count == 2 and not margin.certain
+    )
 
 
 def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> Iterator[str]:
