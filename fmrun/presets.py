@@ -31,9 +31,6 @@ HORIZONS = ("optim.schedule.", "*.start_step", "*.ramp")
 PLACES = ("data.path", "data.valid_path", "data.lr_path", "data.valid_lr_path", "data.root")
 """Where the images of a run lie. They may be moved; others of another number, other names or sizes are refused there."""
 
-GONE = ("eval.kid_share",)
-"""Settings that older runs have in their configs, and that changed nothing in what they learnt."""
-
 META = ("description", "extends")
 """Top-level keys of a preset or config file that are no settings."""
 
@@ -239,7 +236,7 @@ def _of_run(data: dict[str, Any], label: str) -> Layers:
     for key, value in _leaves(data).items():
         if key in FIELDS or key in SECTIONS:
             layers.put(key, value, label, BENEATH)
-        elif key not in GONE and value not in (None, []):
+        elif value not in (None, []):
             strange.append(repr(key))
     if strange:
         raise UserError(

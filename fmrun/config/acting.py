@@ -35,7 +35,7 @@ ACTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "feature_matching.directions": ("feature_matching.match", ("sliced",)),
     "feature_matching.balance_decay": ("feature_matching.balance", ("gradient",)),
     **{f"optim.schedule.{n}": ("optim.schedule.decay", DECAYS) for n in ("decay_start", "decay_end", "final_factor")},
-    **{f"eval.{name}": ("task", ("generate",)) for name in ("kid_every", "kid_num", "kid_share", "kid_extractor")},
+    **{f"eval.{name}": ("task", ("generate",)) for name in ("kid_every", "kid_num", "kid_extractor")},
     "eval.perceptual": ("task", ("upscale",)),
     **{f"losses.{name}": ("task", ("upscale",)) for name in LossesConfig.model_fields if name != "gan"},
     "compile_mode": ("compile", (True,)),

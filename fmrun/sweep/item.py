@@ -20,7 +20,7 @@ from .grid import Combination, without_matching
 POLL = 0.1
 THREADS = "OMP_NUM_THREADS"
 
-DECIDED_BY_DATA = ("data.channels", "data.skip_unreadable", "data.leave_out", "data.valid_leave_out")
+DECIDED_BY_DATA = ("data.channels",)
 """What a run writes into its config otherwise than it was asked for, once it has seen its images."""
 
 
