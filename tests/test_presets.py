@@ -247,7 +247,7 @@ def test_what_a_preset_sets_goes_with_the_choice_that_it_follows(preset, texts, 
 
 
 def test_what_the_table_of_settings_names_is_there():
-    known = {*FIELDS, *SECTIONS, "eval.kid_share"}
+    known = {*FIELDS, *SECTIONS}
     assert {*ACTS, *(selector for selector, _ in ACTS.values())} <= known
     for selector, values in ACTS.values():
         schema = FIELDS[selector].schema
@@ -258,7 +258,6 @@ def test_an_older_run_with_a_setting_without_effect_is_read_and_resumed():
     data = json.loads(resolve("munet-x2-cpu", None, []).model_dump_json())
     data["generator"]["width"] = 4
     data["losses"]["ldl"] = None
-    data["eval"]["kid_share"] = 0.01
     assert presets.revise(data, [parse_set("log.every=7")], ["log."]).generator.width == 4
     with pytest.raises(UserError, match=r"eval\.kid_every is for task generate, not upscale"):
         presets.revise(data, [parse_set("eval.kid_every=7")], ["eval."])
