@@ -6,7 +6,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
-from numpy.typing import ArrayLike, NDArray
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 COLOURS = ("#59626d", "#0067a8", "#d24b00", "#00825e", "#b0458a", "#96690a", "#6650b0", "#2a8db8", "#7a4b2a")
 DARK = ("#b4bcc5", "#5ab4f0", "#ff8f52", "#3ecf9e", "#ec93c7", "#e3b84d", "#b0a1fa", "#8edcf5", "#d3a783")
@@ -23,16 +23,15 @@ DARK = ("#b4bcc5", "#5ab4f0", "#ff8f52", "#3ecf9e", "#ec93c7", "#e3b84d", "#b0a1
 
 MARKERS, DASHES = "osD^vPX<>", ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 
-LEVEL = {"color": COLOURS[0], "linewidth": 1, "linestyle": DASHES[2], "zorder": 1}
+LEVEL: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1, "linestyle": DASHES[2], "zorder": 1}
 
 INK, RULE = "#1b1f24", "#d5d9dd"
 
 STYLE = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
     **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), RULE),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.formatter.useoffset"), False),
-    **dict.fromkeys(("legend.frameon", "text.parse_math"), False),
-    **dict.fromkeys(("axes.grid", "axes.axisbelow", "figure.constrained_layout.use"), True),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False),
+    **{"axes.grid": True, "axes.formatter.useoffset": False, "figure.constrained_layout.use": True},
     **{"font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"},
     **{"svg.fonttype": "none", "svg.hashsalt": "fmrun", "pdf.fonttype": 42, "savefig.dpi": 300},
 }
@@ -56,12 +55,8 @@ class Row(NamedTuple):
     style: int = 0
 
 
-class Line(NamedTuple):
-    """A curve of points (N, 4): step, mean, and the ends of its interval, NaN where there is none."""
-
-    name: str
-    points: NDArray[np.float64]
-    style: int = 0
+Line = tuple[str, NDArray[np.float64], int]
+"""A curve: its name, points (N, 4) of step, mean and the ends of its interval, NaN where there is none, and a style."""
 
 
 @contextmanager
@@ -79,21 +74,24 @@ def dots(rows: Sequence[Row], label: str, levels: Levels = (), width: float = 48
     with _styled():
         figure = Figure((width / 72, (heights.sum() + 64) / 72))
         ax = figure.add_subplot()
-        values = [v for row in rows for v in (row.mean, *row.seeds)] + [value for value, _ in levels]
-        left, right = _limits(values, [end for row in rows for end in (row.low, row.high) if end is not None])
+        values = [value for row in rows for value in (row.mean, *row.seeds)]
+        ends = [end for row in rows for end in (row.low, row.high) if end is not None]
+        left, right = _limits(values, ends, [value for value, _ in levels])
         ys = np.cumsum(heights) - heights / 2
         for y, (_, mean, low, high, seeds, style) in zip(ys, rows, strict=True):
             look = _look(style) | {"linestyle": "none"}
             if low is not None and high is not None:
                 ax.plot([low, high], [y, y], color=look["color"], linewidth=2.5, solid_capstyle="butt")
                 for edge, marker, beyond in ((left, "<", low < left), (right, ">", high > right)):
-                    ax.plot([edge] * beyond, [y] * beyond, **look | {"marker": marker}, clip_on=False)
+                    if beyond:
+                        ax.plot(edge, y, **look | {"marker": marker}, clip_on=False)
             ax.plot(mean, y, **look, markersize=8)
             if len(seeds) > 1:
                 ax.plot(seeds, [y + 11] * len(seeds), **look | {"marker": "o"}, markersize=4, alpha=0.6)
         for value, name in levels:
-            ax.axvline(value, **LEVEL)
-            ax.text(value, -4, name, ha="center")
+            if left < value < right:
+                ax.axvline(value, **LEVEL)
+                ax.text(value, -4, name, ha="center")
         ax.set(xlim=(left, right), ylim=(heights.sum(), 0), xlabel=label)
         ax.set_yticks(ys, names)
         ax.tick_params(axis="y", length=0)
@@ -101,13 +99,11 @@ def dots(rows: Sequence[Row], label: str, levels: Levels = (), width: float = 48
     return figure
 
 
-def curves(
-    lines: Sequence[Line], label: str, levels: Levels = (), percent: bool = False, legend: bool = True
-) -> Figure:
+def curves(lines: Sequence[Line], label: str, levels: Levels = (), legend: bool = True) -> Figure:
     """A line for each group over training, and a band where it has intervals. Of more than 120 points neighbours are
     averaged; positive values that span more than a factor of 10 take a logarithmic axis; outliers and ends of bands that
     would leave nothing else to see lie beyond it."""
-    names = [textwrap.fill(line.name, 46) for line in lines]
+    names = [textwrap.fill(name, 46) for name, _, _ in lines]
     rows = sum(1 + name.count("\n") for name in names) if legend else 0
     with _styled():
         figure = Figure((380 / 72, (240 + 17 * rows) / 72))
@@ -117,19 +113,20 @@ def curves(
             step, mean, low, high = np.array([part.mean(axis=0) for part in parts]).T
             ax.plot(step, mean, markevery=max(1, len(step) // 6), markersize=4.5, **_look(style))
             ax.fill_between(step, low, high, color=COLOURS[style % len(COLOURS)], alpha=0.15, linewidth=0)
-        means = np.concatenate([points[:, 1] for _, points, _ in lines])
-        ends = np.concatenate([*(points[:, 1:].ravel() for _, points, _ in lines), [value for value, _ in levels]])
+        means, ends = (np.concatenate([points[:, i].ravel() for _, points, _ in lines]) for i in (1, slice(1, 4)))
         log = bool(means.min() > 0 and means.max() > 10 * means.min())
-        scaled = np.log10 if log else np.asarray
-        limits = _limits(np.percentile(scaled(means), (1, 99)), scaled(ends[ends > (0 if log else -np.inf)]))
+
+        def scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.log10(values[values > 0]) if log else values[np.isfinite(values)]
+
+        held = scaled(np.array([value for value, _ in levels], float))
+        limits = _limits(np.percentile(scaled(means), (1, 99)), scaled(ends), held)
         ax.set_yscale("log" if log else "linear")
         ax.set(ylim=np.power(10, limits) if log else limits, xlabel="training step")
         if log:
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if limits[1] - limits[0] < 3 else (1,)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_locator(NullLocator())
-        if percent:
-            ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10], min_n_ticks=1))
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set_title("\n".join(textwrap.wrap(label, 40)))
@@ -150,16 +147,16 @@ def swatch(style: int) -> Figure:
 
 
 def _look(style: int) -> dict[str, Any]:
-    dashes = DASHES[(style + style // len(COLOURS)) % len(DASHES)]
-    return {"color": COLOURS[style % len(COLOURS)], "marker": MARKERS[style % len(MARKERS)], "linestyle": dashes}
+    colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
+    return {"color": colour, "marker": marker, "linestyle": DASHES[style % len(DASHES)]}
 
 
-def _limits(values: ArrayLike, ends: ArrayLike) -> tuple[float, float]:
-    """An axis that holds the values, and the ends as far as they lie within one spread of the values."""
-    low, high = np.min(values), np.max(values)
-    spread = max(high - low, 0.05 * max(abs(low), abs(high))) or 1.0
-    shown = np.clip([low, high, *ends], low - spread, high + spread)
-    return float(shown.min() - 0.05 * spread), float(shown.max() + 0.05 * spread)
+def _limits(values: Collection[float], ends: Collection[float], levels: Collection[float]) -> tuple[float, float]:
+    """An axis that holds the values, the ends as far as they lie within one spread of the values, and levels that do."""
+    spread = max(max(values) - min(values), 0.01 * max(map(abs, values))) or 1.0
+    low, high = min(values) - spread, max(values) + spread
+    shown = [*values, *(min(max(end, low), high) for end in ends), *(level for level in levels if low < level < high)]
+    return float(min(shown) - 0.05 * spread), float(max(shown) + 0.05 * spread)
 
 
 def encode(figure: Figure, kind: str) -> bytes:

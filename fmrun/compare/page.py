@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from .. import __version__
-from ..measures import measure
+from ..measures import Measure, measure
 from ..report import Reporter
 from ..runs import make_folder, saving, write_atomic
-from ..tables import Table
 from . import figures, table
+from .columns import Column, Point
 from .comparison import Comparison
-from .pictures import Picture, pictures
 from .verdict import verdict
+
+if TYPE_CHECKING:
+    import torch
+
+    from .pictures import Picture
 
 
 def write(
-    comparison: Comparison,
-    path: Path,
-    *,
-    seed: int,
-    device: torch.device,
-    report: Reporter,
-    trust_code: bool = False,
+    comparison: Comparison, path: Path, *, seed: int, device: torch.device, report: Reporter, trust_code: bool = False
 ) -> None:
     """Write the page, whole or not at all. Raises SaveError when the disk refuses."""
+    from .pictures import pictures  # with torch, which takes seconds
+
     text = page(comparison, pictures(comparison, seed=seed, device=device, report=report, trust_code=trust_code))
     with saving(path):
         make_folder(path.parent)
@@ -55,38 +56,22 @@ def write_figures(comparison: Comparison, folder: Path) -> None:
 def page(comparison: Comparison, drawn: Sequence[Picture] = ()) -> str:
     """The whole page."""
     loader = FileSystemLoader(Path(__file__).parent)
-    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    styles = dict(zip((group.name for group in comparison.groups), _styles(comparison), strict=True))
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     telling = {curve.key for curve in comparison.curves[: comparison.telling]}
-    return (
-        Environment(loader=loader, **options)
-        .get_template("page.html.j2")
-        .render(
-            c=comparison,
-            verdict=verdict(comparison),
-            colours=figures.COLOURS,
-            dark=figures.DARK,
-            swatches={name: _inline(figures.swatch(style)) for name, style in styles.items()},
-            pictures=[(comparison.groups[p.place].name, p.caption, base64.b64encode(p.png).decode()) for p in drawn],
-            settings=_settings(comparison),
-            scores=table.scores(comparison),
-            pairs=table.pairs(comparison),
-            intervals=[_inline(figure) for width in (820, 400) for figure in _intervals(comparison, width)],
-            curves=[
-                (key in telling, measure(key), _inline(figure)) for key, figure in _curves(comparison, legend=False)
-            ],
-            version=__version__,
-        )
+    swatches = [_inline(figures.swatch(style)) for style in _styles(comparison)]
+    return environment.get_template("page.html.j2").render(
+        c=comparison,
+        verdict=verdict(comparison),
+        palette=list(zip(figures.COLOURS, figures.DARK, strict=True)),
+        swatches=dict(zip((group.name for group in comparison.groups), swatches, strict=True)),
+        pictures=[(p.group, p.caption, base64.b64encode(p.png).decode()) for p in drawn],
+        settings=table.settings(comparison),
+        scores=table.scores(comparison),
+        pairs=table.pairs(comparison),
+        intervals=[_inline(figure) for width in (820, 400) for figure in _intervals(comparison, width)],
+        curves=[(key in telling, measure(key), _inline(figure)) for key, figure in _curves(comparison, legend=False)],
+        version=__version__,
     )
-
-
-def _settings(comparison: Comparison) -> Table | None:
-    """With a row per group where these are more than the fields."""
-    fields = table.settings(comparison)
-    if fields is None or len(fields.rows) >= len(comparison.groups):
-        return fields
-    header, *rows = zip(fields.header, *fields.rows, strict=True)
-    return Table(header, rows, "l" * len(header), fields.notes)
 
 
 def _inline(figure: Figure) -> Markup:
@@ -94,44 +79,51 @@ def _inline(figure: Figure) -> Markup:
 
 
 def _styles(comparison: Comparison) -> list[int]:
-    """Of each group, the control's 0; by the order in which the runs were given, whatever their scores."""
-    control = -1 if comparison.control is None else comparison.control
-    return [(i - control) % (len(comparison.groups) + 1) for i in range(len(comparison.groups))]
+    """Of each group: the control's is 0, the others follow in the order in which they were given, whatever their scores."""
+    others = itertools.count(1)
+    return [0 if group.control else next(others) for group in comparison.groups]
 
 
-def _levels(comparison: Comparison) -> list[tuple[float, str]]:
-    """What the scores of the column that decides are held against."""
-    column = comparison.column
-    known = [] if column is None else [(column.floor, "real against real"), (column.reference, "bicubic")]
+def _levels(column: Column) -> list[tuple[float, str]]:
+    """What its scores are held against."""
+    known = [(column.floor, "real against real"), (column.reference, "bicubic")]
     return [(value, name) for value, name in known if value is not None]
 
 
 def _intervals(comparison: Comparison, width: float) -> Iterator[Figure]:
     """The scores that decide over their seeds, where there are any that can be compared."""
-    column, styles, rows = comparison.column, _styles(comparison), []
-    if column is None or not comparison.alike:
-        return
-    for i in comparison.ranking:
-        if (score := column.scores(comparison.by)[i]) is not None:
-            seeds = [value for value, _ in score.runs.values()]
-            rows.append(figures.Row(comparison.groups[i].name, score.mean, score.low, score.high, seeds, styles[i]))
-    if rows:
-        label = f"{column.label}{', ' if column.unit else ''}{column.unit} ({column.better} is better)"
-        yield figures.dots(rows, label, _levels(comparison), width)
+    column, styles = comparison.column, _styles(comparison)
+    if column is not None and comparison.alike and comparison.ranking:
+        scores = [(i, score) for i in comparison.ranking if (score := column.scores(comparison.by)[i]) is not None]
+        rows = [
+            figures.Row(comparison.groups[i].name, s.mean, s.low, s.high, [v for v, _ in s.runs.values()], styles[i])
+            for i, s in scores
+        ]
+        label = f"{_label(column)} ({column.better} is better)"
+        yield figures.dots(rows, label, _levels(column), width)
 
 
 def _curves(comparison: Comparison, *, legend: bool) -> Iterator[tuple[str, Figure]]:
     """By key; without what is the same throughout."""
-    styles = _styles(comparison)
+    column, styles = comparison.column, _styles(comparison)
     for curve in comparison.curves:
-        if len({point.mean for points in curve.groups for point in points}) > 1:
-            known, quick = measure(curve.key), ", in training" if curve.key.startswith("eval/") else ""
-            decides = comparison.column is not None and comparison.column.key == curve.key
-            lines = [
-                figures.Line(comparison.groups[i].name, np.array([p[:4] for p in curve.groups[i]], float), styles[i])
-                for i in comparison.order
-                if curve.groups[i]
-            ]
-            label = f"{known.label}{quick}{', ' if known.unit else ''}{known.unit}"
-            levels = _levels(comparison) if decides else ()
-            yield curve.key, figures.curves(lines, label, levels, known.unit == "%", legend)
+        known = measure(curve.key)
+        scale = [1, *[100 if known.unit == "%" else 1] * 3]  # of step, mean, low, high
+        lines = [
+            (comparison.groups[i].name, np.array([_banded(p) for p in curve.groups[i]], float) * scale, styles[i])
+            for i in comparison.order
+            if curve.groups[i]
+        ]
+        levels = _levels(column) if column is not None and column.key == curve.key else []
+        if len({mean for _, points, _ in lines for mean in points[:, 1]}) > 1:
+            quick = ", in training" if curve.key.startswith("eval/") else ""
+            yield curve.key, figures.curves(lines, _label(known, quick), levels, legend)
+
+
+def _label(known: Column | Measure, more: str = "") -> str:
+    return f"{known.label}{more}{', ' if known.unit else ''}{known.unit}"
+
+
+def _banded(point: Point) -> Sequence[float | None]:
+    """Without an interval of two seeds: it would be ten times as wide as what a curve is about."""
+    return point[:4] if point.count > 2 else (*point[:2], None, None)

@@ -18,8 +18,7 @@ from ..report import Reporter
 from ..runs import Run
 from ..sample import draw, named_code, open_source
 from ..tasks.generate import latents
-from .comparison import Comparison
-from .groups import Group, Member
+from .comparison import Comparison, Group, Member
 
 BUDGET = 1_400_000
 """Bytes of pixels that all pictures of a page may hold together; a PNG is somewhat smaller."""
