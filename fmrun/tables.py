@@ -41,11 +41,11 @@ class Table:
         widths = [max(map(cell_len, column)) for column in columns]
         for column, wide, side in zip(columns, widths, self.align, strict=True):
             column[:] = [" " * (wide - cell_len(cell)) * (side == "r") + cell for cell in column]
-        keys, parts = [*range(self.keys)], [[self.keys]]
-        for place in range(self.keys + 1, len(columns)):
-            if sum(widths[i] + 2 for i in (*keys, *parts[-1], place)) - 2 <= width:
-                parts[-1].append(place)
-            else:
-                parts.append([place])
+        keys: list[int] = [*range(self.keys)]
+        parts: list[list[int]] = [[]]
+        for place in range(self.keys, len(columns)):
+            if parts[-1] and sum(widths[i] + 2 for i in (*keys, *parts[-1], place)) - 2 > width:
+                parts.append([])
+            parts[-1].append(place)
         chosen = ([columns[i] for i in (*keys, *part)] for part in parts)
         return [format_table([c[0] for c in part], list(zip(*(c[1:] for c in part), strict=True))) for part in chosen]

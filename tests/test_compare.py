@@ -367,6 +367,14 @@ def test_without_evaluations_nobody_wins(folder: Path) -> None:
     assert "fmrun eval a b" in found.detail
 
 
+def test_runs_that_measured_nothing_are_compared_by_their_configs(folder: Path) -> None:
+    runs = [made_run(folder, "a", **PLAIN), made_run(folder, "b", **MATCHED)]
+    for rows in ("", '{"step": 10, "loss/d": 1.0}\n', '{"step": 10, "loss/d": null}\n'):
+        runs[0].metrics_file.write_text(rows)
+        runs[1].metrics_file.write_text("")
+        assert "feature_matching.weight" in text(compare(runs))
+
+
 def test_by_best_another_may_win(folder: Path) -> None:
     a = made_run(folder, "a", kid={50: 0.05, 100: 0.3}, **PLAIN)
     b = made_run(folder, "b", kid={50: 0.4, 100: 0.1}, **MATCHED)

@@ -1,4 +1,5 @@
-"""The engine against what `compare` found at commit 2a4cefe (`compare_runs/`), scipy's tests, textbooks and chance."""
+"""The engine against what `compare` found at commit 2a4cefe in made-up runs (`compare_runs/`; the script that made them is in the
+history beside them), scipy's tests, textbooks and chance."""
 
 from __future__ import annotations
 

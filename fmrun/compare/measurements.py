@@ -49,7 +49,7 @@ def measurements(runs: Sequence[Run], names: Sequence[str], groups: Sequence[str
         config = run.config()
         who = (name, int(config.get("seed", 0)), group, run.state)
         rows += [(*who, *measured) for measured in (*_evaluated(run), *_in_training(run, flatten(config)))]
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=COLUMNS).astype({"seed": int, "step": int, "value": float, "floor": float})
     return table.drop_duplicates(["run", *WAY, "step"], keep="last", ignore_index=True)
 
 

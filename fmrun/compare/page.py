@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,9 +79,9 @@ def _inline(figure: Figure) -> Markup:
 
 
 def _styles(comparison: Comparison) -> list[int]:
-    """Of each group, the control's 0; by the order in which the runs were given, whatever their scores."""
-    control = -1 if comparison.control is None else comparison.control
-    return [(i - control) % (len(comparison.groups) + 1) for i in range(len(comparison.groups))]
+    """Of each group: the control's is 0, the others follow in the order in which they were given, whatever their scores."""
+    others = itertools.count(1)
+    return [0 if group.control else next(others) for group in comparison.groups]
 
 
 def _levels(column: Column) -> list[tuple[float, str]]:
