@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -127,11 +127,12 @@ class Children:
         """Ask all of them to save and stop; a second time, to go at once."""
         if self.signal and not self.alive:
             os._exit(128 + number)
-        if not self.signal:
-            os.write(2, b"stopping: the runs are saved first\n")
-        self.signal = number
+        first, self.signal = not self.signal, number
         for process in list(self.alive):
             process.terminate()
+        if first:
+            with suppress(OSError):  # the terminal may be gone
+                os.write(2, b"stopping: the runs are saved first\n")
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -183,7 +184,8 @@ def work(item: Item, children: Children, log: Path | None, env: Mapping[str, str
 
     `env` is added to the environment, and `log` where its processes speak, as in `Children.run`.
     """
-    make_folder(item.folder / "logs")
+    if log is not None:
+        make_folder(log.parent)
     while not item.done:
         state = item.state
         if children.signal:

@@ -146,17 +146,18 @@ def on_ray(items: Sequence[Item], children: Children, cpus: float, gpus: float |
         env = {name: value for name, value in os.environ.items() if name != GPUS and not name.startswith("RAY_")}
         waiting = {task.remote(item, env): item for item in items}
         cancelled = False
-        while waiting:
-            if children.signal and not cancelled:
-                cancelled = True
-                for ref in waiting:
-                    ray.cancel(ref)
-            for ref in ray.wait(list(waiting), timeout=POLL)[0]:
-                try:
-                    said = ray.get(ref)
-                except ray.exceptions.RayError as error:
-                    said = str(error).splitlines()[0]
-                yield waiting.pop(ref), said
+        with children.watching():  # again: Ray has taken SIGTERM
+            while waiting:
+                if children.signal and not cancelled:
+                    cancelled = True
+                    for ref in waiting:
+                        ray.cancel(ref)
+                for ref in ray.wait(list(waiting), timeout=POLL)[0]:
+                    try:
+                        said = ray.get(ref)
+                    except ray.exceptions.RayError as error:
+                        said = str(error).splitlines()[0]
+                    yield waiting.pop(ref), said
     finally:
         ray.shutdown()
 
