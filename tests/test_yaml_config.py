@@ -54,7 +54,7 @@ def test_the_flag_comes_before_extends(tmp_path):
         ("train: {}\nseed: !!bool maybe\n", "a value is not what its tag says"),
         ("seed: !!int x\n", "invalid literal"),
         ('train: {}\npreset: "\x01"\n', "unacceptable character #x0001"),
-        ("seed: 1\ntrain: [\n", "line 4: "),
+        ("seed: 1\ntrain: [\n", "line 3: "),
         ("a: !!python/object/apply:os.system ['touch PWNED']", "line 1: could not determine a constructor"),
         ("a: !!python/name:os.system ''", "line 1: could not determine a constructor"),
     ],
