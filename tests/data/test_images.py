@@ -83,13 +83,6 @@ def test_bundled_images_are_padded_with_black_by_default() -> None:
     assert outer.sum(dtype=np.int64) == inner.sum(dtype=np.int64)
 
 
-def test_labels_fit_the_bundled_images() -> None:
-    """Trousers (1) are narrow and bags (8) are not: mean width tells labels that slipped."""
-    images = train("bundled:fashion-mnist", image_size=28)
-    wide = (pixels(images)[:, 0].max(axis=1) > 0).sum(axis=1)
-    assert wide[images.labels == 1].mean() + 8 < wide[images.labels == 8].mean()
-
-
 # arrays
 
 
@@ -226,13 +219,6 @@ def test_an_array_and_a_folder_agree(tmp_path: Path, fit: str, channels: int | N
     array, folder = train(tmp_path / "a.npz", **options), train(tmp_path / "folder", **options)
     assert array.channels == (channels or source.shape[1])
     np.testing.assert_array_equal(pixels(array), pixels(folder))
-
-
-def test_luma_is_itu_601(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", COLOUR)
-    grey = pixels(train(tmp_path / "a.npz", channels=1))[:, 0]
-    expected = np.tensordot(COLOUR.astype(float), [0.299, 0.587, 0.114], axes=(1, 0))
-    assert np.abs(grey - expected).max() <= 0.51
 
 
 def test_crop_takes_the_centre_of_the_shorter_side(tmp_path: Path) -> None:
