@@ -35,7 +35,7 @@ def subset_size(made: int, real: int) -> int:
 def kid(made: Tensor, real: Tensor) -> float:
     """Kernel Inception Distance (Bińkowski et al. 2018): the unbiased squared maximum mean discrepancy under a cubic
     kernel. Unbiased at any number of images, hence below 0 now and then."""
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kernel_poly, kid_features_to_metric, mmd2
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kernel_poly, kid_features_to_metric
 
     size = subset_size(len(made), len(real))
     subsets = 1 if len(made) == len(real) == size else SUBSETS
@@ -45,31 +45,51 @@ def kid(made: Tensor, real: Tensor) -> float:
         return kid_features_to_metric(made, real, **sizes, verbose=False)[KEY_METRIC_KID_MEAN]
     # the same, with the kernel of two images computed once and not in every subset that has both
     x, y = made.numpy(), real.numpy()
-    xx, xy, yy = kernel_poly(x, x), kernel_poly(x, y), kernel_poly(y, y)
+    in_x, in_y = np.zeros((len(x), subsets)), np.zeros((len(y), subsets))
     rng = np.random.RandomState(SUBSET_SEED)
-    found = []
-    for _ in range(subsets):
-        i, j = (rng.choice(count, size, replace=False) for count in (len(x), len(y)))
-        found.append(mmd2(xx[np.ix_(i, i)], xy[np.ix_(i, j)], yy[np.ix_(j, j)]))
-    return float(np.mean(found))
+    for i in range(subsets):
+        for members in (in_x, in_y):
+            members[rng.choice(len(members), size, replace=False), i] = 1
+
+    def pairs(one: np.ndarray, other: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Sums of the kernel over the pairs within each subset; of a set with itself, over different images."""
+        kernel = kernel_poly(one, other)
+        if one is other:
+            np.fill_diagonal(kernel, 0)
+        return ((kernel @ right) * left).sum(0)
+
+    within = pairs(x, x, in_x, in_x) + pairs(y, y, in_y, in_y)
+    return float((within / (size * (size - 1)) - 2 * pairs(x, y, in_x, in_y) / size**2).mean())
 
 
 def kid_error(made: Tensor, real: Tensor) -> float:
-    """Standard error of KID under other images from the same two distributions: of the estimate
-    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), to first order, 2 sqrt(var a / N + var b / M) with
-    a_i = mean_j k(x_i, x_j) - mean_j k(x_i, y_j), j ≠ i, and b likewise (Serfling 1980, section 5.3)."""
-    made, real = made.double(), real.double()
+    """Standard error of KID under other images from the same two distributions, N and M of them.
 
-    def means(one: Tensor, other: Tensor) -> Tensor:
-        parts = [((part @ other.T) / one.shape[1] + 1).pow(3).mean(1) for part in one.split(ROWS)]
-        return torch.cat(parts)
+    As a U-statistic (Serfling 1980, section 5.2) its variance is 4 var a / N + 4 var b / M, with
+    a_i = mean_j k(x_i, x_j) - mean_j k(x_i, y_j) and b_i likewise, and half of what these vary for being means of few
+    too many: 2 (s_xx / N + s_xy / M) / N, s the variance of the kernel that is neither its rows' nor its columns'.
+    """
+    x, y = made.double(), real.double()
 
-    def influence(one: Tensor, other: Tensor) -> Tensor:
-        count, own = len(one), (one.square().sum(1) / one.shape[1] + 1).pow(3)
-        return (count * means(one, one) - own) / (count - 1) - means(one, other)
+    def means(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean kernel of each of `one` with all (other) images of `other`, and the mean of its square over all."""
+        sums, squares, count = [], one.new_zeros(()), len(other) - (one is other)
+        for start in range(0, len(one), ROWS):
+            part = (one[start : start + ROWS] @ other.T / one.shape[1] + 1).pow(3)
+            if one is other:
+                part.diagonal(start).zero_()
+            sums.append(part.sum(1))
+            squares += part.square().sum()
+        return torch.cat(sums) / count, squares / (len(one) * count)
 
-    a, b = influence(made, real), influence(real, made)
-    return float(2 * (a.var() / len(a) + b.var() / len(b)).sqrt())
+    (xx, xx_square), (xy, xy_square), (yy, yy_square), (yx, _) = means(x, x), means(x, y), means(y, y), means(y, x)
+    s_xx, s_xy, s_yy = (
+        square - rows.mean() ** 2 - rows.var() - columns.var()
+        for square, rows, columns in ((xx_square, xx, xx), (xy_square, xy, yx), (yy_square, yy, yy))
+    )
+    a = (xx - xy).var() - (s_xx / len(x) + s_xy / len(y)) / 2
+    b = (yy - yx).var() - (s_yy / len(y) + s_xy / len(x)) / 2
+    return float(2 * (a / len(x) + b / len(y)).clamp_min(0).sqrt())
 
 
 def fid(made: Tensor, real: Tensor) -> float:
