@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from fmrun.data.images import open_data
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fmrun.config.data import DataConfig
+from fmrun.data.sources import open_images
 from fmrun.metrics.classifier import SIDE, WEIGHTS, Classifier
 from fmrun.rng import torch_generator
 
@@ -58,10 +58,10 @@ def train(images: Tensor, labels: Tensor) -> Classifier:
 
 def main(tests: Sequence[str]) -> None:
     """Train, report, write."""
-    learned, held = open_data(DataConfig(image_size=SIDE), 0)
+    learned, held = open_images(DataConfig(image_size=SIDE), 0)
     assert held is not None
     sets = {"bundled validation images": held} | {
-        path: open_data(DataConfig(path=path, image_size=SIDE, channels=1), 0)[0] for path in tests
+        path: open_images(DataConfig(path=path, image_size=SIDE, channels=1), 0)[0] for path in tests
     }
     net = train(learned.read(range(len(learned))), torch.from_numpy(learned.labels))
     halved = {name: value.half() if value.is_floating_point() else value for name, value in net.state_dict().items()}

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from itertools import count, islice
 
 import torch
-from fmrun.data.arrays import read_bundled
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets, transforms, utils
 
 from fmrun import FeatureMatching
+from fmrun.data.sources import read_bundled
 
 
 def generator(channels: int, width: int, latent: int) -> nn.Sequential:
