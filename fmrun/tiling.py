@@ -42,11 +42,11 @@ class Strip(NamedTuple):
         return slice((self.first - self.begin) * scale, (self.last - self.begin) * scale)
 
     def weights(self, scale: int) -> Tensor:
-        """1, rising linearly over `before` and falling over `after`; those of two neighbours sum to 1."""
+        """1, rising as a half cosine over `before` and falling over `after`; those of two neighbours sum to 1."""
         count = (self.last - self.first) * scale
         at = torch.arange(count) + 0.5
         rising, falling = at / max(self.before * scale, 0.5), (count - at) / max(self.after * scale, 0.5)
-        return torch.minimum(rising, falling).clamp(max=1)
+        return (1 - (math.pi * torch.minimum(rising, falling).clamp(max=1)).cos()) / 2
 
 
 @dataclass(frozen=True)

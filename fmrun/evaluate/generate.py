@@ -178,12 +178,15 @@ class Measure:
 
 
 def rows(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table: one a record, then the floors. KID has its standard error beside it."""
+    """Columns and rows of a table: one a record, then the floors. Beside KID stands its standard error."""
     found_names = dict.fromkeys(name for record in records for name in record["metrics"])
     names = [name for name in found_names if any(r["metrics"].get(name) is not None for r in records)]
+    with_error = {name for r in records for name in r.get("error", {})}
+    heads = [head for name in names for head in ([name, f"{name} ±"] if name in with_error else [name])]
 
     def values(found: dict[str, Any], errors: dict[str, Any]) -> list[Any]:
-        return [f"{found[n]:.4g} ± {errors[n]:.2g}" if n in errors and n in found else found.get(n) for n in names]
+        both = found | {f"{name} ±": error for name, error in errors.items()}
+        return [both.get(head) for head in heads]
 
     cells = []
     for r in records:
@@ -192,4 +195,4 @@ def rows(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]
     for r in {(r["settings"]["reals_sha256"], r["floor_on"]): r for r in records}.values():
         head = ["(real images)", None, "", "floor", r["settings"]["reals"]]
         cells.append([*head, *values(r["floor"], r.get("floor_error", {}))])
-    return ["run", "step", "weights", "which", "images", *names], cells
+    return ["run", "step", "weights", "which", "images", *heads], cells
