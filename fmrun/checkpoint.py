@@ -299,8 +299,8 @@ def _meta(header: bytes, path: Path) -> Meta:
         return META.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise CorruptCheckpoint(f"{path} is not as fmrun writes it: {place}: {problem['msg']}") from None
+        what = ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
+        raise CorruptCheckpoint(f"{path} is not as fmrun writes it: {what}") from None
 
 
 def _foreign(path: Path) -> str:

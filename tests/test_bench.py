@@ -192,7 +192,7 @@ def test_an_update_of_others_is_that_of_fmruns_step(pair, name, memory_format, m
     own()
     base()
     task = own.state.task
-    for net, twin in ((base.generator, task.generator), (base.discriminator, task.critics[0].net)):
+    for net, twin in ((base.generator, task.generator), (base.discriminator, task.discriminators[0].net)):
         for ours, theirs in zip(twin.parameters(), net.parameters(), strict=True):
             torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-9)
     theirs, ours = (torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (base.generator, task.generator))
@@ -212,11 +212,11 @@ def test_new_images_are_made_from_new_latents():
 def test_a_step_is_made_where_everything_acts_and_nothing_is_logged(pair, measuring):
     own = OwnStep(CONFIGS[pair]("alternating"), CPU, measuring)
     plan = own.state.task.plan(own.at)
-    (critic,) = plan.critics
-    assert critic.train
-    assert critic.adversarial
-    assert critic.taps == own.layers != ()
-    assert critic.measure == measuring
+    (role,) = plan.discriminators
+    assert role.train
+    assert role.adversarial
+    assert role.layers == own.layers != ()
+    assert role.measure == measuring
     assert not plan.observe
 
 

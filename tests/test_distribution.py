@@ -96,7 +96,7 @@ def test_the_standard_error_is_the_spread_over_other_images(stretch: float) -> N
     spread = np.std([kid(made, real) for made, real in pairs])
     told = np.array([kid_error(made, real) for made, real in pairs])
     assert np.sqrt((told**2).mean()) == pytest.approx(spread, rel=0.15)
-    assert told.std() < 0.3 * told.mean()
+    assert told.std() < 0.5 * told.mean()
 
 
 def test_density_and_coverage_of_alike_sets_are_as_derived() -> None:

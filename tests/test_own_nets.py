@@ -211,7 +211,7 @@ def test_what_makes_no_other_experiment_may_change_on_resume() -> None:
 
 WRONG = {
     "arguments without a net": (("-s", "generator.params.width=3"), "set target too"),
-    "no table": ((*MAKER, "-s", "generator.params=3"), "generator.params is '3'; it must be a table, like {depth = 3}"),
+    "no table": ((*MAKER, "-s", "generator.params=3"), "generator.params is 3; it must be a table, like {depth = 3}"),
     "a date": ((*MAKER, "-s", "generator.params={day = 2024-01-01}"), "it must be a table"),
     "an argument it does not take": (
         (*MAKER, "-s", "generator.params.depth=3"),

@@ -138,8 +138,11 @@ def test_a_checkpoint_nested_too_deeply() -> None:
     meta: dict[str, object] = {}
     for _ in range(400):
         meta = {"a": meta}
-    checkpoint.save(Path(), 1, {}, {"config": {"generator": {"params": meta}}, "data": ""})
-    refused(fmrun("sample", "step-00000001.safetensors"), ("the run's config: it is nested too deeply",))
+    images = checkpoint.ImagesIdentity({}, None)
+    found = checkpoint.Meta(1, {"generator": {"params": meta}}, "", None, images, {}, {})
+    weight = {f"{net}.weight": torch.zeros(1) for net in ("generator", "ema", "discriminator", "guard")}
+    checkpoint.save(Path(), weight, found)
+    refused(fmrun("sample", "step-00000001.safetensors"), ("is not as fmrun writes it",))
 
 
 @pytest.mark.parametrize("arguments", [("sample",), ("resume",), ("runs",), ("train", "--config")])

@@ -134,7 +134,7 @@ def test_a_sweep_over_seeds_alone_is_one_combination() -> None:
         (
             ("feature_matching.match=mean,mmd", "feature_matching.criterion=l1,l2"),
             (),
-            "criterion 'l1' does not apply to match 'mmd'",
+            "feature_matching.criterion is for match sample, mean or moments, not mmd",
         ),
     ],
 )

@@ -57,7 +57,7 @@ def distance(state: State, match: str, real: dict[str, Tensor], fake: dict[str, 
             drawn = random_directions(
                 64, real[name][0].numel(), rng, torch.promote_types(real[name].dtype, torch.float32)
             )
-        total = total + STATISTICS[match](real[name].detach(), fake[name], world=WORLD, directions=drawn) / len(real)
+        total = total + STATISTICS[match](real[name].detach(), fake[name], ranks=WORLD, directions=drawn) / len(real)
     return total
 
 

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def plant(
     Path("mine.json").write_text(json.dumps(sent))
     for seed, name in enumerate(("sent", "other")):
         run = RUNS / name
-        checkpoint.save(run / "checkpoints", 1, found.tensors, {**found.meta, "config": {**sent, "seed": seed}})
+        checkpoint.save(run / "checkpoints", found.tensors, replace(found.meta, config={**sent, "seed": seed}))
         (run / "metrics.jsonl").write_bytes(metrics)
         (run / "config.json").write_text(json.dumps({**sent, "seed": seed}))
 
@@ -276,8 +276,8 @@ def test_all_that_trust_code_would_allow_is_told_at_once_and_no_param_can_hide(
     assert error.endswith("if you trust all of it, add --trust-code")
     plant(PLACES["generator"], TARGETS["current folder"], trained, workplace)
     other = checkpoint.read(RUNS / "other/checkpoints/step-00000001.safetensors")
-    named = PLACES["generator"].put(TARGETS["system"], other.meta["config"])
-    checkpoint.save(RUNS / "other/checkpoints", 1, other.tensors, {**other.meta, "config": named})
+    named = PLACES["generator"].put(TARGETS["system"], other.meta.config)
+    checkpoint.save(RUNS / "other/checkpoints", other.tensors, replace(other.meta, config=named))
     error = refused(fmrun("eval", "sent", "other"))
     assert "lurking:Net" in error
     assert "touch PWNED" in error
