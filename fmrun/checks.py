@@ -438,6 +438,8 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
 
 def _breadth(term: str) -> int:
     """0 for a term of its own, more for one that sums up others."""
+    if term.startswith(("fm/share", "fm/balance", "fm/cosine")):  # made of gradients
+        return 4
     return 3 if term == "loss/g" else 2 if term.startswith(("fm/loss", "fm/weight")) else term.startswith("fm/distance")
 
 

@@ -217,7 +217,7 @@ def test_a_step_is_made_where_everything_acts_and_nothing_is_logged(pair, measur
     assert role.adversarial
     assert role.layers == own.layers != ()
     assert role.measure == measuring
-    assert not plan.observe
+    assert not plan.log_diversity
 
 
 # The command

@@ -419,7 +419,7 @@ def test_the_strength_acts_where_it_is_configured():
 
 
 def test_config_default_balance_is_none():
-    assert tiny_config().feature_matching.strength.balance == "none"
+    assert tiny_config().feature_matching.balance == "none"
 
 
 def test_a_layer_of_weight_zero_is_not_computed_and_counts_in_the_mean():

@@ -202,7 +202,7 @@ def test_one_pass_over_generated_images_and_a_shorter_one_without_graph_over_rea
     for name, module in net.named_children():
         module.register_forward_hook(lambda m, x, y, name=name: run.append((name, y.requires_grad)))
     _, distance = matching(noise(1), fake)
-    assert run == [(name, True) for name in "0123456"] + [("0", False), ("1", False)]
+    assert run == [(name, True) for name in "0123456"] + [("0", False)]  # it ends within the hook of layer 1
     run.clear()
     with torch.no_grad():
         net.train()(fake)
@@ -260,7 +260,7 @@ def test_in_half_precision_features_are_half_and_statistics_are_not():
 def test_matrix_products_of_statistics_are_not_in_half_precision():
     """Inside autocast torch would make them so."""
     features = {"0": noise(1, image=(4, 8, 8)).float()}, {"0": noise(2, image=(4, 8, 8)).float()}
-    net = nn.Sequential(nn.Identity(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(256, 1))
+    net = nn.Sequential(nn.LeakyReLU(1.0), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(256, 1))
     for match in ("coral", "mmd", "sliced"):
         matching = FeatureMatching(net, (4, 8, 8), layers=["0"], match=match)
         exact = matching(features[0]["0"], features[1]["0"])[1].total

@@ -255,7 +255,7 @@ def test_sample_on_unpaired_images_prefers_all_images_alike():
     real, fake = (torch.randn(2000, 4, generator=rng) for _ in range(2))
     mean = torch.zeros_like(fake)
     for match, prefers_the_mean in (("sample", True), ("mmd", False), ("sliced", False), ("moments", False)):
-        options = {"world": WORLD, "directions": random_directions(8, 4, rng, torch.float32)}
+        options = {"ranks": WORLD, "directions": random_directions(8, 4, rng, torch.float32)}
         collapsed, diverse = (STATISTICS[match](real[:500], f[:500], **options) for f in (mean, fake))
         assert bool(collapsed < diverse) == prefers_the_mean, match
 

@@ -153,7 +153,9 @@ class Library:
         folder = cache_folder() if self.extractor.weights is not None else None
         if folder is None:
             if self.extractor.weights is not None:
-                self.warn("there is no home folder and XDG_CACHE_HOME is not set; features will be computed again next time")
+                self.warn(
+                    "there is no home folder and XDG_CACHE_HOME is not set; features will be computed again next time"
+                )
             return self._computed(share)
         facts = {
             "layout": LAYOUT,
