@@ -93,7 +93,8 @@ class Layers:
         self.given[key] = given
 
     def override(self, override: Override) -> None:
-        from .config.fields import NONE_WORDS, table_of, toml_value
+        from .config.base import toml_value
+        from .config.fields import NONE_WORDS, table_of
 
         key, value, label = override.key, override.value, override.flag
         parsed = toml_value(value) if isinstance(value, str) else value

@@ -16,8 +16,7 @@ import numpy as np
 import pyvips
 from PIL import Image, ImageCms, ImageOps
 
-from .data.files import BadImage, content
-from .data.files import opened as _opened
+from .data.files import BadImage, content, opened
 from .errors import reading
 from .runs import make_folder, saving, write_atomic
 
@@ -38,7 +37,7 @@ def read(path: Path) -> tuple[pyvips.Image, int]:
     Raises BadImage, as `check` and everything that reads pixels raises pyvips.Error.
     """
     data = content(path)
-    with reading(path), _opened(BytesIO(data)) as header:  # of the formats that fmrun reads, and not huge
+    with reading(path), opened(BytesIO(data)) as header:  # of the formats that fmrun reads, and not huge
         try:
             if header.mode == "LAB" or header.format in ("BMP", "AVIF"):
                 image = _by_pillow(header)

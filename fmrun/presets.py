@@ -187,7 +187,7 @@ def _without_idle(config: "Config", layers: Layers, keep: bool = False) -> "Conf
     for key, given in list(layers.given.items()):
         if (found := idle(config, key)) is not None:
             selector, sentence = found
-            chosen = layers.given[selector].source if selector in layers.given else 0
+            chosen = layers.given[selector].source if selector in layers.given else BENEATH
             if given.source >= max(chosen, FILE):
                 layers.problems.append((given.label, sentence))
             elif not keep:

@@ -377,13 +377,18 @@ def check_new(runs_dir: Path, name: str | None) -> None:
 
 def check_name(runs_dir: Path, name: str) -> None:
     """UserError unless a run may be called so."""
-    if not NAME.fullmatch(name):
-        raise UserError(
-            f"--name '{name}' is not a name for a run: at most 100 letters, digits, '.', '_' and '-', "
-            "the first a letter or digit"
-        )
+    check_spelling(name, "run")
     if (runs_dir / name).exists():
         raise _taken(runs_dir, name)
+
+
+def check_spelling(name: str, what: str) -> None:
+    """UserError unless the folder of a `what` may be called so."""
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"--name '{name}' is not a name for a {what}: at most 100 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit"
+        )
 
 
 def _no_folder(runs_dir: Path) -> UserError:

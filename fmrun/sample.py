@@ -80,7 +80,7 @@ def named_code(target: Run | Path) -> list[trust.Named]:
     else:
         run, files = None, [target]
     for file in files:
-        with suppress(UserError, KeyError):  # what cannot be read is left out, or refused, when it is opened
+        with suppress(UserError):  # what cannot be read is left out, or refused, when it is opened
             content = checkpoint.read_meta(file).config
             if content != seen:  # all but always the same
                 found += trust.named_by(from_json(content), file, run)
@@ -94,9 +94,8 @@ def load_source(found: checkpoint.Checkpoint, folder: Path, *, raw: bool, device
     config = without_init(from_json(found.meta.config))
     assert config.data.channels is not None
     net = BUILDERS[config.task](config, config.data.channels)
-    prefix = "generator." if raw else "ema."
     with expecting_old_code(config):
-        net.load_state_dict({k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)})
+        net.load_state_dict(found.part("generator" if raw else "ema"))
     net = placed(net, device, torch.float32).eval()
     return Source(net, config, found.step, folder, raw)
 

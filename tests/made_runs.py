@@ -24,9 +24,15 @@ MACHINE = {"processor": "a processor", "gpus": [], "cores": 2, "threads": 1}
 
 def config(**fields: Any) -> dict[str, Any]:
     """The default config as a run writes it; `train__steps=5` sets `train.steps`."""
-    tree = json.loads(Config.model_validate({"data": {"channels": 1}}).model_dump_json())
-    for key, value in fields.items():
-        *path, last = key.split("__")
+    default = json.loads(Config.model_validate({"data": {"channels": 1}}).model_dump_json())
+    return nested({key.replace("__", "."): value for key, value in fields.items()}, default)
+
+
+def nested(flat: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with some fields set, by their dotted names."""
+    tree = json.loads(json.dumps(base))
+    for key, value in flat.items():
+        *path, last = key.split(".")
         section = tree
         for part in path:
             section = section[part]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from made_runs import nested
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -21,18 +22,6 @@ from fmrun.runs import Run
 HERE = Path(__file__).parent / "compare_runs"
 MADE = json.loads((HERE / "runs.json").read_text())
 GOLDEN = json.loads((HERE / "golden.json").read_text())
-
-
-def nested(flat: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """A config with some fields set, by their dotted names."""
-    tree = json.loads(json.dumps(base))
-    for key, value in flat.items():
-        *path, last = key.split(".")
-        section = tree
-        for part in path:
-            section = section[part]
-        section[last] = value
-    return tree
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,10 @@ from sweeping import good_sweep
 from test_distributed import two
 
 from fmrun import checkpoint, trust
+from fmrun.compare.pictures import _last_sheet
 from fmrun.config.fields import FIELDS
 from fmrun.errors import UserError
+from fmrun.runs import Run
 from fmrun.trust import Target, locate
 
 RUNS = Path("runs")
@@ -486,7 +488,9 @@ def test_a_picture_of_a_run_is_a_png_or_nothing(trained: Any, workplace: Path, m
             "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\nshowpage\n"
         )
     done = good("compare", "sent", "other", "--html", "page.html")
-    assert "it is not shown" in done.err
+    assert "no picture of sent: run sent has no checkpoint yet" in done.err
+    with pytest.raises(UserError, match="cannot be read"):  # as of super-resolution, whose sheets are shown
+        _last_sheet(Run(RUNS / "sent"), 1_000_000)
     assert not Path("PWNED").exists()
 
 

@@ -186,14 +186,10 @@ def sweep(
 
 def _folder(runs_dir: Path, name: str) -> Path:
     """Where the runs lie."""
-    from ..runs import NAME, check_new
+    from ..runs import check_new, check_spelling
 
     check_new(runs_dir, None)
-    if not NAME.fullmatch(name):
-        raise UserError(
-            f"--name '{name}' is not a name for a sweep: at most 100 letters, digits, '.', '_' and '-', "
-            "the first a letter or digit"
-        )
+    check_spelling(name, "sweep")
     if (runs_dir / name / "config.json").exists():
         raise UserError(f"--name {name}: there is a run of this name in {runs_dir}; give the sweep another")
     return (runs_dir / name).absolute()
@@ -263,7 +259,7 @@ def _compare(items: list[Item], metric: str | None, control: str | None, json: b
 
 
 def _slurm_options(given: list[str] | None, launcher: str) -> dict[str, Any]:
-    from ..config.fields import toml_value
+    from ..config.base import toml_value
 
     if given and launcher == "local":
         raise UserError("--slurm goes with --launcher slurm")

@@ -124,13 +124,14 @@ def compare(runs: Sequence[Run], metric: str | None = None, by: str = "last", co
     labels, heads = group_names(members), [configs[group[0]] for group in places]
     chosen = _control(control, labels, members, heads)
     label_of = {i: label for label, group in zip(labels, places, strict=True) for i in group}
-    table = measurements(runs, names, [label_of[i] for i in range(len(runs))])
+    read_outs = [run.metrics() for run in runs]
+    table = measurements(runs, names, [label_of[i] for i in range(len(runs))], configs, read_outs)
     tails = {"fm/share": 0.5, "health/diversity": 0.25, "time/images_per_second": 0.5}
     typical = [tail_mean(table, metric, part) for metric, part in tails.items()]
     groups = tuple(
         Group(
             label,
-            tuple(_member(runs[i], names[i], configs[i]) for i in group),
+            tuple(_member(runs[i], names[i], configs[i], read_outs[i]) for i in group),
             matches_features(configs[group[0]]),
             label == chosen,
             *(or_none(values.get(label)) for values in typical),
@@ -145,9 +146,9 @@ def compare(runs: Sequence[Run], metric: str | None = None, by: str = "last", co
     return replace(found, warnings=tuple(cautions(found, [run.env() for run in runs])))
 
 
-def _member(run: Run, name: str, config: Mapping[str, Any]) -> Member:
+def _member(run: Run, name: str, config: Mapping[str, Any], read_outs: Sequence[dict[str, Any]]) -> Member:
     health = Health(balanced=config.get("feature_matching", {}).get("balance") == "gradient")
-    remarks = tuple((row["step"], sentence) for row in run.metrics() if (sentence := health.read(row)))
+    remarks = tuple((row["step"], sentence) for row in read_outs if (sentence := health.read(row)))
     status, steps = run.status(), int(config.get("train", {}).get("steps", 0))
     step, message = int(status.get("step") or 0), status.get("message")
     return Member(name, str(run.path), int(config.get("seed", 0)), run.state, step, steps, message, remarks)

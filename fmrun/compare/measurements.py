@@ -42,13 +42,19 @@ QUICK = re.compile(r"task|data\.(path|image_size|scale|fit|valid_path|valid_frac
 """Fields that two measurements during training must share to be compared, beside the number of images."""
 
 
-def measurements(runs: Sequence[Run], names: Sequence[str], groups: Sequence[str]) -> pd.DataFrame:
-    """The table of these runs; a row is one finite number. `names` and `groups` are what each run and its group is called."""
+def measurements(
+    runs: Sequence[Run],
+    names: Sequence[str],
+    groups: Sequence[str],
+    configs: Sequence[Mapping[str, Any]],
+    read_outs: Sequence[Sequence[Mapping[str, Any]]],
+) -> pd.DataFrame:
+    """The table of these runs; a row is one finite number. `names` and `groups` are what each run and its group is called,
+    `configs` and `read_outs` (rows of metrics.jsonl) what it holds."""
     rows: list[tuple[Any, ...]] = []
-    for run, name, group in zip(runs, names, groups, strict=True):
-        config = run.config()
+    for run, name, group, config, own in zip(runs, names, groups, configs, read_outs, strict=True):
         who = (name, int(config.get("seed", 0)), group, run.state)
-        rows += [(*who, *measured) for measured in (*_evaluated(run), *_in_training(run, flatten(config)))]
+        rows += [(*who, *measured) for measured in (*_evaluated(run), *_in_training(own, flatten(config)))]
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"seed": int, "step": int, "value": float, "floor": float})
     return table.drop_duplicates(["run", *WAY, "step"], keep="last", ignore_index=True)
 
@@ -73,9 +79,9 @@ def _evaluated(run: Run) -> Iterator[tuple[Any, ...]]:
                 yield f"{key}{REFERENCE}", *how, float(value), math.nan
 
 
-def _in_training(run: Run, config: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+def _in_training(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     settings: dict[str, str] = {}
-    for row in run.metrics():
+    for row in rows:
         for key, value in row.items():
             if key != "step" and is_finite(value):
                 how = settings.get(key) or settings.setdefault(key, json.dumps(quick_settings(config, key)))

@@ -15,7 +15,6 @@ from fmrun.errors import nearest
 
 from . import Config
 from .base import Section
-from .base import toml_value as toml_value
 
 NONE_WORDS = ("none", "None", "null")
 

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..rng import numpy_generator
 from .files import each
 from .memory import available_on, gigabytes
-from .store import Images
+from .store import Images, channels_first
 
 if TYPE_CHECKING:
     from .degrade import Step
@@ -251,8 +251,7 @@ class Feed:
             parts = [self._moved(gather(rows)) for gather in self._held]
         if len(parts) == 2:
             return PairBatch(*(part.permute(0, 3, 1, 2) for part in parts))
-        # of one channel, to convolutions, these are images in channels-first memory, and the others are not
-        return parts[0].permute(0, 3, 1, 2) if parts[0].shape[3] > 1 else parts[0].squeeze(3).unsqueeze(1)
+        return channels_first(parts[0])
 
     def close(self) -> None:
         """Stop the workers, if there are any, and let go of the images."""

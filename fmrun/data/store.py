@@ -159,7 +159,7 @@ class Images:
                 images.numpy()[k] = self.whole(int(wanted[k]))
 
             each(one, len(wanted))
-        return images.permute(0, 3, 1, 2).contiguous()
+        return channels_first(images).contiguous()
 
     def take(self, indices: np.ndarray) -> "Images":
         """These images, in this order."""
@@ -211,6 +211,12 @@ def unlike(then: dict[str, Any] | None, now: dict[str, Any] | None) -> str | Non
         return "files instead of arrays" if "names" in now else "arrays instead of files"
     other = [key for key in then if then[key] != now[key]]
     return f"other {' and '.join(other)}" if other else None
+
+
+def channels_first(images: torch.Tensor) -> torch.Tensor:
+    """`(B, H, W, C)` as `(B, C, H, W)`, without copying. Of one channel, the strides of a permuted tensor would make
+    convolutions give channels-last memory, whatever `contiguous` says."""
+    return images.permute(0, 3, 1, 2) if images.shape[3] > 1 else images.squeeze(3).unsqueeze(1)
 
 
 def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

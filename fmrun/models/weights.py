@@ -108,7 +108,7 @@ def _other_settings(file: Path, field: str, config: Config) -> dict[str, Any]:
     `config` has others."""
     try:
         then = read_meta(file).config
-    except (CorruptCheckpoint, KeyError):
+    except CorruptCheckpoint:
         return {}
     now, section = config.model_dump(mode="json"), field.partition(".")[0]
     keys = [(section, key) for key in now[section] if key not in NO_SHAPE]

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ..errors import FmrunError, UserError
+from ..report import divert_prints
 from .item import POLL, THREADS, Children, Item, work
 
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -137,6 +138,7 @@ def on_ray(items: Sequence[Item], children: Children, cpus: float, gpus: float |
     except ImportError:
         raise UserError('--launcher ray needs an extra package: pip install "fmrun[ray]"') from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    divert_prints()  # Ray tells of lost machines on stdout
     imports = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
     ray.init(runtime_env=imports, log_to_driver=False, logging_level=logging.WARNING)
     try:

@@ -61,13 +61,15 @@ class StepPlan:
 
     def trained(self, task: Task) -> Iterator[tuple[int, DiscriminatorRole, DiscriminatorPlan]]:
         """Discriminators that are updated, each with its place and its plan."""
-        roles = enumerate(zip(task.discriminators, self.discriminators, strict=True))
-        return ((i, d, plan) for i, (d, plan) in roles if plan.train)
+        return ((i, d, plan) for i, d, plan in self._roles(task) if plan.train)
 
     def acting(self, task: Task) -> Iterator[tuple[int, DiscriminatorRole, DiscriminatorPlan]]:
         """Discriminators that the generator learns from, each with its place and its plan."""
-        roles = enumerate(zip(task.discriminators, self.discriminators, strict=True))
-        return ((i, d, plan) for i, (d, plan) in roles if plan.adversarial or plan.layers)
+        return ((i, d, plan) for i, d, plan in self._roles(task) if plan.adversarial or plan.layers)
+
+    def _roles(self, task: Task) -> Iterator[tuple[int, DiscriminatorRole, DiscriminatorPlan]]:
+        for i, (d, plan) in enumerate(zip(task.discriminators, self.discriminators, strict=True)):
+            yield i, d, plan
 
 
 class StepScalars:
