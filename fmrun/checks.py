@@ -94,8 +94,8 @@ def check_start(state: State, batches: list[list[Batch]]) -> Start:
     streams as they were, but for one: where the statistic is blind, a new run's balance is held.
     """
     nets = [state.task.generator, *(role.net for role in state.task.discriminators)]
-    with restored_buffers(*nets), torch.random.fork_rng(enabled=state.task.own_nets):
-        if state.task.own_nets:  # what they draw is the same every time
+    with restored_buffers(*nets), torch.random.fork_rng(enabled=state.config.own_nets):
+        if state.config.own_nets:  # what they draw is the same every time
             torch.manual_seed(0)
         start = _check_start(state, batches[0])
     if state.step == 0 and state.world.any(start.strength is not None and start.strength.held):
@@ -107,7 +107,7 @@ def check_start(state: State, batches: list[list[Batch]]) -> Start:
 
 def _check_start(state: State, batches: list[Batch]) -> Start:
     task, start = state.task, Start()
-    if task.own_nets and len(batches) > 1:
+    if state.config.own_nets and len(batches) > 1:
         _refuse_noise(state, batches)
     with frozen_running_stats(task.generator), torch.no_grad():
         images = [task.generate(batch) for batch in batches]
@@ -118,7 +118,7 @@ def _check_start(state: State, batches: list[Batch]) -> Start:
         plan = full_plan(role, bool(image_losses))
         full = role.matching.weight if role.matching is not None else 0.0
         state.scalars.set(state.step, [role.gan.weight], [full], weights)
-        if task.own_nets and role.trained:
+        if state.config.own_nets and role.trained:
             _try_update(role, batches[0], images[0])
         with restored_buffers(role.matching):
             with frozen(role.net):
@@ -338,7 +338,8 @@ def features_of(
 
 def matching_on(state: State, layers: Sequence[str], **changes: Any) -> FeatureMatching:
     """A fresh `FeatureMatching` like the config's, on these layers of the first discriminator and with these changes."""
-    return feature_matching(state.config, state.task.discriminators[0].net, state.task.image, layers=layers, **changes)
+    role = state.task.discriminators[0]
+    return feature_matching(state.config, role.net, role.image, layers=layers, **changes)
 
 
 def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
@@ -359,7 +360,7 @@ def blind(state: State, layer: str, real: Tensor, fake: Tensor) -> bool:
     pool, rng, count = torch.cat([real, fake]), torch_generator(state.config.seed, "probe", 2), len(real)
     noise = []
     for _ in range(SHUFFLES):
-        if state.task.paired:
+        if state.config.has_targets:
             swapped = torch.randperm(count, generator=rng) < count // 2
             first = torch.arange(count) + count * swapped
             order = torch.cat([first, (first + count) % (2 * count)])

@@ -137,7 +137,7 @@ def export_source(source: Source, path: Path, precision: str) -> Exported:
         raise UserError(f"--out {path}: give a name that ends in .safetensors or .onnx")
     if ending == ".onnx" and precision != "fp32":
         raise UserError("--precision is for .safetensors; ONNX is written in fp32")
-    if config.task == "upscale":
+    if config.has_targets:
         if ending == ".onnx":
             return export_onnx(source.net, path, scale=scale, channels=channels)
         if config.generator.target is not None:

@@ -26,6 +26,7 @@ from .checks import (
     review_balance,
 )
 from .config import Config
+from .data.store import Images
 from .errors import Diverged, FmrunError
 from .grid import save_png
 from .health import Health, share_sentence
@@ -33,6 +34,7 @@ from .metrics.quick import TrainingKid, extractor_name, metric_name, why_not
 from .report import Reporter, TensorBoard
 from .runs import Run, saving
 from .state import State
+from .tasks import Data, Monitor
 
 
 class Stop:
@@ -152,20 +154,19 @@ class Session:
         self,
         run: Run,
         state: State,
-        train: Any,
-        valid: Any,
+        data: Data,
+        monitor: Monitor,
         report: Reporter,
         stop: Stop,
         *,
         resumed: bool,
         best: checkpoint.Best | None = None,
     ):
-        self.run, self.state, self.train, self.valid = run, state, train, valid
+        self.run, self.state, self.data, self.monitor = run, state, data, monitor
         self.report, self.stop, self.world, self.config = report, stop, state.world, state.config
         c = self.config
-        self.feed = state.task.feed(
-            train, cache=c.data.cache, workers=c.data.workers, start=state.step * state.draws_per_step
-        )
+        start = state.step * state.draws_per_step
+        self.feed = data.feed(state.world, state.device, start, cache=c.data.cache, workers=c.data.workers)
         self.board: TensorBoard | None = None
         if c.log.tensorboard and self.world.first:
             self.board = TensorBoard(run.tensorboard, after=state.step if resumed else None)
@@ -193,7 +194,7 @@ class Session:
                     for sentence in review_balance(state, batches):
                         self.report.warn(f"step {state.step}: {sentence}")
                 stopped = world.any(bool(self.stop.signal))
-                now = due(c, state.step, stopped=stopped, held_out=self.valid is not None, kid=kid)
+                now = due(c, state.step, stopped=stopped, held_out=self.data.valid is not None, kid=kid)
                 row = self._row(now) if now.row else None
                 progress.advance(state.step, row)
                 if now.sample:
@@ -217,8 +218,11 @@ class Session:
 
     def _start_kid(self) -> bool:
         """Get ready to measure KID, where that is wanted; whether it will be."""
-        c, task = self.config, self.state.task
-        if reason := why_not(c, self.train, self.extractor):
+        c, generated, train = self.config, self.monitor.generated, self.data.train
+        if generated is None:
+            return False
+        assert isinstance(train, Images)
+        if reason := why_not(c, train, self.extractor):
             if not self.state.step:
                 self.report.note(reason)
             return False
@@ -226,7 +230,7 @@ class Session:
             return False
         with self.world.on_first_rank() as first:
             if first:
-                self.kid = TrainingKid(c, self.extractor, self.train, task.generated, task.device, self.report.warn)
+                self.kid = TrainingKid(c, self.extractor, train, generated, self.state.device, self.report.warn)
         return True
 
     def _row(self, now: Due) -> dict[str, Any]:
@@ -238,7 +242,7 @@ class Session:
         self.refuse_divergence()
         if now.evaluate:
             with state.task.eager():
-                row |= state.task.held_out(self.train, self.valid, c.eval.num)
+                row |= self.monitor.held_out(c.eval.num)
         if now.kid:
             state.fit_average()
         with self.world.on_first_rank() as first:
@@ -290,8 +294,7 @@ class Session:
         self.refuse_divergence()
         state = self.state
         state.fit_average()
-        shown = self.valid if self.valid is not None else self.train
-        sheet = state.task.preview(shown, self.config.log.sample_count)
+        sheet = self.monitor.preview(self.config.log.sample_count)
         with self.world.on_first_rank() as first:
             if first:
                 save_png(sheet, self.run.samples / f"step-{state.step:08d}.png")
@@ -304,13 +307,13 @@ class Session:
         self.refuse_divergence()
         state, c = self.state, self.config
         tensors = state.tensors()
-        valid = self.valid
+        train, valid = self.data.train, self.data.valid
         meta = checkpoint.Meta(
             step=state.step,
             config=c.model_dump(mode="json"),
-            data=self.train.fingerprint,
+            data=train.fingerprint,
             held_out=None if valid is None else valid.fingerprint,
-            images=checkpoint.ImagesIdentity(self.train.identity, None if valid is None else valid.identity),
+            images=checkpoint.ImagesIdentity(train.identity, None if valid is None else valid.identity),
             machine=checkpoint.machine(state.device, self.world.size),
             window=dict(state.window.counts),
             best=self.best,

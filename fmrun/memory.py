@@ -9,10 +9,12 @@ from typing import TypeVar
 import torch
 
 from .config import Config
+from .config.tables import TASKS
 from .dist import World
 from .errors import UserError
 from .precision import choose_device
 from .state import State
+from .tasks import kind
 
 T = TypeVar("T")
 
@@ -35,9 +37,8 @@ def within_memory(config: Config, world: World, work: Callable[[], T]) -> T:
     size, parts = config.train.batch_size, config.train.accumulate
     fits = largest_batch(config, world) if world.size == 1 else None
     if fits is None:
-        widths = "generator.width" if config.task == "generate" else "data.patch_size, generator.features"
         raise UserError(
-            f"out of memory at batch size {size}; give a smaller --batch-size, or smaller {widths} and discriminator.width"
+            f"out of memory at batch size {size}; give a smaller --batch-size, or smaller {TASKS[config.task].sizes} and discriminator.width"
         )
     said = f"out of memory at batch size {size}; {fits} fits: --batch-size {fits}"
     # a micro-batch of one image is none
@@ -68,7 +69,8 @@ def _fits(config: Config, world: World) -> bool:
         device = choose_device(config.device, world.local_rank)
         state = State(config, device, world, fresh=False)
         state.step = config.full_step
-        state.advance([state.task.prepare(state.task.blank(), d) for d in range(state.draws_per_step)])
+        blank = kind(config.task).blank(config, world, device)
+        state.advance([state.task.prepare(blank, d) for d in range(state.draws_per_step)])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

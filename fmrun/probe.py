@@ -38,12 +38,12 @@ from .health import share_sentence
 from .layers import activation_bytes, flops, receptive_fields
 from .models.base import parameter_count
 from .models.custom import user_errors
-from .precision import choose_device, choose_precision, set_determinism
+from .precision import choose_device, choose_precision, set_determinism, storage_dtype
 from .report import Reporter, format_table
 from .rng import torch_generator
-from .state import TASKS, State
+from .state import State
 from .step import image_gradients
-from .tasks import Batch, StepPlan
+from .tasks import Batch, StepPlan, kind
 
 PATIENCE = 2.0
 """Seconds between two words on how far it is."""
@@ -68,7 +68,8 @@ def probe(
     set_determinism(config.deterministic, device)
     images = None
     if data:
-        config, images, _ = TASKS[config.task].open(config, report.counting("checking images"))
+        images = kind(config.task).open(config, report.counting("checking images"))
+        config = images.config
     elif config.data.channels is None:
         channels = 1 if config.data.path == "bundled:fashion-mnist" else 3
         notes.append(f"the data was not looked at: taking its images to have data.channels={channels}")
@@ -86,7 +87,7 @@ def probe(
         notes.append("the nets are as a run starts with them: gap and share describe untrained nets")
     batches = None
     if images is not None:
-        feed = state.task.feed(images, cache="auto", workers=0, start=state.step * state.draws_per_step)
+        feed = images.feed(state.world, device, state.step * state.draws_per_step)
         try:
             batches = state.prepare(feed, state.step)[0]
         finally:
@@ -128,7 +129,7 @@ def examine(
     fm = config.feature_matching
     selected = select_layers(fm.layers, net)
     weight = fm.weight or 1.0
-    image_shape = task.image
+    image_shape = role.image
     cuda = [device.index] if device.type == "cuda" else []
 
     done, total = itertools.count(1), len(names) * (1 if batches is None else 2)
@@ -140,7 +141,7 @@ def examine(
         fields = receptive_fields(net, image_shape, config.seed, tick)
         with frozen(*(d.net for d in task.discriminators)):
             rng = torch_generator(config.seed, "probe", 0)
-            noise = (torch.rand(LOOK, *image_shape, generator=rng) * 2 - 1).to(device, task.dtype)
+            noise = (torch.rand(LOOK, *image_shape, generator=rng) * 2 - 1).to(device, storage_dtype(task.precision))
             noise = noise.contiguous(memory_format=torch.channels_last)
             costs, shapes, whole = flops(net, noise[:2])
             layers: list[dict[str, Any]] = [
@@ -170,7 +171,7 @@ def examine(
                 for layer in layers:
                     name = layer["name"]
                     alone = matching_on(state, (name,), weight=weight, layer_weights="uniform", balance="none")
-                    layer["gap"] = _finite(gap(real[name], fake[name], task.paired))
+                    layer["gap"] = _finite(gap(real[name], fake[name], config.has_targets))
                     layer["blind"] = blind(state, name, real[name], fake[name])
                     layer["gradient_share"] = _share(state, alone, layer["gradient"], batches, images)
                     tick()

@@ -22,8 +22,9 @@ from .presets import from_json
 from .report import Reporter
 from .runs import Run, clean
 from .state import without_init
-from .tasks import generate, upscale
+from .tasks import kind
 from .tasks.generate import latents
+from .tasks.upscale import tile_field
 from .tiling import Tiles
 
 CHUNK = 16
@@ -31,8 +32,6 @@ CHUNK = 16
 
 PART = 32 * CHUNK
 """So many images of a long series are held at a time."""
-
-BUILDERS = {"generate": generate.build_generator, "upscale": upscale.build_generator}
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def load_source(found: checkpoint.Checkpoint, folder: Path, *, raw: bool, device
     set_determinism(True, device)
     config = without_init(from_json(found.meta.config))
     assert config.data.channels is not None
-    net = BUILDERS[config.task](config, config.data.channels)
+    net = kind(config.task).generator(config, config.data.channels)
     with expecting_old_code(config):
         net.load_state_dict(found.part("generator" if raw else "ema"))
     net = placed(net, device, torch.float32).eval()
@@ -147,7 +146,7 @@ def sample(
     out: Path | None,
 ) -> Sequence[Path]:
     """Write a grid, or single files; the paths written."""
-    if source.config.task != "generate":
+    if source.config.has_targets:
         raise UserError("this generator upscales images: give it some with --input FILE-OR-FOLDER")
     latent_dim = source.config.generator.latent_dim
     stem = f"{'interpolation-' if interpolate else ''}seed-{seed}-of-step-{source.step}"
@@ -172,12 +171,12 @@ def upscale_input(
 ) -> Sequence[Path]:
     """Upscale a photograph, or all under a folder, in tiles; the paths written."""
     config = source.config
-    if config.task != "upscale":
+    if not config.has_targets:
         raise UserError(f"--input {path}: this generator makes images from noise; leave --input out")
     assert config.data.channels is not None
     from .upscaling import upscale_photos  # imports libvips
 
-    view = upscale.tile_field(config, config.data.channels, source.net)
+    view = tile_field(config, config.data.channels, source.net)
     return upscale_photos(
         source.net,
         path,

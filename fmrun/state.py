@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,19 +10,18 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint, named
 from .config import Config
+from .data.feed import Feed
 from .dist import World
 from .graphs import CudaRecorder, Recorder, StepGraphs
+from .losses.image import LOG_NAMES
 from .metrics.quick import extractor_name, metric_name
 from .models.custom import expecting_old_code, user_errors
 from .optim import Ema, Guard, Optimiser, lr_factor
 from .rng import torch_generator
 from .simultaneous import simultaneous_step
 from .step import StepLog, alternating_step
-from .tasks import Batch
-from .tasks.generate import Generate
-from .tasks.upscale import Upscale
+from .tasks import Batch, Task, kind
 
-TASKS: dict[str, Any] = {"generate": Generate, "upscale": Upscale}
 UPDATES: dict[str, Callable[..., StepLog]] = {"alternating": alternating_step, "simultaneous": simultaneous_step}
 
 
@@ -68,7 +67,7 @@ class State:
 
     def __init__(self, config: Config, device: torch.device, world: World, fresh: bool = True):
         self.config, self.device, self.world = config, device, world
-        self.task = TASKS[config.task](config if fresh else without_init(config), device, world)
+        self.task: Task = kind(config.task).task(config if fresh else without_init(config), device, world)
         self.step = 0
         self._fitted = False
         self.guard = Guard(scaled=self.task.precision == torch.float16).to(device)
@@ -96,9 +95,10 @@ class State:
         """Global batches a step takes: the last discriminator update shares its own with the first generator update."""
         return self.config.train.d_updates + self.config.train.g_updates - 1
 
-    def metric_names(self, held_out: bool) -> list[str]:
-        """Keys that rows of metrics.jsonl have, now and then or always; `held_out`: whether there are such images."""
+    def metric_names(self, held_out: Sequence[str]) -> list[str]:
+        """Keys that rows of metrics.jsonl have, now and then or always; `held_out`: those of held-out images."""
         found = ["loss/g", "health/g_grad_norm", "health/diversity", "optim/lr_generator", "time/images_per_second"]
+        others = [LOG_NAMES.get(name, name) for name in self.task.image_weights(0)]
         for role in self.task.discriminators:
             end, gan, matching = role.suffix, role.gan, role.matching
             if role.trained:
@@ -107,15 +107,14 @@ class State:
             if gan.weight:
                 found.append("loss/g_adv" + end)
             if matching is not None:
-                others = self.task.image_loss_names
                 shares = ["share", "balance", *(f"share.{name}" for name in others)] if gan.weight or others else []
                 shares += ["cosine"] if gan.weight else []
                 found += [f"fm/{name}{end}" for name in ("distance", "weight", "loss", *matching.layers, *shares)]
-        found += [f"loss/{name}" for name in self.task.image_loss_names]
+        found += [f"loss/{name}" for name in others]
         if self.config.feature_matching.weight:
             found.append("fm/lambda")
-        if held_out and self.config.eval.every:
-            found += self.task.held_out_names
+        if self.config.eval.every:
+            found += held_out
         if (extractor := extractor_name(self.config, self.device)) is not None:
             found += [metric_name(extractor), "time/kid_seconds"]
         return sorted(found)
@@ -127,7 +126,7 @@ class State:
             if role.matching is not None:
                 role.matching.fixed_directions = {}
 
-    def prepare(self, feed: Any, step: int) -> list[list[Batch]]:
+    def prepare(self, feed: Feed, step: int) -> list[list[Batch]]:
         """The batches of `step`: for each draw its micro-batches."""
         first = step * self.draws_per_step
         return [self.task.prepare(feed.batch(d), d) for d in range(first, first + self.draws_per_step)]
@@ -154,7 +153,7 @@ class State:
         if self.config.compile_mode != "default":
             torch.compiler.cudagraph_mark_step_begin()
         self.set_scalars(self.step)
-        if self.task.own_nets:  # dropout and noise within them draw from the global generators
+        if self.config.own_nets:  # dropout and noise within them draw from the global generators
             torch.manual_seed(torch_generator(self.config.seed, "own nets", self.step, self.world.rank).initial_seed())
         plan = self.task.plan(self.step)
         train = self.config.train

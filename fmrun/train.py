@@ -17,6 +17,7 @@ from .allocator import keep_freed_memory
 from .checks import check_start
 from .config import Config
 from .config.losses import ramped
+from .config.tables import TASKS
 from .data.places import located, refuse_missing
 from .data.store import unlike
 from .dist import World
@@ -32,7 +33,8 @@ from .precision import choose_device, choose_precision, deterministic_or_said, s
 from .presets import FREE_ON_RESUME, HORIZONS, PLACES, covers, flatten, from_json, render
 from .report import Reporter, counted, require_tensorboard
 from .runs import Run
-from .state import TASKS, State
+from .state import State
+from .tasks import Data, Monitor, kind
 
 LOW_RATE = 0.1
 """Factor on the learning rates below which it is said."""
@@ -61,7 +63,7 @@ def warnings(config: Config, state: State) -> list[str]:
     """What a user should know about this experiment before it starts."""
     fm, task = config.feature_matching, state.task
     found = []
-    if fm.weight and fm.match == "sample" and config.task == "generate":
+    if fm.weight and fm.match == "sample" and not config.has_targets:
         found.append(
             "match 'sample' pairs each generated image with an unrelated real one, which rewards making every image the "
             "average of the data; use match=mean unless that is what you want to see"
@@ -88,7 +90,7 @@ def warnings(config: Config, state: State) -> list[str]:
                 f"{config.train.batch_size // config.train.accumulate}, not the batch of {config.train.batch_size}; "
                 "this is not the same experiment as accumulate=1"
             )
-        if whole := task.batch_losses:
+        if whole := config.losses.of_batch:
             found.append(
                 f"{', '.join(f'losses.{name}' for name in whole)} compares batches, and sees micro-batches of "
                 f"{config.train.batch_size // config.train.accumulate}, not the batch of {config.train.batch_size}; "
@@ -117,12 +119,12 @@ def warnings(config: Config, state: State) -> list[str]:
     return found
 
 
-def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str]:
+def plan_lines(config: Config, state: State, data: Data) -> list[str]:
     """What is going to happen, for a human."""
     task, c = state.task, config
     precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
     lines = [
-        f"data: {task.describe(train, valid)}, from {c.data.path}",
+        f"data: {data.describe()}, from {c.data.path}",
         f"nets: generator {parameter_count(task.generator):,} weights, "
         f"discriminator {parameter_count(task.discriminators[0].net):,}, on {state.device} in {precision[task.precision]}",
         *(
@@ -157,7 +159,7 @@ def plan_lines(config: Config, state: State, train: Any, valid: Any) -> list[str
     return lines
 
 
-def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) -> tuple[Config, Any, Any, State]:
+def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) -> tuple[State, Data, Monitor]:
     """Device, data and nets of a config, all checked; UserError for whatever is wrong with them. `fresh`: its nets are yet
     to be trained."""
     device = choose_device(config.device, world.local_rank, world.size == 1)
@@ -175,20 +177,24 @@ def prepare(config: Config, world: World, report: Reporter, fresh: bool = True) 
     check_batch(config, world)
     if config.log.tensorboard:
         require_tensorboard()
-    config, train, valid = TASKS[config.task].open(config, report.counting("checking images"))
+    parts = kind(config.task)
+    data = parts.open(config, report.counting("checking images"))
     # errors quote the paths as typed; the run has to find them from other folders
-    config = _placed(config)
+    config = _placed(data.config)
     check_determinism(config, device)
     state = State(config, device, world, fresh)
+    monitor = parts.monitor(state.task, data)
     extractor = config.eval.kid_extractor
     if extractor != "auto" and config.eval.kid_every and available([extractor]) is None:
         raise UserError(f"eval.kid_extractor: the weights of '{extractor}' are not on this machine: {HOW}")
     best = config.checkpoint.best
-    if best not in (None, "auto") and best not in (known := state.metric_names(held_out=valid is not None)):
+    if best not in (None, "auto") and best not in (
+        known := state.metric_names(monitor.names if data.valid is not None else ())
+    ):
         raise UserError(
             f"checkpoint.best: there is no metric '{best}'{nearest(best, known)}; this run has {', '.join(known)}"
         )
-    return config, train, valid, state
+    return state, data, monitor
 
 
 def start(
@@ -204,7 +210,8 @@ def start(
     """Train a new run; the exit code."""
 
     def work() -> int:
-        final, train, valid, state = prepare(config, world, report)
+        state, data, monitor = prepare(config, world, report)
+        final = state.config
         resolved = final.model_dump(mode="json")
         run = None
         with world.on_first_rank() as first:
@@ -213,7 +220,7 @@ def start(
         run = world.from_first(run)
         assert run is not None
         report.note(f"run {run.name} in {run.path}")
-        return _work(run, state, train, valid, report)
+        return _work(run, state, data, monitor, report)
 
     with deterministic_or_said():
         return within_memory(config, world, work)
@@ -224,14 +231,14 @@ def dry_run(config: Config, report: Reporter, world: World, show: Callable[[Conf
 
     With `show`, which takes the resolved config, the plan is told as well.
     """
-    config, train, valid, state = prepare(config, world, report)
-    feed = state.task.feed(train, cache="auto", workers=0, start=0)
+    state, data, _ = prepare(config, world, report)
+    config, feed = state.config, data.feed(world, state.device, 0)
     with state.task.eager(), deterministic_or_said():
         measured = check_start(state, state.prepare(feed, 0))
     feed.close()
     if show is not None:
         show(config)
-        for line in plan_lines(config, state, train, valid):
+        for line in plan_lines(config, state, data):
             report.note(line)
     for sentence in warnings(config, state):
         report.warn(sentence)
@@ -278,15 +285,15 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
     )
 
     def work() -> int:
-        _, train, valid, state = prepare(config, world, report, fresh=found is None)
+        state, data, monitor = prepare(config, world, report, fresh=found is None)
         if found is None:
             report.warn(f"run {run.name} has no checkpoint yet; it starts again at step 0")
         else:
-            _refuse_others(run, config, found, train, valid)
-            _warn_inexact(found, train, valid, state, report)
+            _refuse_others(run, config, found, data)
+            _warn_inexact(found, data, state, report)
             state.restore(found)
         best = found.meta.best if found else None
-        return _work(run, state, train, valid, report, resumed=True, best=best)
+        return _work(run, state, data, monitor, report, resumed=True, best=best)
 
     with deterministic_or_said():
         return within_memory(config, world, work)
@@ -325,7 +332,7 @@ def _course(config: Config, step: int) -> tuple[float, ...]:
     return lr_factor(config.optim.schedule, step), *(ramped(term, step) for term in terms)
 
 
-def _refuse_others(run: Run, config: Config, found: checkpoint.Checkpoint, train: Any, valid: Any) -> None:
+def _refuse_others(run: Run, config: Config, found: checkpoint.Checkpoint, data: Data) -> None:
     """UserError where other images than the run's lie where its own were said to be now, or where files can or cannot be
     read that could not or could before, of which leaving out other ones would hold others out of training."""
     before = from_json(found.meta.config)
@@ -334,7 +341,7 @@ def _refuse_others(run: Run, config: Config, found: checkpoint.Checkpoint, train
     if not (moved or config.data.skip_unreadable):
         return
     problems = []
-    for key, name, images in (("train", "trained on", train), ("held_out", "held out", valid)):
+    for key, name, images in (("train", "trained on", data.train), ("held_out", "held out", data.valid)):
         if how := unlike(getattr(found.meta.images, key), None if images is None else images.identity):
             problems.append(f"{name}: {how}")
     if problems:
@@ -349,11 +356,11 @@ def _placed(config: Config) -> Config:
     return config.model_copy(update={"data": located(config.data, config.task)})
 
 
-def _warn_inexact(found: checkpoint.Checkpoint, train: Any, valid: Any, state: State, report: Reporter) -> None:
+def _warn_inexact(found: checkpoint.Checkpoint, data: Data, state: State, report: Reporter) -> None:
     changes = checkpoint.differences(found.meta.machine, checkpoint.machine(state.device, state.world.size))
-    if found.meta.data != train.fingerprint:
+    if found.meta.data != data.train.fingerprint:
         changes.append("the data has changed")
-    held_out = None if valid is None else valid.fingerprint
+    held_out = None if data.valid is None else data.valid.fingerprint
     if found.meta.held_out != held_out:
         changes.append("the held-out data has changed")
     if changes:
@@ -363,8 +370,8 @@ def _warn_inexact(found: checkpoint.Checkpoint, train: Any, valid: Any, state: S
 def _work(
     run: Run,
     state: State,
-    train: Any,
-    valid: Any,
+    data: Data,
+    monitor: Monitor,
     report: Reporter,
     *,
     resumed: bool = False,
@@ -377,13 +384,13 @@ def _work(
             if first:
                 held.enter_context(run.lock())
                 _begin(run, state, resumed)
-        for line in plan_lines(config, state, train, valid):
+        for line in plan_lines(config, state, data):
             report.note(line)
         for sentence in warnings(config, state):
             report.warn(sentence)
         session = None
         try:
-            session = Session(run, state, train, valid, report, stop, resumed=resumed, best=best)
+            session = Session(run, state, data, monitor, report, stop, resumed=resumed, best=best)
             session.loop()
         except BaseException as error:
             code = getattr(error, "exit_code", 1)
@@ -427,7 +434,7 @@ def _say_next(run: Run, state: State, finished: bool, report: Reporter) -> None:
             )
             report.note(f"on held-out photographs: PSNR-Y {ours}, of bicubic {bicubic}")
         report.note(
-            f"next: {run.command('sample')}{state.task.sample_hint} · {run.command('eval')} · {run.command('probe-layers')} · "
+            f"next: {run.command('sample')}{TASKS[state.config.task].sample_options} · {run.command('eval')} · {run.command('probe-layers')} · "
             f"{run.command('resume')} --steps N"
         )
     else:

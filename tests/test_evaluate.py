@@ -232,7 +232,7 @@ def test_long_waits_are_counted_on_stderr(own: str, monkeypatch: pytest.MonkeyPa
 def test_a_high_precision_without_recall_is_remarked(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train("--steps", "1", "--name", "run")
     found = {"kid": 0.5, "precision": 0.98, "recall": 0.002, "coverage": 0.01}
-    monkeypatch.setattr("fmrun.evaluate.generate.scores", lambda *clouds: found)
+    monkeypatch.setattr("fmrun.evaluate.distribution.scores", lambda *clouds: found)
     done = good("eval", "--extractor", own, "--num", "12")
     assert done.warnings == [
         "warning: run run, step 1: a precision of 0.98 says nothing by itself where recall is 0.002 and coverage is 0.01: one "

@@ -16,6 +16,7 @@ from tape import TapeRecorder
 from fmrun.errors import UserError
 from fmrun.graphs import WARM_UP, StepGraphs
 from fmrun.state import State
+from fmrun.tasks import kind
 
 STEPS = 14
 
@@ -228,7 +229,7 @@ def gpu_advance(state: State, steps: int) -> None:
 
 def raws_of(state: State) -> list[torch.Tensor]:
     rng = torch.Generator().manual_seed(state.step)
-    blank = state.task.blank()
+    blank = kind(state.config.task).blank(state.config, state.world, state.device)
     return [
         torch.randint(0, 256, tuple(blank.shape), generator=rng, dtype=torch.uint8) for _ in range(state.draws_per_step)
     ]

@@ -286,10 +286,10 @@ def test_terms_are_differentiated_one_after_the_other():
 
 
 def test_which_losses_are_of_the_whole_batch():
-    assert losses(l1={}, frequency={}).whole_batch == ("frequency",)
-    assert losses(l1={}, frequency={"average_spectrum": False}).whole_batch == ()
-    assert losses(frequency={"average_spectrum": False, "batch_weights": True}).whole_batch == ("frequency",)
-    assert losses(l1={}).whole_batch == ()
+    assert losses(l1={}, frequency={}).config.of_batch == ("frequency",)
+    assert losses(l1={}, frequency={"average_spectrum": False}).config.of_batch == ()
+    assert losses(frequency={"average_spectrum": False, "batch_weights": True}).config.of_batch == ("frequency",)
+    assert losses(l1={}).config.of_batch == ()
 
 
 def test_inside_autocast_everything_stays_in_single_precision():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from helpers import tiny_state
 
 from fmrun.data.store import Images
 from fmrun.metrics.reals import apart, choose_reals, share
+from fmrun.tasks.generate import GenerateMonitor
 from fmrun.tasks.upscale import restored
 
 
@@ -31,8 +33,10 @@ class Watched(Images):
 def test_the_discriminators_logits_are_measured_on_drawn_images() -> None:
     """Not on the first files: a folder with a sub-folder a class begins with one class."""
     state = tiny_state(train__batch_size=8)
-    train, valid = Watched(300, state.task.image[1]), Watched(60, state.task.image[1])
-    state.task.held_out(train, valid, 24)
+    size = state.config.data.image_size
+    train, valid = Watched(300, size), Watched(60, size)
+    data = SimpleNamespace(train=train, valid=valid)
+    GenerateMonitor(state.task, data).held_out(24)  # type: ignore[arg-type]
     for images in (train, valid):
         assert len(images.asked) == len(set(images.asked)) == 24
         assert images.asked == share(images, 24).indices.tolist()

@@ -9,6 +9,7 @@ from fmrun.dist import World
 from fmrun.errors import UserError
 from fmrun.metrics import perceptual
 from fmrun.state import State
+from fmrun.tasks.upscale import UpscaleData, UpscaleMonitor
 
 CPU = torch.device("cpu")
 
@@ -49,10 +50,11 @@ def test_it_is_measured_on_whole_images_beside_bicubic() -> None:
         }
     )
     state = State(config, CPU, World())
-    _, train, valid = state.task.open(config)
-    row = state.task.held_out(train, valid, 1)
-    assert set(row) == set(state.task.held_out_names)
+    data = UpscaleData(config)
+    monitor = UpscaleMonitor(state.task, data)
+    row = monitor.held_out(1)
+    assert set(row) == set(monitor.names)
     assert {"eval/mobilenet", "eval/mobilenet_bicubic", "eval/ssim_y_bicubic"} <= set(row)
-    low, high = valid.whole(0)
-    bicubic = (state.task.bicubic(low) * 255).round() / 255
+    low, high = data.valid.whole(0)
+    bicubic = (monitor.bicubic(low) * 255).round() / 255
     assert row["eval/mobilenet_bicubic"] == pytest.approx(float((bicubic - high[None] / 255).abs().mean()), rel=1e-5)

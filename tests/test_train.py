@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -230,7 +231,7 @@ def test_every_metric_of_a_run_can_be_its_best(monkeypatch: pytest.MonkeyPatch) 
     known: list[set[str]] = []
     names = State.metric_names
 
-    def recorded(state: State, held_out: bool) -> list[str]:
+    def recorded(state: State, held_out: Sequence[str]) -> list[str]:
         found = names(state, held_out)
         known.append(set(found))
         return found

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..precision import choose_device, choose_precision, set_determinism
 from ..presets import Override, resolve
 from ..report import Reporter, counted
-from ..state import TASKS
+from ..tasks import kind
 from .baselines import Baseline
 from .count import StepCounter, passes, units
 from .steps import OwnStep, training_cost
@@ -147,7 +147,8 @@ def measure(
       through the nets were all that takes time (None between precisions)
     - `training`: see `training_cost`
     """
-    config, train, valid = TASKS[config.task].open(config)
+    data = kind(config.task).open(config)
+    config = data.config
     steps = dict(steps_of(config, device, precisions))
     own = steps["matching"]
     assert isinstance(own, OwnStep)
@@ -191,8 +192,7 @@ def measure(
         "ratios": ratios,
         "training": training_cost(
             config.model_copy(update={"precision": precisions[0 if device.type == "cpu" else -1]}),
-            train,
-            valid,
+            data,
             device,
             folder,
             TRAINED,

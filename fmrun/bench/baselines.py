@@ -107,7 +107,7 @@ class Baseline:
 
     def _matching_loss(self, real: Features, fake: Features) -> Tensor:
         pairs = [(fake[name], real[name].detach()) for name in self.layers]
-        if self.task.paired:
+        if self.config.has_targets:
             distances = [F.l1_loss(f, r) for f, r in pairs]
         else:
             distances = [F.mse_loss(f.mean(0), r.mean(0)) for f, r in pairs]

@@ -20,7 +20,7 @@ from ..dist import World
 from ..loop import Session, Stop
 from ..report import Reporter
 from ..state import State
-from ..tasks import Batch
+from ..tasks import Batch, Data, kind
 from .timing import quotients, wait
 
 
@@ -44,7 +44,8 @@ class OwnStep:
         self.state = State(config, device, World())
         self.at = ordinary_step(self.state, measuring)
         self.layers = self.state.task.plan(self.at).discriminators[0].layers
-        images = tree_map(lambda like: torch.randint_like(like, 256), self.state.task.blank())
+        blank = kind(config.task).blank(config, self.state.world, device)
+        images = tree_map(lambda like: torch.randint_like(like, 256), blank)
         (self.batch,) = self.state.task.prepare(images, 0)
 
     def __call__(self) -> None:
@@ -63,10 +64,13 @@ class OwnStep:
         """A forward of each net."""
         task, batch = self.state.task, self.batch
         image = task.generate(batch).detach()
-        return {
-            "discriminator": lambda: task.discriminators[0](image, None).logits,
-            "generator": lambda: task.generate(batch),
-        }
+
+        def logits() -> Tensor:
+            found = task.discriminators[0](image, None).logits
+            assert isinstance(found, Tensor)
+            return found
+
+        return {"discriminator": logits, "generator": lambda: task.generate(batch)}
 
 
 class TimedState(State):
@@ -85,9 +89,7 @@ class TimedState(State):
         self.ended.append(time.perf_counter())
 
 
-def training_cost(
-    config: Config, train: Any, valid: Any, device: torch.device, folder: Path, steps: int
-) -> dict[str, Any]:
+def training_cost(config: Config, data: Data, device: torch.device, folder: Path, steps: int) -> dict[str, Any]:
     """Train `config` for some steps in a run in `folder`. Gives
 
     - `loop_over_step`: time from the beginning of one step to the next over that of the step itself, median
@@ -104,7 +106,8 @@ def training_cost(
     state = TimedState(config, device)
     state.step = config.full_step
     run = runs.create(folder, None, "bench", config.model_dump(mode="json"), ["fmrun", "bench"])
-    session = Session(run, state, train, valid, Reporter(quiet_rank=True), Stop(), resumed=False)
+    monitor = kind(config.task).monitor(state.task, data)
+    session = Session(run, state, data, monitor, Reporter(quiet_rank=True), Stop(), resumed=False)
     try:
         session.loop()
         pause = time.perf_counter() - state.ended[-1]

@@ -134,11 +134,10 @@ def data_preview(
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
     resolved = resolve(preset, config, as_overrides(set_, data=data, seed=seed), trust_code=trust_code)
     refuse_missing(resolved.data, resolved.task)
-    from ..state import TASKS
+    from ..tasks import kind
 
-    task = TASKS[resolved.task]
-    final, images, _ = task.open(resolved)
+    images = kind(resolved.task).open(resolved)
     clean(out.parent)
-    task.draw_data(final, images, out, rows)
+    images.draw(out, rows)
     emit(escape(str(out)))
     return 0

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from .. import __version__
+from ..config.tables import TASKS
 from ..measures import Measure, measure
 from ..report import Reporter
 from ..runs import make_folder, saving, write_atomic
@@ -62,6 +63,7 @@ def page(comparison: Comparison, drawn: Sequence[Picture] = ()) -> str:
     return environment.get_template("page.html.j2").render(
         c=comparison,
         verdict=verdict(comparison),
+        samples_of=TASKS[comparison.task].samples_of,
         palette=list(zip(figures.COLOURS, figures.DARK, strict=True)),
         swatches=dict(zip((group.name for group in comparison.groups), swatches, strict=True)),
         pictures=[(p.group, p.caption, base64.b64encode(p.png).decode()) for p in drawn],

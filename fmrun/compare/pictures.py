@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from .. import trust
+from ..config.tables import TASKS
 from ..errors import UserError
 from ..grid import encode_png, grid
 from ..report import Reporter
@@ -37,15 +38,15 @@ def pictures(
     that training drew. Groups of which there is none are warned of and left out."""
     groups, budget, found = comparison.groups, BUDGET // len(comparison.groups), []
     chosen = [_representative(group, groups) for group in groups]
-    if comparison.task == "generate":
+    if not TASKS[comparison.task].has_targets:
         trust.admit([named for member in chosen for named in named_code(Run(Path(member.path)))], trust_code)
     for group, member in zip(groups, chosen, strict=True):
         run = Run(Path(member.path))
         try:
-            if comparison.task == "generate":
-                caption, png = _samples(run, seed, budget, device, report)
-            else:
+            if TASKS[comparison.task].has_targets:
                 caption, png = _last_sheet(run, budget)
+            else:
+                caption, png = _samples(run, seed, budget, device, report)
             found.append(Picture(group.name, f"{member.name}, {caption}", png))
         except UserError as error:
             report.warn(f"no picture of {group.name}: {error}")

@@ -12,12 +12,13 @@ from .losses import GanLossConfig, ImageLossConfig, LossesConfig
 from .models import DiscriminatorConfig, GeneratorConfig
 from .optim import AdamConfig, EmaConfig, OptimConfig, ScheduleConfig
 from .run import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
+from .tables import TASKS, TaskName
 
 
 class Config(Section):
     """One experiment, whole. Two runs with equal configs on the same machine are equal to the bit."""
 
-    task: Literal["generate", "upscale"] = "generate"
+    task: TaskName = "generate"
     """What is learned: `generate` (images from noise) or `upscale` (super-resolution)."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -88,6 +89,16 @@ class Config(Section):
     """Measurements on held-out images."""
 
     @property
+    def has_targets(self) -> bool:
+        """Whether every generated image has an original."""
+        return TASKS[self.task].has_targets
+
+    @property
+    def own_nets(self) -> bool:
+        """Whether one of the nets is the user's own."""
+        return self.generator.target is not None or self.discriminator.target is not None
+
+    @property
     def full_step(self) -> int:
         """The first step at which everything acts, penalties included."""
         every = self.losses.gan.penalty_every
@@ -99,12 +110,12 @@ class Config(Section):
     def _belongs_to_task(self) -> "Config":
         """A setting of the other task would be accepted and ignored."""
         g, d = self.generator, self.discriminator
-        if g.target is None and (g.type == "dcgan") != (self.task == "generate"):
-            fits = "dcgan" if self.task == "generate" else "compact, span, realplksr or esrgan"
+        if g.target is None and (g.type == "dcgan") == self.has_targets:
+            fits = "compact, span, realplksr or esrgan" if self.has_targets else "dcgan"
             raise ValueError(f"generator.type '{g.type}' is not for task '{self.task}'; choose {fits}, or a target")
-        if self.task == "generate" and d.target is None and d.type in ("munet", "unet", "patchgan"):
+        if not self.has_targets and d.target is None and d.type in ("munet", "unet", "patchgan"):
             raise ValueError(f"discriminator.type '{d.type}' is for task 'upscale'; choose dcgan, or a target")
-        if self.task == "generate" and self.data.channels == 4:
+        if not self.has_targets and self.data.channels == 4:
             raise ValueError("data.channels 4 is for task 'upscale'; choose 1 or 3")
         if d.norm == "instance" and d.type != "patchgan":
             raise ValueError(f"discriminator.norm 'instance' is for patchgan, not {d.type}")
@@ -132,7 +143,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _balance_has_a_reference(self) -> "Config":
         fm = self.feature_matching
-        if self.task == "generate" and fm.weight > 0 and fm.balance == "gradient" and self.losses.gan.weight == 0:
+        if not self.has_targets and fm.weight > 0 and fm.balance == "gradient" and self.losses.gan.weight == 0:
             raise ValueError(
                 "feature_matching.balance 'gradient' weighs against the adversarial loss, and losses.gan.weight is 0; "
                 "set balance to none"

@@ -4,15 +4,16 @@ from typing import Any
 
 from . import Config, LossesConfig
 from .data import ONLY_GENERATE, ONLY_UPSCALE
+from .tables import FROM_CONDITIONS, FROM_LATENTS
 
 CHAIN, DECAYS = ("chain",), ("linear", "cosine")
 
 ACTS: dict[str, tuple[str, tuple[Any, ...]]] = {
-    **{f"data.{name}": ("task", ("generate",)) for name in ONLY_GENERATE},
-    **{f"data.{name}": ("task", ("upscale",)) for name in ONLY_UPSCALE},
+    **{f"data.{name}": ("task", FROM_LATENTS) for name in ONLY_GENERATE},
+    **{f"data.{name}": ("task", FROM_CONDITIONS) for name in ONLY_UPSCALE},
     **{f"data.degradation.{n}": ("data.degradation.kind", CHAIN) for n in ("passes", "first", "sinc", "kernels")},
     "data.degradation.second": ("data.degradation.passes", (2,)),
-    "generator.latent_dim": ("task", ("generate",)),
+    "generator.latent_dim": ("task", FROM_LATENTS),
     "generator.width": ("generator.type", ("dcgan",)),
     "generator.features": ("generator.type", ("compact", "span", "realplksr", "esrgan")),
     "generator.blocks": ("generator.type", ("compact", "realplksr", "esrgan")),
@@ -35,9 +36,9 @@ ACTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "feature_matching.directions": ("feature_matching.match", ("sliced",)),
     "feature_matching.balance_decay": ("feature_matching.balance", ("gradient",)),
     **{f"optim.schedule.{n}": ("optim.schedule.decay", DECAYS) for n in ("decay_start", "decay_end", "final_factor")},
-    **{f"eval.{name}": ("task", ("generate",)) for name in ("kid_every", "kid_num", "kid_extractor")},
-    "eval.perceptual": ("task", ("upscale",)),
-    **{f"losses.{name}": ("task", ("upscale",)) for name in LossesConfig.model_fields if name != "gan"},
+    **{f"eval.{name}": ("task", FROM_LATENTS) for name in ("kid_every", "kid_num", "kid_extractor")},
+    "eval.perceptual": ("task", FROM_CONDITIONS),
+    **{f"losses.{name}": ("task", FROM_CONDITIONS) for name in LossesConfig.model_fields if name != "gan"},
     "compile_mode": ("compile", (True,)),
 }
 """A setting or section, the setting that it depends on, and the values of that with which it acts. A net of the user's

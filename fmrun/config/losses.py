@@ -229,6 +229,12 @@ class LossesConfig(Section):
     """Learned perceptual image patch similarity (Zhang et al. 2018); extra `perceptual`."""
 
     @property
+    def of_batch(self) -> tuple[str, ...]:
+        """Losses that compare batches, not images: on micro-batches they are others."""
+        c = self.frequency
+        return ("frequency",) if c is not None and c.weight > 0 and (c.average_spectrum or c.batch_weights) else ()
+
+    @property
     def image(self) -> dict[str, ImageLossConfig]:
         """The losses between a generated image and its original that are there, by name."""
         present = {name: getattr(self, name) for name in type(self).model_fields if name != "gan"}

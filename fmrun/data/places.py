@@ -4,26 +4,21 @@ import os
 from pathlib import Path
 
 from ..config.data import DataConfig
+from ..config.tables import TASKS
 from ..errors import UserError, nearest
 
 PATHS = ("path", "valid_path", "lr_path", "valid_lr_path")
 """Fields of `data` that name images."""
 
-SCHEMES = {"generate": ("bundled:", "torchvision:"), "upscale": ("bundled:",)}
-"""What a path of each task begins with that is no path."""
-
 NAMED = 5
 """So many files are named; the rest are counted."""
-
-WANTED = {"generate": "a folder or file of images", "upscale": "a folder of images"}
 
 
 def located(data: DataConfig, task: str) -> DataConfig:
     """The section with paths that mean the same in every folder. Links in them stay links."""
     paths = {name: path for name in PATHS if (path := getattr(data, name)) is not None and not is_named(path, task)}
-    if (
-        any(str(path).lower().startswith("torchvision:") for path in (data.path, data.valid_path))
-        and task == "generate"
+    if any(
+        is_named(path, task) and path.lower().startswith("torchvision:") for path in (data.path, data.valid_path or "")
     ):
         paths["root"] = data.root
     return data.model_copy(update={name: path if "://" in path else _absolute(path) for name, path in paths.items()})
@@ -56,12 +51,12 @@ def few(names: list[str]) -> str:
 
 def is_named(path: str, task: str) -> bool:
     """Whether `path` is the name of a data set and no path."""
-    return path.lower().startswith(SCHEMES[task])
+    return path.lower().startswith(TASKS[task].schemes)
 
 
 def missing(path: str, task: str) -> str | None:
     """Why nothing can be read at `path`, and what to do: the second half of a sentence. None if something is there."""
-    wanted = WANTED[task]
+    wanted = TASKS[task].data
     try:
         Path(path).expanduser().stat()
     except PermissionError:

@@ -16,6 +16,7 @@ import torch
 
 from .. import checkpoint, trust
 from ..config import Config
+from ..config.tables import TASKS
 from ..data.places import refuse_missing
 from ..errors import UserError
 from ..measures import lone_precision
@@ -23,8 +24,8 @@ from ..presets import Override, from_json, revise
 from ..report import Reporter, format_cell
 from ..runs import Run
 from ..sample import load_source, named_code
-from ..state import TASKS
 from ..tables import Table
+from ..tasks import Data, kind
 
 FREE = (
     "data.path",
@@ -70,12 +71,12 @@ def evaluate(
     """
     configs = [_config(target, asked.overrides) for target in targets]
     trust.admit([named for target in targets for named in named_code(target)], trust_code)
-    odd = next((i for i, config in enumerate(configs) if config.task != configs[0].task), None)
-    if odd is not None:
-        raise UserError(
-            f"{_name(targets[0])} is of task '{configs[0].task}' and {_name(targets[odd])} of '{configs[odd].task}', "
-            "which have no score in common; evaluate them in two commands"
-        )
+    by_kind = {
+        config.has_targets: (_name(target), config.task) for target, config in zip(targets, configs, strict=True)
+    }
+    if len(by_kind) > 1:
+        said = " and ".join(f"{name} is of task '{task}'" for name, task in by_kind.values())
+        raise UserError(f"{said}, which have no score in common; evaluate them in two commands")
     for target, config in zip(targets, configs, strict=True):
         given = any(override.key == "data.path" for override in asked.overrides)
         way_out = "" if given else f"; to measure {_name(target)} against other images: --data PATH"
@@ -110,8 +111,8 @@ def evaluate(
 
 
 def _of(task: str) -> Any:
-    """The module of a task, with its `Measure` and `rows`: each needs what the other does not."""
-    return import_module(f".{task}", __name__)
+    """The module with the `Measure` and `rows` of a task: each needs what the other does not."""
+    return import_module(".restored" if TASKS[task].has_targets else ".distribution", __name__)
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -133,10 +134,9 @@ def _config(target: Run | Path, overrides: Sequence[Override]) -> Config:
     return revise(data, overrides, FREE)
 
 
-def opened(config: Config, report: Reporter, **options: bool) -> tuple[Config, Any, Any]:
-    """The config with what its data settle, training images, and those held out of them or None. `options` are the
-    task's own."""
-    return TASKS[config.task].open(config, report.counting("checking images"), **options)
+def opened(config: Config, report: Reporter) -> Data:
+    """Images to measure on."""
+    return kind(config.task).open(config, report.counting("checking images"), trained=False)
 
 
 def _wanted(target: Run | Path, asked: Asked) -> list[Path]:

@@ -16,7 +16,7 @@ from . import pixel
 from .frequency import focal_frequency
 from .perceptual import DistsLoss, LpipsLoss, feature_loss
 
-NAMES = {"mobilenet": "mobilenetperceptualloss"}
+LOG_NAMES = {"mobilenet": "mobilenetperceptualloss"}
 """What a loss is called in the log, where not as its section: it must not be taken for the usual perceptual loss."""
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -88,12 +88,6 @@ class ImageLosses:
         """Weight of every section's loss at `step`."""
         return {name: strength(c, step) for name, c in self.configs.items()}
 
-    @property
-    def whole_batch(self) -> tuple[str, ...]:
-        """Sections whose loss is of the batch, not of its images: on micro-batches they are another loss."""
-        c = self.config.frequency if "frequency" in self.configs else None
-        return ("frequency",) if c is not None and (c.average_spectrum or c.batch_weights) else ()
-
     def __call__(
         self, image: Tensor, target: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
     ) -> dict[str, Tensor]:
@@ -105,7 +99,7 @@ class ImageLosses:
         with torch.no_grad():
             target = _unit(target)
         with torch.autocast(image.device.type, enabled=False):
-            return {NAMES.get(name, name): self._loss(name, _unit(image), target) * weights[name] for name in names}
+            return {LOG_NAMES.get(name, name): self._loss(name, _unit(image), target) * weights[name] for name in names}
 
     def _loss(self, name: str, image: Tensor, target: Tensor) -> Tensor:
         function, config = self.functions[name], self.configs[name]

@@ -17,7 +17,7 @@ from .reals import Library, apart
 
 def extractor_name(config: Config, device: torch.device) -> str | None:
     """The extractor that a run would be measured with; None if it is not, or there is none."""
-    if config.task != "generate" or not config.eval.kid_every:
+    if config.has_targets or not config.eval.kid_every:
         return None
     if config.eval.kid_extractor != "auto":
         return config.eval.kid_extractor
@@ -65,7 +65,7 @@ class TrainingKid:
 
 def why_not(config: Config, train: Images, extractor: str | None) -> str | None:
     """A sentence on why KID is not measured in a run that would have it measured; None if it is, or nobody wants it."""
-    if config.task != "generate" or not 0 < config.eval.kid_every <= config.train.steps:
+    if not 0 < config.eval.kid_every <= config.train.steps:
         return None
     if extractor is None:
         return f"KID is not measured in training, for there is no feature extractor on this machine: {HOW}"

@@ -63,6 +63,6 @@ def _check(
             dry_run(config, Reporter(quiet_rank=True), World())
         except FmrunError as error:
             raise UserError(f"{one.name}: {error}") from None
-        if config.task == "generate" and available() is None:
+        if not config.has_targets and available() is None:
             unscored = f"there is no feature extractor on this machine: {HOW}"
     return gpus, unscored

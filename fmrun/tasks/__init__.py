@@ -1,22 +1,38 @@
-"""Tasks: what is learned. A task owns its nets and losses; the step owns the order in which they are called."""
+"""Tasks: what is learned. A task owns its nets and losses; the step owns the order in which they are called.
+
+A task is a module of this folder with a `KIND`, and a row in `config/tables.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..augment import NUMBERS, augment
-from ..config import GanLossConfig
+from ..config import Config, GanLossConfig
 from ..config.losses import ramped
+from ..data.feed import Feed, PairBatch
+from ..data.files import Progress
+from ..data.pairs import Pairs
+from ..data.store import Images
+from ..dist import World
 from ..feature_matching import FeatureMatching
 from ..feature_matching.discriminator import Discriminator, DiscriminatorOutput, at_each_scale, read
 from ..feature_matching.statistics import at_least_float32
 from ..losses.adversarial import PAIRED
+
+Raw = Tensor | PairBatch
+"""What a feed gives: images, uint8 (b, C, H, W), or pairs of them."""
+
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,7 @@ class DiscriminatorRole:
         self,
         name: str,
         net: nn.Module,
+        image: Shape,
         *,
         gan: GanLossConfig,
         matching: FeatureMatching | None,
@@ -119,6 +136,8 @@ class DiscriminatorRole:
     ):
         assert isinstance(net, Discriminator)
         self.name, self.net, self.gan, self.matching = name, net, gan, matching
+        self.image = image
+        """Shape (C, H, W) of the images that it is trained on."""
         self.policy, self.trained, self.precision = policy, trained, precision
         self.compiled: nn.Module = net
         """Compiled, where the config asks for it; the same parameters as `net`."""
@@ -185,12 +204,17 @@ class Task(Protocol):
     """What the step and the loop need of a task."""
 
     generator: nn.Module
+    average: nn.Module
+    """The moving average of the generator."""
     discriminators: tuple[DiscriminatorRole, ...]
+    precision: torch.dtype
 
     def plan(self, step: int) -> StepPlan: ...
 
-    def prepare(self, raw: Any, draw: int) -> list[Batch]:
-        """Micro-batches of global draw number `draw` from this process's uint8 images (b, C, H, W)."""
+    def scalars(self) -> StepScalars: ...
+
+    def prepare(self, raw: Raw, draw: int) -> list[Batch]:
+        """Micro-batches of global draw number `draw` from this process's images as its feed gives them."""
         ...
 
     def generate(self, batch: Batch) -> Tensor:
@@ -204,6 +228,87 @@ class Task(Protocol):
     def image_losses(
         self, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
     ) -> dict[str, Tensor]:
-        """Those of `image_weights` that are named, by what the log calls them, times their weights. Each has a graph of its
-        own, so that they can be differentiated one after the other."""
+        """Those of `image_weights` that are named, times their weights. Each has a graph of its own, so that they can be
+        differentiated one after the other."""
         ...
+
+    def fit_average(self) -> None:
+        """Fit the batch norm of the averaged generator to its weights."""
+        ...
+
+    def eager(self) -> AbstractContextManager[None]:
+        """Inside, nets run uncompiled: what happens once is not worth compiling, and hooks are seen."""
+        ...
+
+
+class Data(Protocol):
+    """A run's images, opened and checked."""
+
+    @property
+    def config(self) -> Config:
+        """With what the images settle, as `data.channels`."""
+        ...
+
+    @property
+    def train(self) -> Images | Pairs: ...
+
+    @property
+    def valid(self) -> Images | Pairs | None:
+        """Those held out of training."""
+        ...
+
+    def feed(self, world: World, device: torch.device, start: int, *, cache: str = "auto", workers: int = 0) -> Feed:
+        """This process's share of the images of each draw, from draw `start` on."""
+        ...
+
+    def describe(self) -> str: ...
+
+    def draw(self, path: Path, rows: int) -> None:
+        """Write a sheet of the first images that training sees, in its order."""
+        ...
+
+
+class Monitor(Protocol):
+    """What is seen of the averaged generator while it is trained."""
+
+    names: tuple[str, ...]
+    """The keys of `held_out`."""
+
+    @property
+    def generated(self) -> Callable[[int], Iterator[Tensor]] | None:
+        """Makes so many images, uint8 (n, C, H, W), a few hundred at a time, the same latents every time; None where
+        images are not made from latents."""
+        ...
+
+    def held_out(self, count: int) -> dict[str, float]:
+        """Measurements on `count` held-out images."""
+        ...
+
+    def preview(self, count: int) -> Tensor:
+        """A sheet, uint8 (C, H, W), of `count` images that are the same every time."""
+        ...
+
+
+class Open(Protocol):
+    def __call__(self, config: Config, progress: Progress | None = None, *, trained: bool = True) -> Data:
+        """Open and check the images. Without `trained` they are only measured on, and may be too small to train on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The parts of a task, each made when it is needed."""
+
+    task: Callable[[Config, torch.device, World], Task]
+    generator: Callable[[Config, int], nn.Module]
+    """The generator of images of so many channels with its first weights, on the CPU."""
+    open: Open
+    monitor: Callable[[Task, Data], Monitor]
+    blank: Callable[[Config, World, torch.device], Raw]
+    """A batch in place of data, to see what fits in memory."""
+
+
+def kind(name: str) -> Kind:
+    """The parts of the task of this name, one of `config.tables.TASKS`."""
+    found: Kind = import_module(f".{name}", __name__).KIND
+    return found

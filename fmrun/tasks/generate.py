@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from ..models.dcgan import DcganGenerator
 from ..models.norm import restored_buffers
 from ..models.weights import load_weights
 from ..rng import torch_generator
-from . import Batch
+from . import Batch, Data, Kind, Raw, Task
 from .pair import PairTask
 
 CALIBRATION_IMAGES = 512
@@ -56,53 +56,14 @@ def latents(seed: int, stream: str, indices: Sequence[int], latent_dim: int) -> 
 class Generate(PairTask):
     """Generator and discriminator of images from noise, with everything they are trained by."""
 
-    held_out_names = ("eval/d_train", "eval/d_valid", "eval/d_fake", "eval/overfit")
-    image_loss_names: tuple[str, ...] = ()
-    paired = False
-    """Whether every generated image has an original."""
-    batch_losses: tuple[str, ...] = ()
-    sample_hint = ""
-
     def __init__(self, config: Config, device: torch.device, world: World):
         channels, size = config.data.channels, config.data.image_size
         assert channels is not None
-        super().__init__(config, device, world, build_generator(config, channels), (channels, size, size))
+        super().__init__(config, device, world, (channels, size, size))
 
-    @staticmethod
-    def open(config: Config, progress: Progress | None = None) -> tuple[Config, Images, Images | None]:
-        """Training and held-out images, checked whole, and the config with what they settle."""
-        train, valid = open_images(config.data, config.seed, progress)
-        data = config.data.model_copy(update={"channels": train.channels})
-        return config.model_copy(update={"data": data}), train, valid
-
-    def feed(self, images: Images, *, cache: str, workers: int, start: int) -> Feed:
-        """This process's share of the real images of each draw, from draw `start` on."""
-        config = self.config
-        part = self.world.local_slice(config.train.batch_size)
-        windows = Windows(
-            images, seed=config.seed, global_batch=config.train.batch_size, part=part, hflip=config.data.hflip
-        )
-        return Feed(windows, device=self.device, cache=cache, workers=workers, start=start)
-
-    @staticmethod
-    def draw_data(config: Config, images: Images, path: Path, rows: int) -> None:
-        """Write a sheet of the first images that training sees, in its order."""
-        shown = images.read(order(config.seed, len(images), 0, 8 * rows))
-        save_png(grid(to_float(shown), 8), path)
-
-    def blank(self) -> Tensor:
-        """A batch in place of data, to see what fits in memory."""
-        part = self.world.local_slice(self.config.train.batch_size)
-        return torch.zeros(part.stop - part.start, *self.image, dtype=torch.uint8, device=self.device)
-
-    @staticmethod
-    def describe(train: Images, valid: Images | None) -> str:
-        held = f" + {len(valid)} held out" if valid is not None else ""
-        images = "image" if len(train) == 1 and valid is None else "images"
-        return f"{len(train)}{held} {images}, {train.channels} × {train.size} × {train.size}"
-
-    def prepare(self, raw: Tensor, draw: int) -> list[Batch]:
+    def prepare(self, raw: Raw, draw: int) -> list[Batch]:
         """Latents and augmentation are drawn for the global batch and sliced."""
+        assert isinstance(raw, Tensor)
         config, world = self.config, self.world
         whole = config.train.batch_size
         part = world.local_slice(whole)
@@ -129,11 +90,6 @@ class Generate(PairTask):
         assert batch.noise is not None
         return self.run(self.forward, batch.noise)
 
-    def image_losses(
-        self, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
-    ) -> dict[str, Tensor]:
-        return {}
-
     def fit_average(self) -> None:
         """Fit the averaged generator's batch norm to its weights, on latents that are the same every time."""
         size = min(self.config.train.batch_size, CALIBRATION_IMAGES)
@@ -144,50 +100,92 @@ class Generate(PairTask):
                 yield torch.randn(size, self.config.generator.latent_dim, generator=rng).to(self.device, self.dtype)
 
         self.copy_buffers()
-        with torch.random.fork_rng(enabled=self.own_nets):  # what a net of the user's own draws
-            if self.own_nets:
+        with torch.random.fork_rng(enabled=self.config.own_nets):  # what a net of the user's own draws
+            if self.config.own_nets:
                 torch.manual_seed(0)
             with torch.no_grad(), self.autocast():
                 update_bn(noises(), self.average)
 
     @torch.no_grad()
-    def preview(self, images: Images, count: int) -> Tensor:
-        """A sheet, uint8 (C, H', W'), of the averaged generator's images of latents that are the same every time."""
-        noise = latents(self.config.seed, "preview", range(count), self.config.generator.latent_dim)
-        self.average.eval()
-        made = [self.run(self.average, part.to(self.device, self.dtype)) for part in noise.split(256)]
-        return grid(torch.cat(made))
-
-    @torch.no_grad()
-    def generated(self, count: int) -> Iterator[Tensor]:
-        """Images of the averaged generator, uint8 (n, C, H, W), a few hundred at a time, of latents that are the same
-        every time."""
-        noise = latents(self.config.seed, "preview", range(count), self.config.generator.latent_dim)
+    def images(self, noise: Tensor) -> Iterator[Tensor]:
+        """Images of the averaged generator, a few hundred at a time."""
         self.average.eval()
         for part in noise.split(256):
-            yield to_uint8(self.run(self.average, part.to(self.device, self.dtype)))
+            yield self.run(self.average, part.to(self.device, self.dtype))
+
+
+class GenerateData:
+    """Training and held-out images."""
+
+    def __init__(self, config: Config, progress: Progress | None = None, *, trained: bool = True):
+        self.train, self.valid = open_images(config.data, config.seed, progress)
+        data = config.data.model_copy(update={"channels": self.train.channels})
+        self.config = config.model_copy(update={"data": data})
+
+    def feed(self, world: World, device: torch.device, start: int, *, cache: str = "auto", workers: int = 0) -> Feed:
+        config = self.config
+        windows = Windows(
+            self.train,
+            seed=config.seed,
+            global_batch=config.train.batch_size,
+            part=world.local_slice(config.train.batch_size),
+            hflip=config.data.hflip,
+        )
+        return Feed(windows, device=device, cache=cache, workers=workers, start=start)
+
+    def describe(self) -> str:
+        train, valid = self.train, self.valid
+        held = f" + {len(valid)} held out" if valid is not None else ""
+        images = "image" if len(train) == 1 and valid is None else "images"
+        return f"{len(train)}{held} {images}, {train.channels} × {train.size} × {train.size}"
+
+    def draw(self, path: Path, rows: int) -> None:
+        images = self.train.read(order(self.config.seed, len(self.train), 0, 8 * rows))
+        save_png(grid(to_float(images), 8), path)
+
+
+class GenerateMonitor:
+    """Images of the averaged generator, and what the discriminator says of held-out ones."""
+
+    names: tuple[str, ...] = ("eval/d_train", "eval/d_valid", "eval/d_fake", "eval/overfit")
+
+    def __init__(self, task: Task, data: Data):
+        assert isinstance(task, Generate)
+        self.task, self.data = task, data
+
+    def _latents(self, count: int) -> Tensor:
+        config = self.task.config
+        return latents(config.seed, "preview", range(count), config.generator.latent_dim)
+
+    def generated(self, count: int) -> Iterator[Tensor]:
+        return (to_uint8(images) for images in self.task.images(self._latents(count)))
+
+    def preview(self, count: int) -> Tensor:
+        return grid(torch.cat(list(self.task.images(self._latents(count)))))
 
     @torch.no_grad()
-    def held_out(self, train: Images, valid: Images, count: int) -> dict[str, float]:
+    def held_out(self, count: int) -> dict[str, float]:
         """Mean logits of training, held-out and generated images, and by how much the discriminator overfits:
         (train - valid) / (train - generated), 0 for a stranger to its training images, 1 for one who knows them by
         heart (Karras et al. 2020, StyleGAN2-ADA, eq. 1)."""
-        role = self.discriminators[0]
+        task, train, valid = self.task, self.data.train, self.data.valid
+        assert isinstance(train, Images)
+        assert isinstance(valid, Images)
+        role = task.discriminators[0]
         count = min(count, len(train), len(valid))
-        size = min(
-            count, self.config.train.batch_size
-        )  # a net may take no other, as one that compares a batch's images
+        # a net may take no other, as one that compares a batch's images
+        size = min(count, task.config.train.batch_size)
         rounds = count // size
-        sums = torch.zeros(3, device=self.device, dtype=self.dtype)
-        noise = latents(self.config.seed, "preview", range(size * rounds), self.config.generator.latent_dim)
+        sums = torch.zeros(3, device=task.device, dtype=task.dtype)
+        noise = self._latents(size * rounds)
         shares = [share(images, size * rounds) for images in (train, valid)]
-        nets = self.generator, role.net
+        nets = task.generator, role.net
         with frozen_running_stats(*nets), restored_buffers(*nets):
             for i in range(rounds):
                 part = slice(i * size, (i + 1) * size)
-                looked = [chosen.images.read(chosen.indices[part]).to(self.device) for chosen in shares]
-                real, held = (to_float(images, self.dtype) for images in looked)
-                fake = self.run(self.generator, noise[part.start : part.stop].to(self.device, self.dtype))
+                looked = [chosen.images.read(chosen.indices[part]).to(task.device) for chosen in shares]
+                real, held = (to_float(images, task.dtype) for images in looked)
+                fake = task.run(task.generator, noise[part.start : part.stop].to(task.device, task.dtype))
                 for k, images in enumerate((real, held, fake)):
                     images = images.contiguous(memory_format=torch.channels_last)
                     logits = role(images, role.mildest(images)).logits
@@ -199,3 +197,12 @@ class Generate(PairTask):
         if gap > 0:
             row["eval/overfit"] = (on_train - on_valid) / gap
         return row
+
+
+def blank(config: Config, world: World, device: torch.device) -> Tensor:
+    part = world.local_slice(config.train.batch_size)
+    shape = (config.data.channels or 3, config.data.image_size, config.data.image_size)
+    return torch.zeros(part.stop - part.start, *shape, dtype=torch.uint8, device=device)
+
+
+KIND = Kind(Generate, build_generator, GenerateData, GenerateMonitor, blank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,9 +25,7 @@ from ..models.unet import UNet
 from ..models.weights import load_weights
 from ..precision import choose_precision, storage_dtype
 from ..rng import torch_generator
-from . import DiscriminatorRole, StepPlan, StepScalars
-
-Shape = tuple[int, int, int]
+from . import Batch, DiscriminatorRole, Shape, StepPlan, StepScalars, kind
 
 
 def _dcgan(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
@@ -115,17 +113,15 @@ class PairTask:
         config: the experiment; `data.channels` resolved.
         device: where to train.
         world: the processes that share the global batch.
-        generator: with its first weights.
         image: shape (C, H, W) of the images that the discriminator sees in training.
     """
 
-    def __init__(self, config: Config, device: torch.device, world: World, generator: nn.Module, image: Shape):
-        self.config, self.device, self.world, self.image = config, device, world, image
-        self.own_nets = config.generator.target is not None or config.discriminator.target is not None
+    def __init__(self, config: Config, device: torch.device, world: World, image: Shape):
+        self.config, self.device, self.world = config, device, world
         self.precision = choose_precision(config.precision, device)
         self.dtype = storage_dtype(self.precision)
 
-        self.generator = placed(generator, device, self.dtype)
+        self.generator = placed(kind(config.task).generator(config, image[0]), device, self.dtype)
         self.average = twin_of(self.generator)
         net = placed(build_discriminator(config, image), device, self.dtype)
         matching = feature_matching(config, net, image) if config.feature_matching.weight > 0 else None
@@ -135,6 +131,7 @@ class PairTask:
         role = DiscriminatorRole(
             "discriminator",
             net,
+            image,
             gan=gan,
             matching=matching,
             policy=config.train.augment,
@@ -177,6 +174,11 @@ class PairTask:
 
     def image_weights(self, step: int) -> dict[str, float]:
         """Weight at `step` of every generator loss that no discriminator judges."""
+        return {}
+
+    def image_losses(
+        self, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
+    ) -> dict[str, Tensor]:
         return {}
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from ..data.preview import write_preview
 from ..dist import World
 from ..errors import UserError
 from ..grid import to_uint8
-from ..losses.image import NAMES, ImageLosses
+from ..losses.image import ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
 from ..metrics.perceptual import perceptual_metrics
 from ..metrics.reals import shuffled
@@ -43,7 +43,7 @@ from ..report import warn_once
 from ..rng import torch_generator
 from ..tiling import Tiles
 from ..tiling import upscale as upscale_in_tiles
-from . import Batch
+from . import Batch, Data, Kind, Raw, Task
 from .pair import PairTask
 
 PARAMS = {name: architecture.params for name, architecture in ARCHITECTURES.items()}
@@ -170,83 +170,21 @@ def restored(
 class Upscale(PairTask):
     """Generator and discriminator of super-resolution, with everything they are trained by."""
 
-    sample_hint = " --input PHOTO"
-    paired = True
-
     def __init__(self, config: Config, device: torch.device, world: World):
         channels, side = config.data.channels, config.data.patch_size
         assert channels is not None
-        super().__init__(config, device, world, build_generator(config, channels), (channels, side, side))
+        super().__init__(config, device, world, (channels, side, side))
         self.average.eval()
-        self.tiling = tile_field(config, channels, self.generator)
-        self.perceptual = perceptual_metrics(device, config.eval.perceptual, 1) if config.eval.every else {}
         self.losses = ImageLosses(
             config.losses, device, world, batch_size=config.train.batch_size, precision=self.precision
         )
 
-    @property
-    def held_out_names(self) -> tuple[str, ...]:
-        names = ("psnr_y", "ssim_y", *self.perceptual)
-        return tuple(f"eval/{name}{suffix}" for name in names for suffix in ("", "_bicubic"))
-
-    @staticmethod
-    def open(
-        config: Config, progress: Progress | None = None, trained: bool = True
-    ) -> tuple[Config, Pairs, Pairs | None]:
-        """Training and validation pairs, checked whole, and the config with what they settle. Without `trained` they are
-        only measured on, and may be smaller than a patch."""
-        d = config.data
-        described(config, d.channels or 3)  # what no data could mend is said before they are read
-        train, valid = open_pairs(d, config.seed, progress, trained)
-        if valid is not None or not trained:
-            _refuse_tiny(valid if valid is not None else train)
-        data = d.model_copy(update={"channels": train.channels})
-        generator = config.generator
-        known = PARAMS[generator.type] if generator.target is None else ()
-        left = [key for key, value in _params(config).items() if value is None and key in known]
-        # once settled they are in the run's config, and the file is needed no more
-        if left and generator.init is not None and not _is_checkpoint(generator.init):
-            own = read_pretrained(generator.init).upscaler.params  # the file decides what the config leaves open
-            generator = generator.model_copy(update={key: own[key] for key in left if key in own})
-        return config.model_copy(update={"data": data, "generator": generator}), train, valid
-
-    def feed(self, pairs: Pairs, *, cache: str, workers: int, start: int) -> Feed:
-        """This process's share of the patches of each draw, from draw `start` on."""
-        config = self.config
-        windows = Windows(
-            pairs,
-            seed=config.seed,
-            global_batch=config.train.batch_size,
-            part=self.world.local_slice(config.train.batch_size),
-            patch_size=config.data.patch_size,
-            hflip=config.data.hflip,
-            rotate=config.data.rotate,
-            crops_per_image=config.data.crops_per_image,
-        )
-        return Feed(windows, device=self.device, cache=cache, workers=workers, start=start)
-
-    @staticmethod
-    def draw_data(config: Config, pairs: Pairs, path: Path, rows: int) -> None:
-        """Write a sheet of the first patches that training sees, beside what they are made from."""
-        write_preview(pairs, path, seed=config.seed, patch_size=config.data.patch_size, rows=rows)
-
-    def blank(self) -> PairBatch:
-        """A batch in place of data, to see what fits in memory."""
-        part = self.world.local_slice(self.config.train.batch_size)
-        high = torch.zeros(part.stop - part.start, *self.image, dtype=torch.uint8, device=self.device)
-        return PairBatch(high[..., :: self.config.data.scale, :: self.config.data.scale], high)
-
-    @staticmethod
-    def describe(train: Pairs, valid: Pairs | None) -> str:
-        held = f" + {len(valid)} held out" if valid is not None else ""
-        low = {"files": "from files", "bicubic": "by bicubic", "chain": "by random degradations"}[train.made_by]
-        return f"{len(train)}{held} photographs, ×{train.scale}, {train.channels} channels, low resolution {low}"
-
-    def prepare(self, raw: PairBatch, draw: int) -> list[Batch]:
+    def prepare(self, raw: Raw, draw: int) -> list[Batch]:
         """Patches in [-1, 1]; augmentation is drawn for the global batch and sliced."""
+        assert isinstance(raw, PairBatch)
         config, whole = self.config, self.config.train.batch_size
         count = config.train.accumulate
-        numbers: list[Any] = [None] * count
+        numbers: list[Tensor | None] = [None] * count
         if config.train.augment:
             rng = torch_generator(config.seed, "augment", draw, device=self.device)
             drawn = torch.rand(2, whole, NUMBERS, generator=rng, device=self.device)[:, self.world.local_slice(whole)]
@@ -268,14 +206,6 @@ class Upscale(PairTask):
         assert batch.condition is not None
         return self._upscale(self.forward, batch.condition)
 
-    @property
-    def image_loss_names(self) -> tuple[str, ...]:
-        return tuple(NAMES.get(name, name) for name in self.losses.configs)
-
-    @property
-    def batch_losses(self) -> tuple[str, ...]:
-        return self.losses.whole_batch
-
     def image_weights(self, step: int) -> dict[str, float]:
         return self.losses.weights(step)
 
@@ -289,19 +219,82 @@ class Upscale(PairTask):
         self.copy_buffers()
         settle(self.average)
 
+
+class UpscaleData:
+    """Training and validation pairs, checked whole."""
+
+    def __init__(self, config: Config, progress: Progress | None = None, *, trained: bool = True):
+        d = config.data
+        described(config, d.channels or 3)  # what no data could mend is said before they are read
+        self.train, self.valid = open_pairs(d, config.seed, progress, trained)
+        if self.valid is not None or not trained:
+            _refuse_tiny(self.valid if self.valid is not None else self.train)
+        data = d.model_copy(update={"channels": self.train.channels})
+        generator = config.generator
+        known = PARAMS[generator.type] if generator.target is None else ()
+        left = [key for key, value in _params(config).items() if value is None and key in known]
+        # once settled they are in the run's config, and the file is needed no more
+        if left and generator.init is not None and not _is_checkpoint(generator.init):
+            own = read_pretrained(generator.init).upscaler.params  # the file decides what the config leaves open
+            generator = generator.model_copy(update={key: own[key] for key in left if key in own})
+        self.config = config.model_copy(update={"data": data, "generator": generator})
+
+    def feed(self, world: World, device: torch.device, start: int, *, cache: str = "auto", workers: int = 0) -> Feed:
+        config = self.config
+        windows = Windows(
+            self.train,
+            seed=config.seed,
+            global_batch=config.train.batch_size,
+            part=world.local_slice(config.train.batch_size),
+            patch_size=config.data.patch_size,
+            hflip=config.data.hflip,
+            rotate=config.data.rotate,
+            crops_per_image=config.data.crops_per_image,
+        )
+        return Feed(windows, device=device, cache=cache, workers=workers, start=start)
+
+    def describe(self) -> str:
+        train, valid = self.train, self.valid
+        held = f" + {len(valid)} held out" if valid is not None else ""
+        low = {"files": "from files", "bicubic": "by bicubic", "chain": "by random degradations"}[train.made_by]
+        return f"{len(train)}{held} photographs, ×{train.scale}, {train.channels} channels, low resolution {low}"
+
+    def draw(self, path: Path, rows: int) -> None:
+        """Beside what the patches are made from."""
+        write_preview(self.train, path, seed=self.config.seed, patch_size=self.config.data.patch_size, rows=rows)
+
+
+class UpscaleMonitor:
+    """Photographs upscaled by the averaged generator, beside bicubic upscaling and their originals."""
+
+    generated = None
+
+    def __init__(self, task: Task, data: Data):
+        assert isinstance(task, Upscale)
+        assert isinstance(data, UpscaleData)
+        self.task: Upscale = task
+        config = task.config
+        self.pairs: Pairs = data.valid if data.valid is not None else data.train
+        self.field: Tiling = tile_field(config, data.train.channels, task.generator)
+        self.perceptual: dict[str, nn.Module] = {}
+        if config.eval.every:
+            self.perceptual = perceptual_metrics(task.device, config.eval.perceptual, 1)
+        measured = ("psnr_y", "ssim_y", *self.perceptual)
+        self.names = tuple(f"eval/{name}{suffix}" for name in measured for suffix in ("", "_bicubic"))
+
     def upscale(self, low: Tensor) -> Tensor:
         """An image (C, h, w), uint8, by the averaged generator, in tiles: (1, C, scale h, scale w) in [0, 1]."""
-        return upscaled(self.average, low, self.tiling, self.config.data.scale)
+        return upscaled(self.task.average, low, self.field, self.task.config.data.scale)
 
     def bicubic(self, low: Tensor) -> Tensor:
         """What has to be beaten: (1, C, scale h, scale w) in [0, 1]."""
-        return bicubic(low.to(self.device, self.dtype), self.config.data.scale)
+        return bicubic(low.to(self.task.device, self.task.dtype), self.task.config.data.scale)
 
     @torch.no_grad()
-    def preview(self, pairs: Pairs, count: int) -> Tensor:
-        """A sheet, uint8 (C, H', W'): middles of the first images, low resolution | bicubic | generated | original."""
-        rows = []
-        scale, gap = self.config.data.scale, 4
+    def preview(self, count: int) -> Tensor:
+        """Middles of the first images: low resolution | bicubic | generated | original."""
+        pairs, rows = self.pairs, []
+        scale, gap = pairs.scale, 4
         for index in range(min(count, len(pairs))):
             low, high = pairs.whole(index)
             side = min(PREVIEW_SIDE // scale, *low.shape[1:])
@@ -323,11 +316,21 @@ class Upscale(PairTask):
         top = torch.full((rows[0].shape[0], gap, rows[0].shape[2]), 255, dtype=torch.uint8)
         return torch.cat([top, *rows], 1)
 
-    def held_out(self, train: Pairs, valid: Pairs, count: int) -> dict[str, float]:
+    def held_out(self, count: int) -> dict[str, float]:
         """PSNR and SSIM of luma, and the perceptual distance, over whole validation images, of the averaged generator and
         of bicubic upscaling."""
         found = {
-            suffix: restored(way, valid, count, self.perceptual)
+            suffix: restored(way, self.pairs, count, self.perceptual)
             for suffix, way in (("", self.upscale), ("_bicubic", self.bicubic))
         }
         return {f"eval/{name}{suffix}": value for suffix, own in found.items() for name, value in own.items()}
+
+
+def blank(config: Config, world: World, device: torch.device) -> PairBatch:
+    part, side, scale = world.local_slice(config.train.batch_size), config.data.patch_size, config.data.scale
+    shape = (part.stop - part.start, config.data.channels or 3, side, side)
+    high = torch.zeros(shape, dtype=torch.uint8, device=device)
+    return PairBatch(high[..., ::scale, ::scale], high)
+
+
+KIND = Kind(Upscale, build_generator, UpscaleData, UpscaleMonitor, blank)

@@ -16,6 +16,7 @@ from ..metrics.perceptual import METRICS, perceptual_metrics
 from ..metrics.reals import shown
 from ..report import Reporter
 from ..sample import Source
+from ..tasks import Data
 from ..tasks.upscale import bicubic, restored, tile_field, upscaled
 from . import Asked, opened
 
@@ -39,7 +40,7 @@ class Measure:
         if missing:
             report.note(f"without {', '.join(missing)}, whose weights or package are not on this machine")
         self._bicubic: dict[tuple[str, str | None, int, int], dict[str, float]] = {}
-        self._opened: dict[tuple[str, int], tuple[Config, Pairs, Pairs | None]] = {}
+        self._opened: dict[tuple[str, int], Data] = {}
         self._said = False
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class Measure:
             )
         return {
             "settings": {
-                "task": "upscale",
+                "task": config.task,
                 "data": name,
                 "reals_sha256": pairs.fingerprint[:16],
                 "num": count,
@@ -71,25 +72,27 @@ class Measure:
             "bicubic": self._bicubic[beside],
         }
 
-    def _open(self, config: Config) -> tuple[Config, Pairs, Pairs | None]:
+    def _open(self, config: Config) -> Data:
         # which photographs are held out of a set depends on the run's seed
         key = config.data.model_dump_json(), config.seed if config.data.valid_fraction else 0
         if key not in self._opened:
-            self._opened[key] = opened(config, self.report, trained=False)
+            self._opened[key] = opened(config, self.report)
         return self._opened[key]
 
     def trained_on(self, config: Config) -> str:
-        return self._open(config)[1].fingerprint
+        return self._open(config).train.fingerprint
 
     def _pairs(self, config: Config) -> tuple[Config, Pairs, str]:
         """The config with what its data settle, the pairs measured on, and what they are called."""
-        final, train, valid = self._open(config)
+        data = self._open(config)
+        valid, pairs = data.valid, data.valid if data.valid is not None else data.train
+        assert isinstance(pairs, Pairs)
         given = any(override.key == "data.path" for override in self.asked.overrides)
         kind = ", held out" if valid is not None else "" if given else ", trained on"
         if valid is None and not given and not self._said:
             self._said = True
             self.report.note("no photographs were held out of training: measuring on those the generator learned from")
-        return final, valid if valid is not None else train, shown(config.data.valid_path or config.data.path) + kind
+        return data.config, pairs, shown(config.data.valid_path or config.data.path) + kind
 
 
 def _digest(pairs: Pairs) -> str | None:

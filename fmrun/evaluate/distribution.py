@@ -58,7 +58,7 @@ class Measure:
         features, histogram = self._look(source, seed, count, kinds, counted)
         reference = self.library.features(reals.reference)
         settings = {
-            "task": "generate",
+            "task": config.task,
             "data": reals.name,
             "reals": len(reference),
             "reals_sha256": reals.reference.fingerprint[:16],
@@ -126,8 +126,10 @@ class Measure:
         seed = config.seed if config.data.valid_fraction else 0
         key = config.data, seed
         if key not in self._opened:
-            _, train, valid = opened(config, self.report)
-            self._opened[key] = train, valid
+            data = opened(config, self.report)
+            assert isinstance(data.train, Images)
+            assert data.valid is None or isinstance(data.valid, Images)
+            self._opened[key] = data.train, data.valid
         return self._opened[key]
 
     def trained_on(self, config: Config) -> str:
