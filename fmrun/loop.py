@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from . import checkpoint
 from .checks import (
@@ -35,6 +34,9 @@ from .report import Reporter, TensorBoard
 from .runs import Run, saving
 from .state import State
 from .tasks import Data, Monitor
+
+Row = dict[str, float]
+"""A row of metrics.jsonl."""
 
 
 class Stop:
@@ -233,10 +235,10 @@ class Session:
                 self.kid = TrainingKid(c, self.extractor, train, generated, self.state.device, self.report.warn)
         return True
 
-    def _row(self, now: Due) -> dict[str, Any]:
+    def _row(self, now: Due) -> Row:
         """Make a row of metrics, write it, and say what it means. The only place where training waits for the device."""
         state, c = self.state, self.config
-        row: dict[str, Any] = {"step": state.step}
+        row: Row = {"step": state.step}
         if now.log:
             row |= self._read_out()
         self.refuse_divergence()
@@ -259,11 +261,11 @@ class Session:
         self._mark = (time.monotonic(), state.step)
         return self.world.from_first(row)  # what is decided by it, all decide alike
 
-    def _read_out(self) -> dict[str, Any]:
+    def _read_out(self) -> Row:
         """Means since the last read-out."""
         state, c = self.state, self.config
         # A last step between read-outs leaves the window as a longer run would find it.
-        row: dict[str, Any] = state.window.read(self.world, empty=state.step % c.log.every == 0)
+        row: Row = state.window.read(self.world, empty=state.step % c.log.every == 0)
         since, step = self._mark
         if c.feature_matching.weight:
             row["fm/lambda"] = state.task.discriminators[0].matching_weight(state.step - 1)
@@ -331,7 +333,7 @@ class Session:
                 best = None if self.best is None else asdict(self.best)
                 self.run.write_status(state="running", step=state.step, saved=state.step, best=best)
 
-    def _is_best(self, row: dict[str, Any] | None) -> bool:
+    def _is_best(self, row: Row | None) -> bool:
         """Whether this step is the best so far by the chosen metric; takes note of it."""
         metric, mode = self.config.checkpoint.best, self.config.checkpoint.best_mode
         if metric == "auto":

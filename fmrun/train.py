@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,9 +34,6 @@ from .report import Reporter, counted, require_tensorboard
 from .runs import Run
 from .state import State
 from .tasks import Data, Monitor, kind
-
-LOW_RATE = 0.1
-"""Factor on the learning rates below which it is said."""
 
 
 def check_batch(config: Config, world: World) -> None:
@@ -79,22 +75,13 @@ def warnings(config: Config, state: State) -> list[str]:
             f"{first}): more --steps, or {fix} to begin at once"
         )
     if config.train.accumulate > 1:
-        normed = [
-            n
-            for n, net in (("generator", task.generator), ("discriminator", task.discriminators[0].net))
-            if has_batch_norm(net)
-        ]
-        if normed:
+        nets = {"generator": task.generator, "discriminator": task.discriminators[0].net}
+        of_batch = [f"batch norm in the {name}" for name, net in nets.items() if has_batch_norm(net)]
+        of_batch += [f"losses.{name}" for name in config.losses.of_batch]
+        if of_batch:
             found.append(
-                f"batch norm in the {' and '.join(normed)} sees micro-batches of "
-                f"{config.train.batch_size // config.train.accumulate}, not the batch of {config.train.batch_size}; "
-                "this is not the same experiment as accumulate=1"
-            )
-        if whole := config.losses.of_batch:
-            found.append(
-                f"{', '.join(f'losses.{name}' for name in whole)} compares batches, and sees micro-batches of "
-                f"{config.train.batch_size // config.train.accumulate}, not the batch of {config.train.batch_size}; "
-                "this is not the same experiment as accumulate=1"
+                f"seen by micro-batches of {config.train.batch_size // config.train.accumulate}, not by the batch of "
+                f"{config.train.batch_size}: {', '.join(of_batch)}; this is not the same experiment as accumulate=1"
             )
     if fm.weight and fm.estimator == "unbiased" and has_batch_norm(task.discriminators[0].net):
         found.append(
@@ -143,11 +130,6 @@ def plan_lines(config: Config, state: State, data: Data) -> list[str]:
         f"training: steps {state.step} to {c.train.steps}, batch {c.train.batch_size}"
         + (f" over {state.world.size} processes" if state.world.size > 1 else ""),
     ]
-    schedule, first = c.optim.schedule, max(state.step, c.optim.schedule.warmup_steps)
-    if schedule.decay != "none" and first < c.train.steps and lr_factor(schedule, c.train.steps - 1) < LOW_RATE:
-        ahead = range(first, c.train.steps)
-        low = ahead[bisect_left(ahead, True, key=lambda step: lr_factor(schedule, step) < LOW_RATE)]
-        lines.append(f"learning rates: below a tenth of what is set from step {low} on (optim.schedule)")
     matching = task.discriminators[0].matching
     if matching is None:
         lines.append("feature matching: off")

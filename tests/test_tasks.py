@@ -83,17 +83,16 @@ COMMANDS = (
     "sample one --num 4 --out samples.png",
     "eval one --num 20",
     "probe-layers one",
-    f"sweep --preset dcgan-fm -s task=sphere --data images.npz --steps 4 --over lambda_feature=0,0.1 --seeds 1 --name swept {SMALL}",
-    "compare one swept-* --html page.html --json",
+    f"sweep --preset dcgan-fm -s task=sphere --data images.npz --steps 4 --over lambda_feature=0.1 --seeds 1 --name swept {SMALL}",
+    "compare one swept/weight-0.1_seed-0 --html page.html --json",
 )
 """In one process but for the sweep's: torch takes seconds to import."""
 
 CALLS = """
-import contextlib, glob, io, sys
+import sys
 from fmrun.__main__ import main
 for command in sys.argv[1:]:
-    arguments = [x for word in command.split() for x in (sorted(glob.glob(word, root_dir="runs")) if "*" in word else [word])]
-    sys.argv = ["fmrun", *arguments]
+    sys.argv = ["fmrun", *command.split()]
     try:
         main()
     except SystemExit as exit:

@@ -704,7 +704,7 @@ def test_a_loss_of_the_batch_says_so_when_it_is_cut() -> None:
         return [w for w in warnings(state.config, state) if "micro-batches" in w]
 
     (sentence,) = said(frequency={})
-    assert sentence.startswith("losses.frequency compares batches, and sees micro-batches of 2, not the batch of 4")
+    assert sentence.startswith("seen by micro-batches of 2, not by the batch of 4: losses.frequency;")
     assert said() == []
     assert said(frequency={"average_spectrum": False}) == []
 
