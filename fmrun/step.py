@@ -59,33 +59,34 @@ def alternating_step(
     world: World,
     d_updates: int = 1,
 ) -> StepLog:
-    """Update every discriminator `d_updates` times, then the generator once for each remaining global batch.
+    """Update every discriminator `d_updates` times, then the generator `g_updates` times, by discriminators as they are then.
 
-    `batches` are lists of micro-batches, one list a global batch: the discriminators take the first `d_updates`, the
-    generator the last of those and all that follow. The last discriminator update and the first generator update share
-    their images.
+    `batches` has `d_updates + g_updates - 1` global batches, each a list of micro-batches: the discriminators take the first
+    `d_updates`, the generator the last of those and all that follow. That one batch, and the images made for it, serve the
+    last discriminator update and the first generator update.
     """
     log, g_updates = StepLog(), len(batches) - d_updates + 1
     for k in range(d_updates):
         images = generate(task, batches[k], graph=k == d_updates - 1)
         for _, d, d_plan in plan.trained(task):
-            update = update_discriminator(d, d_plan, batches[k], images, optimisers[d.name], scalars)
-            log.merge(update, 1 / d_updates)
+            update_log = update_discriminator(d, d_plan, batches[k], images, optimisers[d.name], scalars)
+            log.merge(update_log, 1 / d_updates)
     for k in range(d_updates - 1, len(batches)):
         if k >= d_updates:
             images = generate(task, batches[k], graph=True)
-        gradients, update = image_gradients(
+        gradients, update_log = image_gradients(
             task, plan, batches[k], images, scalars, world, optimisers["generator"].guard.scale
         )
-        update_generator(task, batches[k], images, gradients.total, optimisers["generator"], scalars, update)
-        log.merge(update, 1 / g_updates)
+        update_generator(task, batches[k], images, gradients.total, optimisers["generator"], scalars, update_log)
+        log.merge(update_log, 1 / g_updates)
     if plan.log_diversity:
         log["health/diversity"] = diversity(batches[-1], images, world)
     return log
 
 
 def generate(task: Task, micro_batches: Sequence[Batch], graph: bool) -> list[Tensor]:
-    """Images of every micro-batch; with a graph only if there is one micro-batch, for a graph holds all activations."""
+    """Images of every micro-batch, a function of it and the weights alone. With a graph only if there is one micro-batch, for
+    a graph holds all activations: `update_generator` makes the images of several again, one after the other."""
     with torch.set_grad_enabled(graph and len(micro_batches) == 1):
         return [task.generate(batch) for batch in micro_batches]
 
@@ -124,7 +125,8 @@ def discriminator_passes(
     d: DiscriminatorRole, plan: DiscriminatorPlan, batch: Batch, fake: Tensor, layers: tuple[str, ...] = ()
 ) -> tuple[Tensor, DiscriminatorOutput, DiscriminatorOutput]:
     """The real images as the discriminator saw them, D(real) and D(fake), with graphs to its weights and, where a penalty
-    needs it, to the images. With `layers` their features, of one arithmetic also where one of the two is penalised."""
+    needs it, to the images, which then require gradients. A penalised pass is `exact`, in at least float32: it is
+    differentiated twice. With `layers` (a simultaneous step) their features, both exact where one of the two is."""
     real = batch.real.detach()
     numbers = batch.augment[0] if batch.augment is not None else None
     outputs = []
@@ -169,22 +171,24 @@ def loss_of_passes(
 class ImageGradients:
     """The gradient of the generator's loss at the generated images, micro-batch by micro-batch, times the loss scale.
 
-    `total` is the sum; terms that are measured are also kept apart.
+    `images` are copies that begin a graph: that of the generator ends there. `total` is the sum; terms that are measured are
+    also kept apart, by name.
     """
 
     def __init__(self, images: Sequence[Tensor], scale: Tensor | float = 1.0):
         self.images = [image.detach().requires_grad_() for image in images]
         self.total = [torch.zeros_like(image) for image in self.images]
         self.by_term: dict[str, list[Tensor]] = {}
-        self.scale = scale / len(images)
+        self.factor = scale / len(images)
 
     def add(self, m: int, loss: Tensor, retain_graph: bool = False) -> None:
         """Add the gradient of `loss`, of micro-batch m."""
-        self.total[m] += torch.autograd.grad(loss * self.scale, self.images[m], retain_graph=retain_graph)[0]
+        self.total[m] += torch.autograd.grad(loss * self.factor, self.images[m], retain_graph=retain_graph)[0]
 
     def keep(self, name: str, m: int, loss: Tensor, unit: Tensor | float = 1.0, retain_graph: bool = False) -> None:
-        """Keep the gradient of `loss` apart, differentiated in units of `unit`."""
-        (gradient,) = torch.autograd.grad(loss * (self.scale / unit), self.images[m], retain_graph=retain_graph)
+        """Keep the gradient of `loss` apart. A loss so small that its gradient would vanish in half precision is differentiated
+        in units of `unit`, which changes nothing else."""
+        (gradient,) = torch.autograd.grad(loss * (self.factor / unit), self.images[m], retain_graph=retain_graph)
         self.by_term.setdefault(name, []).append(gradient * unit)
 
     def join(self, name: str, weight: Tensor | float = 1.0) -> None:
@@ -205,7 +209,7 @@ def image_gradients(
     """Everything that the generator learns from, differentiated down to its images, times `scale`."""
     gradients, log = ImageGradients(images, scale), StepLog()
     add_image_losses(task, plan, micro_batches, gradients, scalars, log)
-    with frozen(*(d.net for d in task.discriminators)):
+    with frozen(*(d.net for d in task.discriminators)):  # no weight gradients, and nothing in them moves
         for i, d, d_plan in plan.acting(task):
             for m, batch in enumerate(micro_batches):
                 real, fake = generator_passes(d, d_plan, batch, gradients.images[m])
@@ -261,27 +265,31 @@ def add_discriminator_losses(
     log: StepLog,
     retain_graph: bool = False,
 ) -> None:
-    """a L_adv and s L_FM of discriminator i on micro-batch m: in one backward pass, or apart where they are measured."""
+    """a L_adv and s L_FM of discriminator i on micro-batch m, in one backward pass. Where they are measured, apart, and L_FM
+    without its weight: its balance is known only after all micro-batches, and acts in this same step (`settle`)."""
     fraction, losses = 1 / len(gradients.images), []
     if plan.adversarial:
         assert fake.logits is not None
         adversarial = G_LOSSES[d.gan.type](fake.logits, real.logits)
-        losses.append(scalars.adversarial[i] * adversarial)
+        weighted = scalars.adversarial[i] * adversarial
         log.add("loss/g_adv" + d.suffix, adversarial, fraction)
-        log.add("loss/g", losses[0], fraction)
+        log.add("loss/g", weighted, fraction)
         if plan.measure:
-            gradients.keep("adversarial" + d.suffix, m, losses[0], retain_graph=True)
+            gradients.keep("adversarial" + d.suffix, m, weighted, retain_graph=True)
+        else:
+            losses.append(weighted)
     if plan.layers:
         assert d.matching is not None
         distance = d.matching.distance(real.features, fake.features, step=scalars.step, ranks=world)
-        losses.append(scalars.matching[i] * d.matching.strength.balance * distance.total)
         log.add("fm/distance" + d.suffix, distance.total, fraction)
         for layer, value in distance.terms.items():
             log.add(f"fm/{layer}{d.suffix}", value, fraction)
         if plan.measure:
             unit = gradient_unit(distance.total, world)
             gradients.keep("matching" + d.suffix, m, distance.total, unit, retain_graph)
-    if not plan.measure:
+        else:
+            losses.append(scalars.matching[i] * d.matching.strength.balance * distance.total)
+    if losses:
         gradients.add(m, torch.stack(losses).sum(), retain_graph)
 
 
@@ -318,7 +326,7 @@ def measure(
         gradients.by_term.get("adversarial" + d.suffix),
         gradients.by_term.get("matching" + d.suffix),
     )
-    reference = adversarial or gradients.total
+    reference = adversarial or gradients.total  # what is in it by now: image losses, and discriminators before this one
     others = {
         name: part for name, part in gradients.by_term.items() if not name.startswith(("adversarial", "matching"))
     }
@@ -351,7 +359,8 @@ def update_generator(
     log: StepLog,
     scale: Tensor | None = None,
 ) -> None:
-    """Send the gradients at the images, which carry the loss scale `scale`, through the generator, and update it."""
+    """Send the gradients at the images through the generator, and update it. They carry the loss scale `scale`, or if that is
+    None the scale of the optimiser's guard as it is now."""
     optimiser.zero_grad()
     if len(micro_batches) == 1:
         images[0].backward(gradients[0])
