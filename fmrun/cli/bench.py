@@ -10,6 +10,7 @@ from .options import BatchSize, Json, Set, as_overrides
 
 
 def bench(
+    context: typer.Context,
     pair: Annotated[Literal["dcgan", "munet", "all"], typer.Option("--pair", help="Nets to measure.")] = "all",
     batch_size: BatchSize = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times each step is measured.")] = 7,
@@ -28,7 +29,7 @@ def bench(
 
     choose_device(device)
     pairs = list(benching.PAIRS) if pair == "all" else [pair]
-    asked = as_overrides(set_, batch_size=batch_size)
+    asked = [override for override in as_overrides(context) if override.flag != "--device"]
     result = benching.bench(pairs, asked, device=device, precision=precision, rounds=rounds, report=Reporter())
     if json:
         emit_json(result)

@@ -69,17 +69,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 RUNS = Path("runs")
 
 
-def as_overrides(sets: list[str] | None, **shorthands: str | None) -> list[Override]:
-    """Shorthands and `-s` as overrides; a name is that of the flag, with underscores."""
+def as_overrides(context: typer.Context) -> list[Override]:
+    """The shorthands and `-s` that were given to a command."""
     from ..overlay import SHORTHANDS
     from ..presets import Override, parse_set
 
-    found = []
-    for name, value in shorthands.items():
-        if value is not None:
-            flag = "--" + name.replace("_", "-")
-            found.append(Override(flag, SHORTHANDS[flag], value))
-    return found + [parse_set(text) for text in sets or []]
+    given = context.params
+    typed = ((flag, key, given.get(flag[2:].replace("-", "_"))) for flag, key in SHORTHANDS.items())
+    found = [Override(flag, key, value) for flag, key, value in typed if value is not None]
+    return found + [parse_set(text) for text in given.get("set_") or []]
 
 
 @contextmanager

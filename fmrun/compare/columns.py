@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -56,24 +56,6 @@ class Column:
         """Places of the groups that have a score, the best first."""
         sign = 1 if self.better == "lower" else -1
         return tuple(i for _, i in sorted((sign * s.mean, i) for i, s in enumerate(self.scores(by)) if s is not None))
-
-
-class Point(NamedTuple):
-    """The mean over the seeds of a group at one step, and its 95 % interval where there are several."""
-
-    step: int
-    mean: float
-    low: float | None
-    high: float | None
-    count: int  # type: ignore[assignment]  # a tuple has a method of this name
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One measure over training; a sequence of points per group, empty where it was not measured."""
-
-    key: str
-    groups: tuple[tuple[Point, ...], ...]
 
 
 def columns_of(table: pd.DataFrame, groups: Sequence[str]) -> tuple[Column, ...]:
@@ -161,9 +143,9 @@ def headline(columns: Sequence[Column], by: str, asked: str | None, runs: Sequen
     return min(wanted, key=lambda i: (-covered[i], i), default=None)
 
 
-def curves_of(table: pd.DataFrame, groups: Sequence[str], decisive: Column | None) -> tuple[Curve, ...]:
-    """The telling curves, those of evaluations first. A point is the mean over the runs of a group at a step that at least
-    half of them have, so that a curve does not leap where most have ended."""
+def curves_of(table: pd.DataFrame, decisive: Column | None) -> dict[str, pd.DataFrame]:
+    """The telling curves, those of evaluations first: frames of `group`, `step`, and what `over_seeds` gives. A point is the
+    mean over the runs of a group at a step that at least half of them have, so that a curve does not leap where most ended."""
     rows = table[(table.source == "training") & ~table.metric.str.endswith(REFERENCE)]
     if decisive is not None and decisive.source == "eval":
         rows = pd.concat([rows[rows.metric != decisive.key], decisive.rows["all"]])
@@ -171,12 +153,10 @@ def curves_of(table: pd.DataFrame, groups: Sequence[str], decisive: Column | Non
     keys = set(several[several].index)
     scored = sorted((key for key in keys if key.startswith("eval/") and decides(key)), key=rank)
     first = [key for key in dict.fromkeys([*([decisive.key] if decisive else []), *scored]) if key in keys][:3]
-    shown = [*first, *(key for key in TELLING if key in keys)]
-    rows = rows[rows.metric.isin(shown)]
-    points = over_seeds(rows.groupby(["metric", "group", "step"]).value)
-    runs = rows.groupby(["metric", "group"]).run.nunique().rename("runs")
-    points = points.join(runs, on=["metric", "group"]).query("2 * count >= runs")
-    found: dict[tuple[str, str], list[Point]] = {}
-    for row in points.reset_index().to_dict("records"):
-        found.setdefault((row["metric"], row["group"]), []).append(Point(int(row["step"]), *interval(row)))
-    return tuple(Curve(key, tuple(tuple(found.get((key, group), ())) for group in groups)) for key in shown)
+    found = {}
+    for key in (*first, *(key for key in TELLING if key in keys)):
+        own = rows[rows.metric == key]
+        points = over_seeds(own.groupby(["group", "step"]).value)
+        points = points.join(own.groupby("group").run.nunique().rename("runs")).query("2 * count >= runs")
+        found[key] = points.reset_index()
+    return found

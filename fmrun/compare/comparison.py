@@ -11,7 +11,7 @@ import pandas as pd
 from ..errors import UserError, nearest
 from ..runs import Run
 from .cautions import cautions
-from .columns import Column, Curve, columns_of, curves_of, headline, or_none
+from .columns import Column, columns_of, curves_of, headline, or_none
 from .configs import differences, group_names, grouped, matches_features
 from .measurements import FAILED, measurements, tail_mean
 
@@ -67,7 +67,8 @@ class Comparison:
     """Place of the column that decides; None where nothing was measured that could."""
     by: str
     """`last` or `best`: which value of it."""
-    curves: tuple[Curve, ...]
+    curves: Mapping[str, pd.DataFrame] = field(repr=False, compare=False)
+    """By key, see `curves_of`."""
     measurements: pd.DataFrame = field(repr=False, compare=False)
     """The table of all measurements, see `measurements.COLUMNS`."""
     warnings: tuple[str, ...] = ()
@@ -129,7 +130,7 @@ def compare(runs: Sequence[Run], metric: str | None = None, by: str = "last", co
     )
     columns = columns_of(table, labels)
     deciding = headline(columns, by, metric, names)
-    curves = curves_of(table, labels, None if deciding is None else columns[deciding])
+    curves = curves_of(table, None if deciding is None else columns[deciding])
     found = Comparison(next(iter(tasks)), groups, differences(heads), columns, deciding, by, curves, table)
     return replace(found, warnings=tuple(cautions(found, [run.env() for run in runs])))
 

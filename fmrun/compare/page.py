@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -19,7 +18,7 @@ from ..measures import Measure, measure
 from ..report import Reporter
 from ..runs import make_folder, saving, write_atomic
 from . import figures, table
-from .columns import Column, Point
+from .columns import Column
 from .comparison import Comparison
 from .verdict import verdict
 
@@ -88,24 +87,21 @@ def drawn(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
             for i, s in scores
         ]
         yield "intervals", figures.dots(rows, f"{_label(column)} ({column.better} is better)", known)
-    for curve in comparison.curves:
-        about = measure(curve.key)
-        scale = [1, *[100 if about.unit == "%" else 1] * 3]  # of step, mean, low, high
-        lines = [
-            (groups[i].name, np.array([_banded(p) for p in curve.groups[i]], float) * scale, styles[i])
+    for key, points in comparison.curves.items():
+        about = measure(key)
+        values = points[["step", "mean", "low", "high"]] * [1, *[100 if about.unit == "%" else 1] * 3]
+        # the interval of two seeds would be ten times as wide as what a curve is about
+        values[["low", "high"]] = values[["low", "high"]].where((points["count"] > 2).to_numpy()[:, None])
+        own = [
+            (groups[i].name, values[points.group == groups[i].name].to_numpy(float), styles[i])
             for i in comparison.order
-            if curve.groups[i]
         ]
-        if len({mean for _, points, _ in lines for mean in points[:, 1]}) > 1:
-            quick = ", in training" if curve.key.startswith("eval/") else ""
-            decides = column is not None and column.key == curve.key
-            yield curve.key, figures.curves(lines, _label(about) + quick, known if decides else [])
+        if points["mean"].nunique() > 1:
+            quick = ", in training" if key.startswith("eval/") else ""
+            decides = column is not None and column.key == key
+            lines = [line for line in own if len(line[1])]
+            yield key, figures.curves(lines, _label(about) + quick, known if decides else [])
 
 
 def _label(known: Column | Measure) -> str:
     return f"{known.label}{', ' if known.unit else ''}{known.unit}"
-
-
-def _banded(point: Point) -> Sequence[float | None]:
-    """Without an interval of two seeds: it would be ten times as wide as what a curve is about."""
-    return point[:4] if point.count > 2 else (*point[:2], None, None)
