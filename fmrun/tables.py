@@ -25,10 +25,10 @@ class Table:
     """Sentences below the table."""
 
     def text(self, width: int = WIDTH) -> str:
-        """Aligned, with rows and columns exchanged where only that fits into `width`. Nothing is cut."""
+        """Aligned, with rows and columns exchanged where it would be wider than `width` and so is less wide. Nothing is cut."""
         head, *rows = zip(self.header, *self.rows, strict=True)
         whole, turned = self._lines(), Table(head, rows, "l" + "r" * len(self.rows))._lines()
-        if _width(whole) > width >= _width(turned):
+        if _width(whole) > max(width, _width(turned)):
             whole = turned
         return "\n".join([whole, *self.notes])
 

@@ -58,7 +58,6 @@ def found(result):
 STEPS = {
     "plain": (8, 3),
     "matching": (9, 3),
-    "measuring": (10, 3),
     "simultaneous_plain": (7, 3),
     "simultaneous": (7, 3),
     "plain_bf16": (8, 3),
@@ -207,16 +206,15 @@ def test_new_images_are_made_from_new_latents():
     assert fresh(without := replace(batch, noise=None)) is without
 
 
-@pytest.mark.parametrize("measuring", [False, True])
 @pytest.mark.parametrize("pair", CONFIGS)
-def test_a_step_is_made_where_everything_acts_and_nothing_is_logged(pair, measuring):
-    own = OwnStep(CONFIGS[pair]("alternating"), CPU, measuring)
+def test_a_step_is_made_where_everything_acts_and_nothing_is_logged(pair):
+    own = OwnStep(CONFIGS[pair]("alternating"), CPU)
     plan = own.state.task.plan(own.at)
     (role,) = plan.discriminators
     assert role.train
     assert role.adversarial
     assert role.layers == own.layers != ()
-    assert role.measure == measuring
+    assert not role.measure
     assert not plan.log_diversity
 
 

@@ -91,7 +91,7 @@ def drawn(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
         about = measure(key)
         values = points[["step", "mean", "low", "high"]] * [1, *[100 if about.unit == "%" else 1] * 3]
         # the interval of two seeds would be ten times as wide as what a curve is about
-        values[["low", "high"]] = values[["low", "high"]].where((points["count"] > 2).to_numpy()[:, None])
+        values.loc[points["count"] < 3, ["low", "high"]] = float("nan")
         own = [
             (groups[i].name, values[points.group == groups[i].name].to_numpy(float), styles[i])
             for i in comparison.order
