@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -10,10 +11,12 @@ import pandas as pd
 
 from ..errors import UserError, nearest
 from ..runs import Run
-from .cautions import cautions
 from .columns import Column, columns_of, curves_of, headline, or_none
 from .configs import differences, group_names, grouped, matches_features
 from .measurements import FAILED, measurements, tail_mean
+
+DATA = re.compile(r"data\.(path|image_size|scale|channels|lr_path|degradation\..*)")
+"""Fields in which runs must agree to learn the same."""
 
 TYPICAL = {
     "fm/share": ("share", 0.5),
@@ -132,13 +135,40 @@ def compare(runs: Sequence[Run], metric: str | None = None, by: str = "last", co
     deciding = headline(columns, by, metric, names)
     curves = curves_of(table, None if deciding is None else columns[deciding])
     found = Comparison(next(iter(tasks)), groups, differences(heads), columns, deciding, by, curves, table)
-    return replace(found, warnings=tuple(cautions(found, [run.env() for run in runs])))
+    return replace(found, warnings=tuple(_cautions(found, [run.env() for run in runs])))
 
 
 def _member(run: Run, name: str, config: Mapping[str, Any]) -> Member:
     status, steps = run.status(), int(config.get("train", {}).get("steps", 0))
     step, message = int(status.get("step") or 0), status.get("message")
     return Member(name, str(run.path), int(config.get("seed", 0)), run.state, step, steps, message)
+
+
+def _cautions(comparison: Comparison, environments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What a reader has to beware of, a sentence each; `environments` are env.json of the runs."""
+    data = [field for field in comparison.differences if DATA.fullmatch(field)]
+    if data:
+        yield f"the runs learn from different data ({', '.join(data)}): their measures say little about each other"
+    for group in comparison.groups:
+        failed = [m for m in group.members if m.failed]
+        if failed:
+            states = " or ".join(dict.fromkeys(m.state for m in failed))
+            steps = ", ".join(str(m.step) for m in failed)
+            yield f"{len(failed)} of {len(group.members)} runs of {group.name} {states} (at step {steps}): not counted"
+        for m in group.members:
+            if not m.failed and m.state != "finished":
+                yield f"{m.name} is {m.state} at step {m.step} of {m.steps}: what it shows is not its end"
+    versions = sorted({f"fmrun {env.get('fmrun')} and torch {env.get('torch')}" for env in environments})
+    if len(versions) > 1:
+        yield f"the runs were trained by different versions ({', '.join(versions)}), which may differ in what they learn"
+    column, ends = comparison.column, {m.step for group in comparison.groups for m in group.members if not m.failed}
+    if (
+        column is not None
+        and comparison.by == "last"
+        and column.step is not None
+        and max(ends, default=0) > column.step
+    ):
+        yield f"{column.label} is compared at step {column.step}, the last at which all that count have it"
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

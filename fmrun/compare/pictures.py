@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from ..report import Reporter
 from ..runs import Run
 from ..sample import draw, named_code, open_source
 from ..tasks.generate import latents
-from .comparison import Comparison, Group, Member
+from .comparison import Comparison
 
 COLUMNS = 6
 """Of a picture of images from noise, and its rows."""
@@ -30,10 +29,10 @@ class Picture(NamedTuple):
 def pictures(
     comparison: Comparison, *, device: torch.device, report: Reporter, trust_code: bool = False
 ) -> list[Picture]:
-    """A picture per group: of images from noise the first latents of seed 0, of super-resolution the last sheet that training
-    drew. Groups of which there is none are warned of and left out."""
+    """A picture per group, by its run of the lowest seed that has not failed: of images from noise the first latents of
+    seed 0, of super-resolution the last sheet that training drew. Groups of which there is none are warned of and left out."""
     groups, found = comparison.groups, []
-    chosen = [_representative(group, groups) for group in groups]
+    chosen = [min(group.members, key=lambda member: (member.failed, member.seed)) for group in groups]
     if comparison.task == "generate":
         trust.admit([named for member in chosen for named in named_code(Run(Path(member.path)))], trust_code)
     for group, member in zip(groups, chosen, strict=True):
@@ -47,12 +46,6 @@ def pictures(
         except UserError as error:
             report.warn(f"no picture of {group.name}: {error}")
     return found
-
-
-def _representative(group: Group, groups: Sequence[Group]) -> Member:
-    """The run that stands for its group: one that has not failed, on the seed that most groups have."""
-    seeds = [{m.seed for m in other.members} for other in groups]
-    return min(group.members, key=lambda m: (m.failed, -sum(m.seed in have for have in seeds), m.seed))
 
 
 def _samples(run: Run, device: torch.device, report: Reporter) -> tuple[str, bytes]:
