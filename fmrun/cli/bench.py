@@ -11,13 +11,11 @@ from .options import BatchSize, Json, Set, as_overrides
 
 def bench(
     context: typer.Context,
-    pair: Annotated[Literal["dcgan", "munet", "all"], typer.Option("--pair", help="Nets to measure.")] = "all",
+    pair: Annotated[Literal["dcgan", "munet", "all"], typer.Option(help="Nets to measure.")] = "all",
     batch_size: BatchSize = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times each step is measured.")] = 7,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
-    precision: Annotated[
-        Literal["fp32", "bf16", "all"], typer.Option("--precision", help="Arithmetic of fmrun's steps.")
-    ] = "all",
+    rounds: Annotated[int, typer.Option(min=1, help="Times each step is measured.")] = 7,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
+    precision: Annotated[Literal["fp32", "bf16", "all"], typer.Option(help="Arithmetic of fmrun's steps.")] = "all",
     set_: Set = None,
     json: Json = False,
 ) -> int:

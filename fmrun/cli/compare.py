@@ -13,21 +13,15 @@ from .options import RUNS, Json, RunsDir, TrustCode, choose_device, complete_run
 
 def compare(
     runs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RUN...", help="Two runs or more.", autocompletion=complete_runs, show_default=False),
+        list[str] | None, typer.Argument(metavar="RUN...", help="Two runs or more.", autocompletion=complete_runs)
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with curves and pictures.", show_default=False)
-    ] = None,
-    figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each figure as PDF and PNG.", show_default=False)
-    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with curves and pictures.")] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each figure as PDF and PNG.")] = None,
     csv: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write all measurements as a table; `-`: to stdout.", show_default=False),
+        Path | None, typer.Option(metavar="FILE", help="Write all measurements as a table; `-`: to stdout.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(metavar="KEY", help="What decides, e.g. kid (default: by task).", show_default=False)
+        str | None, typer.Option(metavar="KEY", help="What decides, e.g. kid (default: by task).")
     ] = None,
     by: Annotated[
         Literal["last", "best"], typer.Option(help="Which of its values: at the last step, or the best.")
@@ -38,7 +32,6 @@ def compare(
             metavar="RUN",
             help="Compare the others with this (default: the one without feature matching).",
             autocompletion=complete_runs,
-            show_default=False,
         ),
     ] = None,
     runs_dir: RunsDir = RUNS,

@@ -42,7 +42,6 @@ def probe_layers(
             metavar="[RUN]",
             help="Trained run to probe (default: none, the nets as a run of the preset would start).",
             autocompletion=complete_runs,
-            show_default=False,
         ),
     ] = None,
     preset: Preset = None,
@@ -108,9 +107,9 @@ def data_preview(
     data: Data = None,
     seed: Seed = None,
     set_: Set = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, max=64, help="Patches shown, or rows of images.")] = 4,
+    rows: Annotated[int, typer.Option(min=1, max=64, help="Patches shown, or rows of images.")] = 4,
     trust_code: TrustCode = False,
-    out: Annotated[Path, typer.Option("--out", help="PNG file.")] = Path("data-preview.png"),
+    out: Annotated[Path, typer.Option(help="PNG file.")] = Path("data-preview.png"),
 ) -> int:
     """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
     from ..data.places import refuse_missing

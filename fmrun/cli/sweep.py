@@ -44,16 +44,13 @@ def sweep(
     context: typer.Context,
     number: Annotated[
         int | None,
-        typer.Argument(
-            metavar="[N]", help="With --item: which run, from 0 (default: what the job array says).", show_default=False
-        ),
+        typer.Argument(metavar="[N]", help="With --item: which run, from 0 (default: what the job array says)."),
     ] = None,
     over: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FIELD=VALUE,VALUE…",
             help="Vary a field, e.g. --over feature_matching.weight=0,0.1,1; lists in brackets: --over layers=[block1],[all].",
-            show_default=False,
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="N|LIST", help="How many (5: 0 to 4), or which (3,7,9).")] = "5",
@@ -71,30 +68,24 @@ def sweep(
         str | None, typer.Option(help="Name of the sweep (default: the preset and the varied fields).")
     ] = None,
     runs_dir: RunsDir = RUNS,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time (default: 1, or one per GPU).", show_default=False)
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time (default: 1, or one per GPU).")] = None,
     evaluate: Annotated[
-        bool | None,
-        typer.Option("--eval/--no-eval", help="Evaluate each run (default: if it can be).", show_default=False),
+        bool | None, typer.Option("--eval/--no-eval", help="Evaluate each run (default: if it can be).")
     ] = None,
-    plan: Annotated[bool, typer.Option(help="Print one line of JSON per run (name, argv), train nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print one line of JSON per run (name, argv), train nothing.")
+    ] = False,
     item: Annotated[
-        bool, typer.Option(help="Train, resume or skip one run, the N-th of --plan, and evaluate it.")
+        bool, typer.Option("--item", help="Train, resume or skip one run, the N-th of --plan, and evaluate it.")
     ] = False,
     launcher: Annotated[Literal["local", "slurm", "ray"], typer.Option(help="Where the runs are trained.")] = "local",
     slurm: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="For the scheduler, e.g. partition=gpu.", show_default=False),
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the scheduler, e.g. partition=gpu.")
     ] = None,
     cpus_per_run: Annotated[float, typer.Option(min=0, help="Processor cores that Ray gives a run.")] = 1,
     gpus_per_run: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            help="GPUs that Ray gives a run, also a part of one (default: 1 where there are any).",
-            show_default=False,
-        ),
+        typer.Option(min=0, help="GPUs that Ray gives a run, also a part of one (default: 1 where there are any)."),
     ] = None,
     trust_code: TrustCode = False,
     json: Json = False,

@@ -96,7 +96,7 @@ def resume(
     run: RunName = None,
     steps: Steps = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="PATH", help="Where the run's images are now, if they were moved.")
+        str | None, typer.Option(metavar="PATH", help="Where the run's images are now, if they were moved.")
     ] = None,
     device: Device = None,
     set_: Set = None,
