@@ -47,6 +47,8 @@ def compare(
 
     if html is not None and (html.is_dir() or html.suffix.lower() not in (".html", ".htm")):
         raise UserError(f"--html {html}: a page is a file whose name ends in .html")
+    if json and csv == Path("-"):
+        raise UserError("--json and --csv -: only one can go to stdout; give --csv FILE")
     report = Reporter()
     comparison = read([find(runs_dir, run) for run in runs or []], metric, by, control)
     for sentence in comparison.warnings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -179,7 +179,6 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
     names, column = [group.name for group in comparison.groups], comparison.column
     anchor, margins = against(comparison)
-    shown = [f.name for f in fields(Column) if f.repr]
     return {
         "task": comparison.task,
         "metric": None if column is None else column.key,
@@ -190,6 +189,6 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "pairs": [{"group": names[i], "other": names[anchor or 0], **asdict(m)} for i, m in margins.items()],
         "groups": list(map(asdict, comparison.groups)),
         "differences": comparison.differences,
-        "columns": [{name: getattr(c, name) for name in shown} for c in comparison.columns],
+        "columns": [{k: v for k, v in asdict(replace(c, rows={})).items() if k != "rows"} for c in comparison.columns],
         "warnings": comparison.warnings,
     }
