@@ -1,13 +1,24 @@
-"""Every combination checked as `fmrun train --dry-run` does, on the CPU: the sweep itself holds no GPU."""
+"""Every combination checked as `fmrun train --dry-run` does, in a process of its own: the sweep itself holds no GPU and
+stays small beside its runs."""
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
 
 from ..errors import FmrunError, UserError
+from ..report import divert_prints
 from .grid import Combination
 
 
-def check(combinations: Sequence[Combination], elsewhere: bool) -> tuple[int, str]:
+def check(*arguments: Any) -> tuple[int, str]:
+    """What `_check` gives."""
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=divert_prints) as pool:
+        return pool.submit(_check, *arguments).result()
+
+
+def _check(combinations: Sequence[Combination], elsewhere: bool) -> tuple[int, str]:
     """How many GPUs there are to be shared out here (0 where the config names one), and why the runs cannot be evaluated
     (empty where they can).
 
@@ -19,21 +30,18 @@ def check(combinations: Sequence[Combination], elsewhere: bool) -> tuple[int, st
 
     from ..dist import World
     from ..metrics.extractors import HOW, available
-    from ..precision import choose_device, choose_precision
-    from ..report import Reporter, divert_prints
+    from ..precision import choose_device
+    from ..report import Reporter
     from ..train import dry_run
 
-    divert_prints()  # what a user's own net prints is no part of the sweep's data
+    here = {"device": "cpu", "precision": "auto", "compile": False, "cuda_graphs": False} if elsewhere else {}
     gpus, unscored = 0, ""
     for one in combinations:
-        config = one.config
+        config = one.config.model_copy(update=here)
         try:
-            if not elsewhere:
-                device = choose_device(config.device)
-                choose_precision(config.precision, device)
-                gpus = torch.cuda.device_count() if device.type == "cuda" and ":" not in config.device else 0
-            here = {"device": "cpu", "precision": "auto", "compile": False, "cuda_graphs": False}
-            dry_run(config.model_copy(update=here), Reporter(quiet_rank=True), World())
+            if choose_device(config.device).type == "cuda" and ":" not in config.device:
+                gpus = torch.cuda.device_count()
+            dry_run(config, Reporter(quiet_rank=True), World())
         except FmrunError as error:
             raise UserError(f"{one.name}: {error}") from None
         if config.task == "generate" and available() is None:
