@@ -9,7 +9,7 @@ from commands import fmrun, good
 from helpers import tiny_config
 from pair_states import make_state
 
-from fmrun.bench import baselines, bench, words
+from fmrun.bench import baselines, bench, timing, words
 from fmrun.bench.baselines import Baseline, fresh
 from fmrun.bench.count import FORWARD, TO_INPUT, TO_WEIGHT, StepCounter, passes, units
 from fmrun.bench.steps import OwnStep
@@ -44,7 +44,9 @@ def measured(pair, device="cpu"):
 
 @pytest.fixture(scope="module", params=TINY)
 def result(request):
-    return measured(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "LEAST", 0)
+        return measured(request.param)
 
 
 @pytest.fixture
@@ -172,9 +174,11 @@ TWINS = {"published": "simultaneous", "howto": "alternating", "howto_plain": "al
 """fmrun's update of the same mathematics, where the how-to's new images are made from the same latents."""
 
 
-@pytest.mark.parametrize("pair", CONFIGS)
 @pytest.mark.parametrize("name", TWINS)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("pair", "memory_format"),
+    [("dcgan", torch.contiguous_format), ("dcgan", torch.channels_last), ("munet", torch.channels_last)],
+)
 def test_an_update_of_others_is_that_of_fmruns_step(pair, name, memory_format, monkeypatch):
     monkeypatch.setattr(baselines, "fresh", lambda batch: batch)
     config = CONFIGS[pair](TWINS[name])
