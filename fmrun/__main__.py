@@ -75,10 +75,7 @@ def _usage(error: Exception) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(message)
         return 0
-    said = " ".join(message.split()).rstrip(".").replace("Value error, ", "")
-    found: list[dict[str, object]] = getattr(error.__cause__, "errors", list)()
-    value = str(found[0]["input"]) if found else ""
-    said += f", not '{value}'" if value and value not in said else ""
+    said = " ".join(message.split()).rstrip(".")
     context = getattr(error, "ctx", None)
     _tell(f"{said}; {context.command_path if context else 'fmrun'} --help shows what there is", everywhere=None)
     return 2

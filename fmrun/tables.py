@@ -23,29 +23,23 @@ class Table:
     """A letter per column: `l` or `r`."""
     notes: Sequence[str] = ()
     """Sentences below the table."""
-    keys: int = 1
-    """How many columns, the first ones, say what a row is."""
 
     def text(self, width: int = WIDTH) -> str:
-        """Aligned: as it is if that fits into `width`, else with rows and columns exchanged if that does, else in parts, each
-        with the key columns. Nothing is cut: a part of one column is as wide as it has to be."""
+        """Aligned, with rows and columns exchanged where it would be wider than `width` and so is less wide. Nothing is cut."""
         head, *rows = zip(self.header, *self.rows, strict=True)
-        turned = Table(head, rows, "l" + "r" * len(self.rows))
-        parts = self._parts(width)
-        if len(parts) > 1 and len(whole := turned._parts(width)) == 1:
-            parts = whole
-        return "\n".join(["\n\n".join(parts), *self.notes])
+        whole, turned = self._lines(), Table(head, rows, "l" + "r" * len(self.rows))._lines()
+        if _width(whole) > max(width, _width(turned)):
+            whole = turned
+        return "\n".join([whole, *self.notes])
 
-    def _parts(self, width: int) -> list[str]:
+    def _lines(self) -> str:
         columns = [list(column) for column in zip(self.header, *self.rows, strict=True)]
-        widths = [max(map(cell_len, column)) for column in columns]
-        for column, wide, side in zip(columns, widths, self.align, strict=True):
+        for column, side in zip(columns, self.align, strict=True):
+            wide = max(map(cell_len, column))
             column[:] = [" " * (wide - cell_len(cell)) * (side == "r") + cell for cell in column]
-        keys: list[int] = [*range(self.keys)]
-        parts: list[list[int]] = [[]]
-        for place in range(self.keys, len(columns)):
-            if parts[-1] and sum(widths[i] + 2 for i in (*keys, *parts[-1], place)) - 2 > width:
-                parts.append([])
-            parts[-1].append(place)
-        chosen = ([columns[i] for i in (*keys, *part)] for part in parts)
-        return [format_table([c[0] for c in part], list(zip(*(c[1:] for c in part), strict=True))) for part in chosen]
+        head, *rows = zip(*columns, strict=True)
+        return format_table(head, rows)
+
+
+def _width(text: str) -> int:
+    return max(map(cell_len, text.splitlines()))

@@ -16,8 +16,10 @@ import commands
 from commands import Background, Done
 
 from fmrun.__main__ import main
+from fmrun.cli import sweep as command
+from fmrun.errors import UserError
 from fmrun.runs import Run
-from fmrun.sweep import item, preflight
+from fmrun.sweep import launch, preflight
 
 EVALUATED = "KID.txt"
 """Where this file is, `eval` finds what it says for each run; without it, it has no weights to look with."""
@@ -29,7 +31,7 @@ class Forked:
     def __init__(self, command: list[str], *, stdout: int, env: dict[str, str], cwd: Path, **_: Any) -> None:
         self.returncode: int | None = None
         if (pid := os.fork()) == 0:
-            _run(command[command.index("fmrun.sweep.child") + 2 :], stdout, env, cwd)
+            _run(command[command.index("fmrun") + 1 :], stdout, env, cwd)
         self.pid = pid
 
     def poll(self) -> int | None:
@@ -52,27 +54,29 @@ def _run(arguments: list[str], out: int, env: dict[str, str], cwd: Path) -> None
     try:
         os.setsid()
         os.chdir(cwd)
-        for number in item.Children.SIGNALS:
+        for number in launch.Children.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         os.environ.update(env)
         os.dup2(out, 2)
         os.dup2(2, 1)
-        if arguments[0] == "eval" and Path(EVALUATED).exists():
-            code = evaluate(Run(Path(arguments[arguments.index("--runs-dir") + 1]) / arguments[1]))
-        elif arguments[0] == "eval":
-            os.write(2, b"error: there are no weights here\n")
-            code = 2
-        else:
-            sys.argv = ["fmrun", *arguments]
-            main()
+        sys.argv = ["fmrun", *arguments]
+        main()
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else 1
     finally:
         os._exit(code)
 
 
-def evaluate(run: Run) -> int:
-    """What `fmrun eval` leaves: a KID that depends on the run's seed and weight."""
+CALL = command.call
+
+
+def call(arguments: list[str]) -> int:
+    """A command that an item needs; of `fmrun eval` what it leaves, a KID that depends on the run's seed and weight."""
+    if arguments[0] != "eval":
+        return CALL(arguments)
+    if not Path(EVALUATED).exists():
+        raise UserError("there are no weights here")
+    run = Run(Path(arguments[arguments.index("--runs-dir") + 1]) / arguments[1])
     config = run.config()
     kid = float(eval(Path(EVALUATED).read_text(), {"seed": config["seed"], "fm": config["feature_matching"]}))
     record = {"step": run.status()["step"], "weights": "ema", "default": True, "settings": {"num": 8}}
@@ -81,7 +85,8 @@ def evaluate(run: Run) -> int:
 
 
 def _child(argv: list[str], *rest: Any) -> None:
-    item.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=None)  # type: ignore[assignment]
+    launch.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=None)  # type: ignore[assignment]
+    command.call = call
     preflight.get_context = lambda _: multiprocessing.get_context("fork")  # type: ignore[assignment]
     os.setpgid(0, 0)
     commands._child(argv, *rest)

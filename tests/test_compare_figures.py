@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fmrun.compare.figures import Line, Row, curves, dots, encode, inline, swatch
+from fmrun.compare.figures import Line, Row, curves, dots, encode
 
 NAN = math.nan
 
@@ -63,8 +63,6 @@ def test_an_axis_of_intervals_holds_every_seed_and_levels_that_are_near() -> Non
     low, high = figure.axes[0].get_xlim()
     assert low < 0.010 < 0.017 < high < 0.03
     assert words(figure) == ["near"]
-    arrows = [line.get_marker() for line in figure.axes[0].lines if line.get_marker() in ("<", ">")]
-    assert arrows == ["<", ">"]
 
 
 def test_a_single_seed_has_neither_interval_nor_dots() -> None:
@@ -88,17 +86,8 @@ def test_the_same_figure_is_the_same_file(kind: str) -> None:
     one, two = (encode(curves([line(1.0, 2.0, half=0.1)], "loss", [(1.5, "level")]), kind) for _ in range(2))
     assert one == two
     assert b"Date" not in one
-    assert b"Matplotlib v" not in one
 
 
-def test_in_a_page_colours_are_the_pages() -> None:
-    text = inline(dots([Row("a", 1.0, 0.5, 1.5, [0.5, 1.5], 2)], "KID"))
-    assert "var(--c2)" in text
-    assert "currentColor" in text
-    assert "#" not in text.replace('href="#', "").replace("url(#", "")
-
-
-def test_styles_of_twenty_groups_can_be_told_apart() -> None:
-    looks = [swatch(style).artists[0] for style in range(20)]
-    assert len({(look.get_color(), str(look._dash_pattern)) for look in looks}) == 20
-    assert len({look.get_marker() for look in looks[:9]}) == 9
+def test_styles_of_nine_groups_can_be_told_apart() -> None:
+    lines = curves([(str(style), line(1.0, 2.0)[1], style) for style in range(9)], "loss").axes[0].lines
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 9

@@ -83,7 +83,7 @@ TYPED = {
     "sample of no file": (("sample", "lost.safetensors"), ("no checkpoint file 'lost.safetensors'",)),
     "no images": (
         ("sample", "--num", "0"),
-        ("'--num': Input should be greater than or equal to 1, not '0'; fmrun sample --help",),
+        ("'--num': Input should be greater than or equal to 1; fmrun sample --help",),
     ),
     "unknown pair": (
         ("bench", "--pair", "dcgn"),

@@ -1,10 +1,13 @@
 """The scripts of docs/examples run, and the how-to's is fmrun's own step."""
 
+import contextlib
 import importlib.util
-import subprocess
+import io
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -29,11 +32,12 @@ def example(name: str) -> ModuleType:
     return module
 
 
-def run(name: str, folder: Path, *arguments: str) -> str:
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(name: str, *arguments: str) -> str:
+    """What the script says, run in this process."""
+    out = io.StringIO()
+    with mock.patch.object(sys, "argv", [name, *arguments]), contextlib.redirect_stdout(out):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return out.getvalue()
 
 
 def test_each_is_short_and_the_how_to_marks_three_lines() -> None:
@@ -44,22 +48,24 @@ def test_each_is_short_and_the_how_to_marks_three_lines() -> None:
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_the_how_to_runs(tmp_path: Path, folder: bool) -> None:
+def test_the_how_to_runs(tmp_path: Path, folder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
+    monkeypatch.chdir(tmp_path)
     data = ()
     if folder:
         data = ("--data", "pictures")
         (tmp_path / "pictures" / "any").mkdir(parents=True)
         for i in range(8):
             Image.new("RGB", (40, 36), (30 * i, 90, 10)).save(tmp_path / "pictures" / "any" / f"{i}.png")
-    said = run("dcgan_howto", tmp_path, *data, "--steps", "2", "--batch", "4", "--width", "4")
+    said = run("dcgan_howto", *data, "--steps", "2", "--batch", "4", "--width", "4")
     assert ", share 1.00" in said
     assert (tmp_path / "fake.png").stat().st_size > 0
 
 
-def test_a_network_of_ones_own_runs(tmp_path: Path) -> None:
-    assert "distances: fine" in run("own_network", tmp_path, "--steps", "2", "--width", "4")
+def test_a_network_of_ones_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "distances: fine" in run("own_network", "--steps", "2", "--width", "4")
     state = torch.load(tmp_path / "own_network.pt")
     assert state["matching"]["strength.measured"]
 

@@ -20,7 +20,8 @@ from sweeping import good_sweep
 from fmrun.errors import UserError
 from fmrun.presets import parse_set
 from fmrun.sweep import grid, launch
-from fmrun.sweep.item import Children, Item
+from fmrun.sweep.item import Item
+from fmrun.sweep.launch import Children, Job
 
 S = Path("runs/s")
 WEIGHTS = ("--over", "feature_matching.weight=0,0.1")
@@ -32,10 +33,12 @@ pytestmark = [
 ]
 
 
-def items(count: int = 1, **settings: Any) -> list[Item]:
-    overrides = [parse_set(f"{key.replace('__', '.')}={value}") for key, value in settings.items()]
-    (only,) = grid.combinations("dcgan", None, overrides, [])
-    return [Item(S.absolute(), only, seed, False, False) for seed in range(count)]
+def jobs(count: int = 1, *settings: str) -> list[Job]:
+    (only,) = grid.combinations("dcgan", None, [parse_set(text) for text in settings], [])
+    items = [Item(S.absolute(), only, seed, False) for seed in range(count)]
+    flags = ("--preset", "dcgan", *(part for text in settings for part in ("-s", text)), "--seeds", str(count))
+    argv = ("sweep", *flags, "--name", "s", "--no-eval", "--item")
+    return [Job((*argv, str(i)), S / "logs" / f"{i}.log", item) for i, item in enumerate(items)]
 
 
 def until(condition: Callable[[], Any], seconds: float = 120) -> None:
@@ -51,25 +54,24 @@ def whole(run: Path, count: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("visible", "jobs", "gpus", "seen"),
+    ("visible", "count", "gpus", "seen"),
     [("4, 6", 4, 2, ["4", "4", "6", "6"]), (None, 2, 3, ["0", "1"]), (None, 1, 1, [None]), ("5", 2, 0, [None, None])],
 )
 def test_gpus_and_cores_are_dealt_out(
-    visible: str | None, jobs: int, gpus: int, seen: list[str | None], monkeypatch: pytest.MonkeyPatch
+    visible: str | None, count: int, gpus: int, seen: list[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv(launch.GPUS, visible) if visible else monkeypatch.delenv(launch.GPUS, raising=False)
     given: list[Mapping[str, str]] = []
 
-    def note(item: Item, children: Children, env: Mapping[str, str]) -> str:
+    def note(children: Children, job: Job, env: Mapping[str, str]) -> None:
         given.append(env)
-        until(lambda: len(given) >= jobs)
-        return ""
+        until(lambda: len(given) >= count)
 
-    monkeypatch.setattr(launch, "attempt", note)
-    assert len(list(launch.local(items(jobs), Children(), jobs, gpus))) == jobs
+    monkeypatch.setattr(Children, "run", note)
+    assert len(list(launch.local(jobs(count), Children(), count, gpus))) == count
     assert sorted((env.get(launch.GPUS) for env in given), key=str) == seen
-    threads = str(max(1, launch.cores() // jobs)) if jobs > 1 else None
+    threads = str(max(1, launch.cores() // count)) if count > 1 else None
     assert {env.get("OMP_NUM_THREADS") for env in given} == {threads}
 
 
@@ -78,7 +80,7 @@ def test_gpus_and_cores_are_dealt_out(
 
 def test_what_slurm_cannot_do_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(options: Mapping[str, Any], cluster: str = "slurm") -> None:
-        next(launch.slurm(items(), Children(), S / "submitit", None, options, cluster))
+        next(launch.slurm(jobs(), Children(), S / "submitit", None, options, cluster))
 
     with pytest.raises(UserError, match=r"--slurm: .*slurm_partitoin"):
         start({"partitoin": "gpu"}, "local")
@@ -119,8 +121,8 @@ def test_what_slurm_is_asked_for(workplace: Path, monkeypatch: pytest.MonkeyPatc
     for place in range(2):
         (folder / f"77_{place}_0_result.pkl").write_bytes(pickle.dumps(Evil()))
     options = {"partition": "gpu", "gpus_per_node": 1}
-    given = items(2)
-    assert list(launch.slurm(given, Children(), folder, 2, options)) == [(given[0], ""), (given[1], "")]
+    given = jobs(2)
+    assert list(launch.slurm(given, Children(), folder, 2, options)) == given
     assert not Path("PWNED").exists()
     (script,) = folder.glob("*_submission.sh")
     asked = script.read_text()
@@ -128,7 +130,7 @@ def test_what_slurm_is_asked_for(workplace: Path, monkeypatch: pytest.MonkeyPatc
         assert line in asked, asked
     Path("closed").touch()
     with pytest.raises(
-        UserError, match=r"the scheduler takes no job: sbatch: error: invalid partition.*timeout_min=60"
+        UserError, match=r"--slurm: sbatch: error: invalid partition; change what the scheduler is asked for"
     ):
         list(launch.slurm(given, Children(), folder, 2, options))
 
@@ -136,19 +138,20 @@ def test_what_slurm_is_asked_for(workplace: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_job_that_is_preempted_saves_and_goes_on_from_the_queue() -> None:
     """Through submitit's own local executor: real processes, which it starts, signals and starts again."""
     pytest.importorskip("submitit")
-    own = {"generator__width": 4, "discriminator__width": 4, "data__path": "images.npz", "device": "cpu"}
-    (item,) = items(train__steps=400, log__every=1, eval__every=0, train__batch_size=8, **own)
+    nets = ("generator.width=4", "discriminator.width=4", "data.path=images.npz", "device=cpu")
+    (job,) = jobs(1, *nets, "train.steps=400", "log.every=1", "eval.every=0", "train.batch_size=8")
+    item = job.item
     with ThreadPoolExecutor(1) as pool:
-        end = pool.submit(lambda: list(launch.slurm([item], Children(), S / "submitit", None, {}, "local")))
+        end = pool.submit(lambda: list(launch.slurm([job], Children(), S / "submitit", None, {}, "local")))
         until(lambda: item.run.metrics_file.exists() or end.done())
         trains = Path(f"/proc/{status(item.run.path)['pid']}/stat").read_text()
         os.kill(int(trains.rpartition(")")[2].split()[1]), signal.SIGUSR2)  # its parent: the job
-        assert end.result(180) == [(item, "")]
+        assert end.result(180) == [job]
     assert item.state == "finished"
     assert whole(item.run.path, 400)
-    said = item.log.read_text()
+    said = job.log.read_text()
     assert re.search(r"stopped and saved at step \d+", said)
-    assert "$ fmrun resume" in said
+    assert said.count("$ fmrun sweep") == 2
 
 
 # ---- Ray
@@ -171,7 +174,9 @@ def test_runs_of_a_lost_machine_go_on_elsewhere() -> None:
         flags = (*LONG, *WEIGHTS, "--steps", "400")
         process = spawn("sweep", *flags, "--name", "s", "--launcher", "ray", env={"RAY_ADDRESS": cluster.address})
         until(lambda: any(trains(file.parent, lost) for file in S.glob("*/metrics.jsonl")))
+        (run,) = (file.parent for file in S.glob("*/metrics.jsonl") if trains(file.parent, lost))
         cluster.remove_node(lost, allow_graceful=False)
+        os.kill(status(run)["pid"], signal.SIGKILL)  # all processes of a lost machine are gone
         done = finish(process, 240)
     finally:
         cluster.shutdown()
@@ -179,8 +184,7 @@ def test_runs_of_a_lost_machine_go_on_elsewhere() -> None:
     alone = good_sweep(*flags, "--name", "alone")
     names = ("weight-0_seed-0", "weight-0.1_seed-0")
     logs = "".join((S / "logs" / f"{name}.log").read_text() for name in names)
-    assert logs.count("$ fmrun train") == 2
-    assert logs.count("$ fmrun resume") == 1
+    assert logs.count("$ fmrun sweep") == 3
     for name in names:
         assert whole(S / name, 400)
         assert timeless(S / name) == timeless(Path("runs/alone") / name)

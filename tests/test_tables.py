@@ -1,4 +1,4 @@
-"""A table that fits into a terminal: as it is, turned, or in parts."""
+"""A table that fits into a terminal: as it is, turned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fmrun.tables import WIDTH, Table
 def table(count: int, rows: int = 2, names: tuple[str, ...] = ("plain", "matched")) -> Table:
     scores = [f"a_score_called_{i}" for i in range(count)]
     cells = [[names[row], str(900 + row), *(f"{i + row / 8:.3f}" for i in range(count))] for row in range(rows)]
-    return Table(["run", "step", *scores], cells, "lr" + "r" * count, keys=2)
+    return Table(["run", "step", *scores], cells, "lr" + "r" * count)
 
 
 def width(text: str) -> int:
@@ -30,15 +30,6 @@ def test_what_is_too_wide_is_turned_and_says_the_same() -> None:
     assert head.split() == ["run", "plain", "matched"]
     assert lines[0].split() == ["step", "900", "901"]
     assert lines[9].split() == ["a_score_called_8", "8.000", "8.125"]
-
-
-def test_what_is_too_wide_both_ways_comes_in_parts_that_each_name_their_rows() -> None:
-    text = table(9, 9, tuple(f"a-run-of-some-name-{i}" for i in range(9))).text()
-    parts = [part.splitlines() for part in text.split("\n\n")]
-    assert width(text) <= WIDTH
-    assert len(parts) > 1
-    assert all(part[0].split()[:2] == ["run", "step"] and len(part) == 11 for part in parts)
-    assert [name for part in parts for name in part[0].split()[2:]] == [f"a_score_called_{i}" for i in range(9)]
 
 
 def test_a_column_wider_than_a_terminal_is_not_cut() -> None:

@@ -489,8 +489,7 @@ def test_a_picture_of_a_run_is_a_png_or_nothing(trained: Any, workplace: Path, m
         )
     done = good("compare", "sent", "other", "--html", "page.html")
     assert "no picture of sent: run sent has no checkpoint yet" in done.err
-    with pytest.raises(UserError, match="cannot be read"):  # as of super-resolution, whose sheets are shown
-        _last_sheet(Run(RUNS / "sent"), 1_000_000)
+    _last_sheet(Run(RUNS / "sent"))  # as of super-resolution, whose sheets are shown as they lie there
     assert not Path("PWNED").exists()
 
 

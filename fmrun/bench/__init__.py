@@ -39,7 +39,6 @@ SET_HERE = (
 
 RATIOS = (
     ("matching", "plain"),
-    ("measuring", "matching"),
     ("simultaneous", "simultaneous_plain"),
     ("simultaneous", "matching"),
     ("matching", "howto_plain"),
@@ -111,13 +110,12 @@ def steps_of(
     off: dict[str, Any] = {"feature_matching": config.feature_matching.model_copy(update={"weight": 0.0})}
     at_once: dict[str, Any] = {"train": config.train.model_copy(update={"update": "simultaneous"})}
 
-    def own(precision: str, measuring: bool = False, **fields: Any) -> OwnStep:
-        return OwnStep(config.model_copy(update={"precision": precision, **fields}), device, measuring)
+    def own(precision: str, **fields: Any) -> OwnStep:
+        return OwnStep(config.model_copy(update={"precision": precision, **fields}), device)
 
     first, last = precisions[0], precisions[-1]
     yield "plain", own(first, **off)
     yield "matching", own(first)
-    yield "measuring", own(first, measuring=True)
     yield "simultaneous_plain", own(first, **off, **at_once)
     yield "simultaneous", own(first, **at_once)
     for precision in precisions[1:]:

@@ -24,14 +24,10 @@ from ..tasks import Batch, Data, kind
 from .timing import quotients, wait
 
 
-def ordinary_step(state: State, measuring: bool = False) -> int:
-    """A step at which every loss acts and nothing is logged; with `measuring`, one that measures the gradient share."""
-    role, step = state.task.discriminators[0], state.config.full_step
-
-    def due(step: int) -> bool:
-        return role.matching is not None and role.matching.due(step, role.gan.start_step)
-
-    while due(step) != measuring or state.task.plan(step).log_diversity:
+def ordinary_step(state: State) -> int:
+    """A step at which every loss acts, and neither the gradient share is measured nor anything logged."""
+    step = state.config.full_step
+    while (plan := state.task.plan(step)).log_diversity or plan.discriminators[0].measure:
         step += 1
     return step
 
@@ -39,10 +35,10 @@ def ordinary_step(state: State, measuring: bool = False) -> int:
 class OwnStep:
     """fmrun's step of a config, made again and again at the same step of a run, on random images."""
 
-    def __init__(self, config: Config, device: torch.device, measuring: bool = False):
+    def __init__(self, config: Config, device: torch.device):
         self.precision = config.precision
         self.state = State(config, device, World())
-        self.at = ordinary_step(self.state, measuring)
+        self.at = ordinary_step(self.state)
         self.layers = self.state.task.plan(self.at).discriminators[0].layers
         blank = kind(config.task).blank(config, self.state.world, device)
         images = tree_map(lambda like: torch.randint_like(like, 256), blank)

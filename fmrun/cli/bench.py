@@ -10,13 +10,12 @@ from .options import BatchSize, Json, Set, as_overrides
 
 
 def bench(
-    pair: Annotated[Literal["dcgan", "munet", "all"], typer.Option("--pair", help="Nets to measure.")] = "all",
+    context: typer.Context,
+    pair: Annotated[Literal["dcgan", "munet", "all"], typer.Option(help="Nets to measure.")] = "all",
     batch_size: BatchSize = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times each step is measured.")] = 7,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
-    precision: Annotated[
-        Literal["fp32", "bf16", "all"], typer.Option("--precision", help="Arithmetic of fmrun's steps.")
-    ] = "all",
+    rounds: Annotated[int, typer.Option(min=1, help="Times each step is measured.")] = 7,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
+    precision: Annotated[Literal["fp32", "bf16", "all"], typer.Option(help="Arithmetic of fmrun's steps.")] = "all",
     set_: Set = None,
     json: Json = False,
 ) -> int:
@@ -28,7 +27,7 @@ def bench(
 
     choose_device(device)
     pairs = list(benching.PAIRS) if pair == "all" else [pair]
-    asked = as_overrides(set_, batch_size=batch_size)
+    asked = [override for override in as_overrides(context) if override.flag != "--device"]
     result = benching.bench(pairs, asked, device=device, precision=precision, rounds=rounds, report=Reporter())
     if json:
         emit_json(result)

@@ -13,53 +13,25 @@ from .options import RUNS, Json, RunsDir, TrustCode, choose_device, complete_run
 
 def compare(
     runs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RUN...", help="Two runs or more.", autocompletion=complete_runs, show_default=False),
+        list[str] | None, typer.Argument(metavar="RUN...", help="Two runs or more.", autocompletion=complete_runs)
     ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page with curves and pictures.", show_default=False),
-    ] = None,
-    figures: Annotated[
-        Path | None,
-        typer.Option("--figures", metavar="DIR", help="Write each figure as PDF and PNG.", show_default=False),
-    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with curves and pictures.")] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each figure as PDF and PNG.")] = None,
     csv: Annotated[
-        Path | None,
-        typer.Option(
-            "--csv", metavar="FILE", help="Write all measurements as a table; `-`: to stdout.", show_default=False
-        ),
+        Path | None, typer.Option(metavar="FILE", help="Write all measurements as a table; `-`: to stdout.")
     ] = None,
     metric: Annotated[
-        str | None,
-        typer.Option("--metric", metavar="KEY", help="What decides, e.g. kid (default: by task).", show_default=False),
+        str | None, typer.Option(metavar="KEY", help="What decides, e.g. kid (default: by task).")
     ] = None,
     by: Annotated[
-        Literal["last", "best"], typer.Option("--by", help="Which of its values: at the last step, or the best.")
+        Literal["last", "best"], typer.Option(help="Which of its values: at the last step, or the best.")
     ] = "last",
     control: Annotated[
         str | None,
         typer.Option(
-            "--control",
             metavar="RUN",
             help="Compare the others with this (default: the one without feature matching).",
             autocompletion=complete_runs,
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            min=0,
-            help="Of the pictures of --html, the same for all runs (default: 0).",
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device", help="To draw them on: auto, cpu, cuda, cuda:N, mps (default: auto)", show_default=False
         ),
     ] = None,
     runs_dir: RunsDir = RUNS,
@@ -75,9 +47,6 @@ def compare(
 
     if html is not None and (html.is_dir() or html.suffix.lower() not in (".html", ".htm")):
         raise UserError(f"--html {html}: a page is a file whose name ends in .html")
-    for flag, value in (("--seed", seed), ("--device", device)):
-        if value is not None and html is None:
-            raise UserError(f"{flag} {value}: it is for the pictures of a page; give --html FILE too, or leave it out")
     if json and csv == Path("-"):
         raise UserError("--json and --csv -: only one can go to stdout; give --csv FILE")
     report = Reporter()
@@ -87,8 +56,7 @@ def compare(
     if html is not None:
         from ..compare.page import write
 
-        place = choose_device(device or "auto")
-        write(comparison, html, seed=seed or 0, device=place, report=report, trust_code=trust_code)
+        write(comparison, html, device=choose_device("auto"), report=report, trust_code=trust_code)
         report.note(f"the page is {html}: open it in a browser")
     if figures is not None:
         from ..compare.page import write_figures

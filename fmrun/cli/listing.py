@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 
 def presets(
-    name: Annotated[
-        str | None, typer.Argument(help="Show this one.", autocompletion=complete_presets, show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this one.", autocompletion=complete_presets)] = None,
     json: Json = False,
 ) -> int:
     """List the presets, or show one resolved."""

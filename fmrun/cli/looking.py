@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,13 +35,13 @@ FREE_IN_PROBE = (
 
 
 def probe_layers(
+    context: typer.Context,
     run: Annotated[
         str | None,
         typer.Argument(
             metavar="[RUN]",
             help="Trained run to probe (default: none, the nets as a run of the preset would start).",
             autocompletion=complete_runs,
-            show_default=False,
         ),
     ] = None,
     preset: Preset = None,
@@ -67,16 +67,7 @@ def probe_layers(
     from ..runs import find
 
     report, found = Reporter(), None
-    overrides = as_overrides(
-        set_,
-        lambda_feature=lambda_feature,
-        balance=balance,
-        layers=layers,
-        batch_size=batch_size,
-        data=data,
-        seed=seed,
-        device=device,
-    )
+    overrides = as_overrides(context)
     if run is not None:
         if preset is not None or config is not None:
             raise UserError("give a run, or --preset and --config, not both")
@@ -86,12 +77,7 @@ def probe_layers(
         if any(
             override.key == "data.path" for override in overrides
         ):  # none of the run's other folders belongs to these images
-            gone: dict[str, object] = {
-                "valid_path": None,
-                "valid_lr_path": None,
-                "lr_path": None,
-                "valid_fraction": 0.0,
-            }
+            gone: dict[str, Any] = {"valid_path": None, "valid_lr_path": None, "lr_path": None, "valid_fraction": 0.0}
             resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update=gone)})
         from .. import checkpoint
 
@@ -115,14 +101,15 @@ def probe_layers(
 
 
 def data_preview(
+    context: typer.Context,
     preset: Preset = None,
     config: ConfigFile = None,
     data: Data = None,
     seed: Seed = None,
     set_: Set = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, max=64, help="Patches shown, or rows of images.")] = 4,
+    rows: Annotated[int, typer.Option(min=1, max=64, help="Patches shown, or rows of images.")] = 4,
     trust_code: TrustCode = False,
-    out: Annotated[Path, typer.Option("--out", help="PNG file.")] = Path("data-preview.png"),
+    out: Annotated[Path, typer.Option(help="PNG file.")] = Path("data-preview.png"),
 ) -> int:
     """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
     from ..data.places import refuse_missing
@@ -132,7 +119,7 @@ def data_preview(
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
-    resolved = resolve(preset, config, as_overrides(set_, data=data, seed=seed), trust_code=trust_code)
+    resolved = resolve(preset, config, as_overrides(context), trust_code=trust_code)
     refuse_missing(resolved.data, resolved.task)
     from ..tasks import kind
 

@@ -14,68 +14,48 @@ def eval(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN…]",
-            help="Runs, or checkpoint files (default: the newest run).",
-            show_default=False,
-            autocompletion=complete_runs,
+            metavar="[RUN…]", help="Runs, or checkpoint files (default: the newest run).", autocompletion=complete_runs
         ),
     ] = None,
     num: Annotated[
-        int | None,
-        typer.Option("--num", help="Images generated (default: 2000), or upscaled (default: all).", show_default=False),
+        int | None, typer.Option(help="Images generated (default: 2000), or upscaled (default: all).")
     ] = None,
     extractor: Annotated[
         str | None,
         typer.Option(
-            "--extractor",
             metavar="NAME",
             help="inception, mobilenet_v2 or package.module:Class (default: the first whose weights are here).",
-            show_default=False,
         ),
     ] = None,
-    extractor_weights: Annotated[
-        Path | None,
-        typer.Option("--extractor-weights", metavar="FILE", help="Weights of --extractor.", show_default=False),
-    ] = None,
+    extractor_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of --extractor.")] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            "--data",
             metavar="PATH",
             help="Real images to measure against (default: the run's held-out images, else those trained on).",
-            show_default=False,
         ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
     step: Annotated[
-        list[int] | None,
-        typer.Option("--step", metavar="N", help="Checkpoint of this step; may be repeated.", show_default=False),
+        list[int] | None, typer.Option(metavar="N", help="Checkpoint of this step; may be repeated.")
     ] = None,
     all_checkpoints: Annotated[
         bool, typer.Option("--all-checkpoints", help="Every checkpoint kept (default: the last, and the best kept).")
     ] = False,
     seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=0, help="Of the generated images, as for sample (default: 0).", show_default=False),
+        int | None, typer.Option(min=0, help="Of the generated images, as for sample (default: 0).")
     ] = None,
     modes: Annotated[
         bool | None,
         typer.Option(
             "--modes/--no-modes",
             help="Count the kinds of clothing made (default: where the data is Fashion-MNIST, or stacked).",
-            show_default=False,
         ),
     ] = None,
     modes_num: Annotated[
-        int | None,
-        typer.Option(
-            "--modes-num",
-            min=1,
-            help="Images they are counted among (default: --num; 26000 where stacked).",
-            show_default=False,
-        ),
+        int | None, typer.Option(min=1, help="Images they are counted among (default: --num; 26000 where stacked).")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     set_: Set = None,
     runs_dir: RunsDir = RUNS,
     trust_code: TrustCode = False,

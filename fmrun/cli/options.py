@@ -36,14 +36,10 @@ Preset = Annotated[
     str | None,
     typer.Option("--preset", help="Preset to start from (default: dcgan-fm).", autocompletion=complete_presets),
 ]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="TOML or YAML file that lies on top of the preset.", show_default=False)
-]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML or YAML file that lies on top of the preset.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "-s", "--set", metavar="KEY=VALUE", help="Set any field, e.g. -s train.batch_size=32.", show_default=False
-    ),
+    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set any field, e.g. -s train.batch_size=32."),
 ]
 Lambda = Annotated[str | None, typer.Option("--lambda-feature", metavar="NUMBER", help="feature_matching.weight")]
 Balance = Annotated[str | None, typer.Option("--balance", metavar="MODE", help="feature_matching.balance")]
@@ -55,10 +51,7 @@ Seed = Annotated[str | None, typer.Option("--seed", metavar="N", help="seed")]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="device: auto, cpu, cuda, cuda:N, mps")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the runs.")]
 RunName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[RUN]", help="Run (default: the newest).", autocompletion=complete_runs, show_default=False
-    ),
+    str | None, typer.Argument(metavar="[RUN]", help="Run (default: the newest).", autocompletion=complete_runs)
 ]
 TrustCode = Annotated[
     bool,
@@ -69,17 +62,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 RUNS = Path("runs")
 
 
-def as_overrides(sets: list[str] | None, **shorthands: str | None) -> list[Override]:
-    """Shorthands and `-s` as overrides; a name is that of the flag, with underscores."""
+def as_overrides(context: typer.Context) -> list[Override]:
+    """The shorthands and `-s` that were given to a command."""
     from ..overlay import SHORTHANDS
     from ..presets import Override, parse_set
 
-    found = []
-    for name, value in shorthands.items():
-        if value is not None:
-            flag = "--" + name.replace("_", "-")
-            found.append(Override(flag, SHORTHANDS[flag], value))
-    return found + [parse_set(text) for text in sets or []]
+    given = context.params
+    typed = ((flag, key, given.get(flag[2:].replace("-", "_"))) for flag, key in SHORTHANDS.items())
+    found = [Override(flag, key, value) for flag, key, value in typed if value is not None]
+    return found + [parse_set(text) for text in given.get("set_") or []]
 
 
 @contextmanager

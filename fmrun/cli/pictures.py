@@ -15,29 +15,24 @@ def sample(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]",
-            help="Run, or a checkpoint file (default: the newest run).",
-            show_default=False,
-            autocompletion=complete_runs,
+            metavar="[RUN]", help="Run, or a checkpoint file (default: the newest run).", autocompletion=complete_runs
         ),
     ] = None,
-    num: Annotated[int, typer.Option("--num", min=1, max=100_000, help="Images.")] = 64,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Image i of a seed is always the same.")] = 0,
-    grid: Annotated[int | None, typer.Option("--grid", min=1, metavar="COLUMNS", help="Columns of the grid.")] = None,
+    num: Annotated[int, typer.Option(min=1, max=100_000, help="Images.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is always the same.")] = 0,
+    grid: Annotated[int | None, typer.Option(min=1, metavar="COLUMNS", help="Columns of the grid.")] = None,
     interpolate: Annotated[
-        int | None,
-        typer.Option("--interpolate", min=2, metavar="N", help="Walk from latent to latent in N pictures a row."),
+        int | None, typer.Option(min=2, metavar="N", help="Walk from latent to latent in N pictures a row.")
     ] = None,
     individual: Annotated[bool, typer.Option("--individual", help="One file an image instead of a grid.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
     input_: Annotated[
-        Path | None,
-        typer.Option("--input", metavar="PATH", help="Photograph or folder to upscale.", show_default=False),
+        Path | None, typer.Option("--input", metavar="PATH", help="Photograph or folder to upscale.")
     ] = None,
-    tile: Annotated[int | None, typer.Option("--tile", min=16, help="Side of the tiles of --input, in pixels.")] = None,
+    tile: Annotated[int | None, typer.Option(min=16, help="Side of the tiles of --input, in pixels.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures of --input that are there.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="PNG file or folder.", show_default=False)] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="PNG file or folder.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     runs_dir: RunsDir = RUNS,
     trust_code: TrustCode = False,
 ) -> int:
@@ -68,11 +63,8 @@ def sample(
 
 def export(
     run: RunName = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="A .safetensors or .onnx file (default: RUN.safetensors).", show_default=False),
-    ] = None,
-    precision: Annotated[str, typer.Option("--precision", help="Of .safetensors: fp32, fp16 or bf16.")] = "fp32",
+    out: Annotated[Path | None, typer.Option(help="A .safetensors or .onnx file (default: RUN.safetensors).")] = None,
+    precision: Annotated[str, typer.Option(help="Of .safetensors: fp32, fp16 or bf16.")] = "fp32",
     raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
     runs_dir: RunsDir = RUNS,
     trust_code: TrustCode = False,

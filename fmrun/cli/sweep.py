@@ -1,17 +1,19 @@
-"""`sweep`."""
+"""`sweep`: a grid of settings × seeds, each run in a process of its own, and their comparison."""
 
 from __future__ import annotations
 
 import json as json_
 import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import INTERNAL, OK, UserError
+from ..errors import DIVERGED, INTERNAL, OK, UserError
 from .options import (
     RUNS,
     Balance,
@@ -32,32 +34,26 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..report import Reporter
-    from ..sweep.item import Children, Item
-    from ..sweep.launch import Ended
+    from ..sweep.item import Item
 
 INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "AWS_BATCH_JOB_ARRAY_INDEX")
 """Where job arrays of Slurm, Kubernetes and AWS Batch say which of them a job is."""
 
 
 def sweep(
+    context: typer.Context,
     number: Annotated[
         int | None,
-        typer.Argument(
-            metavar="[N]", help="With --item: which run, from 0 (default: what the job array says).", show_default=False
-        ),
+        typer.Argument(metavar="[N]", help="With --item: which run, from 0 (default: what the job array says)."),
     ] = None,
     over: Annotated[
         list[str] | None,
         typer.Option(
-            "--over",
             metavar="FIELD=VALUE,VALUE…",
             help="Vary a field, e.g. --over feature_matching.weight=0,0.1,1; lists in brackets: --over layers=[block1],[all].",
-            show_default=False,
         ),
     ] = None,
-    seeds: Annotated[
-        str, typer.Option("--seeds", metavar="N|LIST", help="How many (5: 0 to 4), or which (3,7,9).")
-    ] = "5",
+    seeds: Annotated[str, typer.Option(metavar="N|LIST", help="How many (5: 0 to 4), or which (3,7,9).")] = "5",
     preset: Preset = None,
     config: ConfigFile = None,
     lambda_feature: Lambda = None,
@@ -69,24 +65,12 @@ def sweep(
     device: Device = None,
     set_: Set = None,
     name: Annotated[
-        str | None,
-        typer.Option("--name", help="Name of the sweep (default: one that the same command finds again)."),
+        str | None, typer.Option(help="Name of the sweep (default: the preset and the varied fields).")
     ] = None,
     runs_dir: RunsDir = RUNS,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, max=1024, help="Runs at a time (default: 1, or one a GPU).", show_default=False),
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time (default: 1, or one per GPU).")] = None,
     evaluate: Annotated[
-        bool | None,
-        typer.Option("--eval/--no-eval", help="Evaluate each run (default: if it can be).", show_default=False),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", metavar="KEY", help="Compare by this (default: KID, or what there is).")
-    ] = None,
-    control: Annotated[
-        str | None,
-        typer.Option("--control", metavar="COMBINATION", help="Compare with this one (default: weight 0)."),
+        bool | None, typer.Option("--eval/--no-eval", help="Evaluate each run (default: if it can be).")
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print one line of JSON per run (name, argv), train nothing.")
@@ -94,24 +78,14 @@ def sweep(
     item: Annotated[
         bool, typer.Option("--item", help="Train, resume or skip one run, the N-th of --plan, and evaluate it.")
     ] = False,
-    launcher: Annotated[
-        Literal["local", "slurm", "ray"], typer.Option("--launcher", help="Where the runs are trained.")
-    ] = "local",
+    launcher: Annotated[Literal["local", "slurm", "ray"], typer.Option(help="Where the runs are trained.")] = "local",
     slurm: Annotated[
-        list[str] | None,
-        typer.Option("--slurm", metavar="KEY=VALUE", help="For the scheduler, e.g. partition=gpu.", show_default=False),
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the scheduler, e.g. partition=gpu.")
     ] = None,
-    cpus_per_run: Annotated[
-        float, typer.Option("--cpus-per-run", min=0, help="Processor cores that Ray gives a run.")
-    ] = 1,
+    cpus_per_run: Annotated[float, typer.Option(min=0, help="Processor cores that Ray gives a run.")] = 1,
     gpus_per_run: Annotated[
         float | None,
-        typer.Option(
-            "--gpus-per-run",
-            min=0,
-            help="GPUs that Ray gives a run, also a part of one (default: 1 where there are any).",
-            show_default=False,
-        ),
+        typer.Option(min=0, help="GPUs that Ray gives a run, also a part of one (default: 1 where there are any)."),
     ] = None,
     trust_code: TrustCode = False,
     json: Json = False,
@@ -119,69 +93,104 @@ def sweep(
     """Train a grid of settings over several seeds, and compare. The same command again goes on where it stopped."""
     from ..presets import DEFAULT
     from ..report import Reporter, counted, emit
-    from ..sweep import grid, launch, preflight
-    from ..sweep.item import Children, Item, work
+    from ..sweep import grid
+    from ..sweep.item import Item
 
-    options = _slurm_options(slurm, launcher)
-    overrides = as_overrides(
-        set_,
-        lambda_feature=lambda_feature,
-        balance=balance,
-        layers=layers,
-        steps=steps,
-        batch_size=batch_size,
-        data=data,
-        device=device,
-    )
     overs = [grid.parse_over(text) for text in over or []]
     chosen = grid.parse_seeds(seeds)
-    combinations = grid.combinations(preset, config, overrides, overs, trust_code)
+    combinations = grid.combinations(preset, config, as_overrides(context), overs, trust_code)
     label = preset or (config.stem if config is not None else DEFAULT)
-    folder = _folder(runs_dir, name or grid.default_name(label, combinations, [one.key for one in overs]))
+    folder = _folder(runs_dir, name or grid.default_name(label, [one.key for one in overs]))
     # seed by seed: a sweep that is stopped has compared what it could
     items = [Item(folder, one, seed, evaluate, trust_code) for seed in chosen for one in combinations]
     report = Reporter()
+    argv = [word for word in sys.argv[1:] if word != "--plan"]
     if plan:
-        typed = ["fmrun", *(word for word in sys.argv[1:] if word != "--plan"), "--item"]
         for place, one in enumerate(items):
-            emit(json_.dumps({"name": one.name, "argv": [*typed, str(place)]}))
+            emit(json_.dumps({"name": one.name, "argv": ["fmrun", *argv, "--item", str(place)]}))
         return OK
-    source = str(Path(__file__).parents[2])  # so that the processes of the runs import this fmrun
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), source)))
     if item:
-        one, children = items[_place(number, len(items))], Children()
-        one.refuse_another()
-        with children.watching():
-            code = work(one, children, None, {})
-        report.note(f"run {one.name} is {one.state}")
-        return code
+        return _work(items[_place(number, len(items))], report)
     if number is not None:
         raise UserError(f"there is no place for '{number}': which run to train is given with --item {number}")
     for one in items:
         one.refuse_another()
-    gpus, unscored = 0, ""
+
+    from ..sweep import launch, preflight
+
     open_ = {one.combination.name for one in items if one.state not in ("finished", "diverged")}
-    if checked := [one for one in combinations if one.name in open_]:
-        gpus, unscored = preflight.check(preset, config, checked, trust_code, launcher != "local")
+    checked = [one for one in combinations if one.name in open_]
+    gpus, unscored = preflight.check(checked, launcher != "local") if checked else (0, "")
     if unscored and evaluate is None:
         report.warn(f"the runs will not be evaluated: {unscored}")
-        items = [replace(one, evaluate=False) for one in items]
+        items, argv = [replace(one, evaluate=False) for one in items], [*argv, "--no-eval"]
     where = runs_dir / folder.name
     report.note(f"sweep {folder.name} in {where}: {counted(len(items), 'run')}; what they say is in {where / 'logs'}")
-    pending, children = [one for one in items if not one.done], Children()
+    source = str(Path(__file__).parents[2])  # so that the processes of the runs import this fmrun
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), source)))
+    waiting = [
+        launch.Job((*argv, "--item", str(place)), folder / "logs" / f"{one.name}.log", one)
+        for place, one in enumerate(items)
+        if not one.done
+    ]
+    done, failed, children = len(items) - len(waiting), 0, launch.Children()
+    if done:
+        report.note(f"{done} of {counted(len(items), 'run')} done already")
     if launcher == "local":
-        ended = launch.local(pending, children, jobs or max(1, gpus), gpus)
+        ended = launch.local(waiting, children, jobs or max(1, gpus), gpus)
     elif launcher == "slurm":
-        ended = launch.slurm(pending, children, folder / "submitit", jobs, options)
+        ended = launch.slurm(waiting, children, folder / "submitit", jobs, _slurm_options(slurm))
     else:
-        ended = launch.on_ray(pending, children, cpus_per_run, gpus_per_run)
-    failed = _follow(ended, len(items), len(items) - len(pending), children, report)
+        ended = launch.on_ray(waiting, children, cpus_per_run, gpus_per_run)
+    with children.watching():
+        for job in ended:
+            state, so_far = job.item.state, f"({done + failed + 1} of {counted(len(items), 'run')})"
+            if job.item.done or (state == "finished" and not evaluate):
+                done += 1
+                report.note(f"{job.item.name} {state} {so_far}")
+                if not job.item.done:
+                    report.warn(f"{job.item.name} is not evaluated: {job.why()}")
+            elif not children.signal:
+                failed += 1
+                report.warn(f"{job.item.name} failed: {job.why()}; the same command tries it again {so_far}")
     if children.signal:
         report.note("stopped; to go on, give the same command again")
         return 128 + children.signal
-    _compare(items, metric, control, json, report)
+    _compare(items, json, report)
     report.note(f"next: fmrun compare {where}/*_seed-* --html {folder.name}.html")
     return INTERNAL if failed else OK
+
+
+def _work(item: Item, report: Reporter) -> int:
+    """Train or resume the run, or wait while another process does, and evaluate it; its exit code."""
+    if hasattr(signal, "SIGUSR2"):  # Slurm sends it to every process of a job; the one that started this answers it
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    item.refuse_another()
+    code = OK
+    while code == OK and not item.done:
+        state = item.state
+        if state == "running":
+            time.sleep(0.1)
+            continue
+        try:
+            code = call(item.command)
+        except UserError as error:
+            if state == "finished" and item.evaluate is None:
+                report.error(str(error))
+                break
+            if item.state == state:  # else another process was faster
+                raise
+    report.note(f"run {item.name} is {item.state}")
+    return code or (DIVERGED if item.state == "diverged" else OK)
+
+
+def call(command: list[str]) -> int:
+    """A command of fmrun in this process; its exit code."""
+    from . import app
+
+    code = app(command, prog_name="fmrun", standalone_mode=False)
+    assert isinstance(code, int)
+    return code
 
 
 def _folder(runs_dir: Path, name: str) -> Path:
@@ -197,59 +206,26 @@ def _folder(runs_dir: Path, name: str) -> Path:
 
 def _place(number: int | None, count: int) -> int:
     """Which run `--item` means."""
-    if number is None:
-        said = [os.environ[name] for name in INDICES if os.environ.get(name, "").isdecimal()]
-        if not said:
-            raise UserError(
-                f"--item: give the number of the run, 0 to {count - 1}, or start it in a job array that sets one of "
-                f"{', '.join(INDICES)}"
-            )
-        number = int(said[0])
-    if not 0 <= number < count:
-        raise UserError(f"--item {number}: the runs of this sweep are 0 to {count - 1}; --plan lists them")
-    return number
+    said = [os.environ[name] for name in INDICES if os.environ.get(name, "").isdecimal()]
+    place = int(said[0]) if number is None and said else number
+    if place is None or not 0 <= place < count:
+        raise UserError(
+            f"--item: give the number of the run, 0 to {count - 1} (--plan lists them), or start it in a job array that "
+            f"sets one of {', '.join(INDICES)}"
+        )
+    return place
 
 
-def _follow(ended: Ended, total: int, done: int, children: Children, report: Reporter) -> int:
-    """Say of each run how it ended, and how far the sweep is; the number of those that failed."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    from ..report import counted
-
-    failed = 0
-    if done:
-        report.note(f"{done} of {counted(total, 'run')} done already")
-    columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        children.watching(),
-        Progress(*columns, console=report.console, disable=report.console is None, expand=True, transient=True) as bar,
-    ):
-        task = bar.add_task("", total=total, completed=done)
-        for item, said in ended:
-            state, so_far = item.state, f"{done + failed + 1} of {counted(total, 'run')}"
-            if state == "diverged" or (state == "finished" and (item.evaluated or not item.evaluate)):
-                done += 1
-                report.note(f"{item.name} {state} ({so_far})")
-                if not item.done:
-                    report.warn(f"{item.name} is not evaluated: {item.why()}")
-            elif not children.signal:
-                failed += 1
-                report.warn(f"{item.name} failed: {said or item.why()}; the same command tries it again ({so_far})")
-            bar.update(task, completed=done + failed)
-    return failed
-
-
-def _compare(items: list[Item], metric: str | None, control: str | None, json: bool, report: Reporter) -> None:
+def _compare(items: list[Item], json: bool, report: Reporter) -> None:
     """The table of `fmrun compare`."""
     from ..compare.comparison import compare, to_json
     from ..compare.table import text
     from ..report import emit, emit_json
 
-    there = [one for one in items if one.run.config_file.is_file()]
-    if len(there) < 2:
+    runs = [one.run for one in items if one.run.config_file.is_file()]
+    if len(runs) < 2:
         return
-    anchor = next((one.name for one in there if one.combination.name == control), control)
-    comparison = compare([one.run for one in there], metric=metric, control=anchor)
+    comparison = compare(runs)
     for sentence in comparison.warnings:
         report.warn(sentence)
     if json:
@@ -258,11 +234,9 @@ def _compare(items: list[Item], metric: str | None, control: str | None, json: b
         emit(text(comparison))
 
 
-def _slurm_options(given: list[str] | None, launcher: str) -> dict[str, Any]:
+def _slurm_options(given: list[str] | None) -> dict[str, Any]:
     from ..config.base import toml_value
 
-    if given and launcher == "local":
-        raise UserError("--slurm goes with --launcher slurm")
     options = {}
     for text in given or []:
         key, equals, value = text.partition("=")

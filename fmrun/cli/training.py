@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     preset: Preset = None,
     config: ConfigFile = None,
     lambda_feature: Lambda = None,
@@ -44,7 +45,7 @@ def train(
     data: Data = None,
     seed: Seed = None,
     device: Device = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run (default: PRESET-001, …).")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run (default: PRESET-001, …).")] = None,
     set_: Set = None,
     runs_dir: RunsDir = RUNS,
     trust_code: TrustCode = False,
@@ -58,22 +59,7 @@ def train(
     from ..report import emit_json
     from ..runs import check_new, numbered, of_job
 
-    resolved = resolve(
-        preset,
-        config,
-        as_overrides(
-            set_,
-            lambda_feature=lambda_feature,
-            balance=balance,
-            layers=layers,
-            steps=steps,
-            batch_size=batch_size,
-            data=data,
-            seed=seed,
-            device=device,
-        ),
-        trust_code=trust_code,
-    )
+    resolved = resolve(preset, config, as_overrides(context), trust_code=trust_code)
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun may have restarted this, and the run be its own
         check_new(runs_dir, name)
     refuse_missing(resolved.data, resolved.task)
@@ -106,10 +92,11 @@ def train(
 
 
 def resume(
+    context: typer.Context,
     run: RunName = None,
     steps: Steps = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="PATH", help="Where the run's images are now, if they were moved.")
+        str | None, typer.Option(metavar="PATH", help="Where the run's images are now, if they were moved.")
     ] = None,
     device: Device = None,
     set_: Set = None,
@@ -122,7 +109,7 @@ def resume(
     from ..presets import FREE_ON_RESUME, HORIZONS, PLACES, revise
     from ..runs import find
 
-    overrides = as_overrides(set_, steps=steps, device=device, data=data)
+    overrides = as_overrides(context)
     free = FREE_ON_RESUME + HORIZONS + (PLACES if data is not None else PLACES[1:])
     place = next((override for override in overrides if override.key == "data.path"), None)
     if data is None and place is not None:

@@ -3,10 +3,6 @@
 `comparison.compare` reads runs into plain data; `table`, `page` and `pictures` show it.
 """
 
-import logging
-
 from .comparison import Comparison, compare
 
 __all__ = ["Comparison", "compare"]
-
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # else it warns where the home folder cannot be written

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..measures import REFERENCE, TELLING, Better, base, decides, measure, rank
 from .measurements import FAILED, WAY, at_best, at_last, last_step, over_seeds
 
@@ -56,24 +56,6 @@ class Column:
         """Places of the groups that have a score, the best first."""
         sign = 1 if self.better == "lower" else -1
         return tuple(i for _, i in sorted((sign * s.mean, i) for i, s in enumerate(self.scores(by)) if s is not None))
-
-
-class Point(NamedTuple):
-    """The mean over the seeds of a group at one step, and its 95 % interval where there are several."""
-
-    step: int
-    mean: float
-    low: float | None
-    high: float | None
-    count: int  # type: ignore[assignment]  # a tuple has a method of this name
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One measure over training; a sequence of points per group, empty where it was not measured."""
-
-    key: str
-    groups: tuple[tuple[Point, ...], ...]
 
 
 def columns_of(table: pd.DataFrame, groups: Sequence[str]) -> tuple[Column, ...]:
@@ -146,35 +128,35 @@ def headline(columns: Sequence[Column], by: str, asked: str | None, runs: Sequen
     """Place of the column that decides: the one that covers the most groups, then the most telling measure."""
     wanted = [i for i, column in enumerate(columns) if decides(column.key)]
     if asked is not None:
-        known = list(dict.fromkeys(column.key for column in columns))
-        wanted = [i for i, c in enumerate(columns) if asked in (c.key, c.key.removeprefix("eval/"), base(c.key)[0])]
+        known = {column.key: column for column in columns if column.better is not None}
+        wanted = [
+            i
+            for i, c in enumerate(columns)
+            if c.key in known and asked in (c.key, c.key.removeprefix("eval/"), base(c.key)[0])
+        ]
         if not wanted:
-            there = f"there are: {', '.join(known)}" if known else f"`fmrun eval {' '.join(runs[:2])}` measures some"
-            raise UserError(f"--metric {asked}: these runs have no such measure{nearest(asked, known) or f'; {there}'}")
-        if columns[wanted[0]].better is None:
-            raise UserError(f"--metric {asked}: neither more nor less of it is better; give another, like --metric kid")
+            there = f"they have {', '.join(known)}" if known else f"`fmrun eval {' '.join(runs[:2])}` measures some"
+            raise UserError(
+                f"--metric {asked}: these runs have no such measure, or neither way of it is better; {there}"
+            )
     covered = {i: sum(score is not None for score in columns[i].scores(by)) for i in wanted}
     return min(wanted, key=lambda i: (-covered[i], i), default=None)
 
 
-def curves_of(table: pd.DataFrame, groups: Sequence[str], decisive: Column | None) -> tuple[tuple[Curve, ...], int]:
-    """All curves, the telling ones first, and how many these are. A point is the mean over the runs of a group at a step that
-    at least half of them have, so that a curve does not leap where most have ended."""
+def curves_of(table: pd.DataFrame, decisive: Column | None) -> dict[str, pd.DataFrame]:
+    """The telling curves, those of evaluations first: frames of `group`, `step`, and what `over_seeds` gives. A point is the
+    mean over the runs of a group at a step that at least half of them have, so that a curve does not leap where most ended."""
     rows = table[(table.source == "training") & ~table.metric.str.endswith(REFERENCE)]
     if decisive is not None and decisive.source == "eval":
         rows = pd.concat([rows[rows.metric != decisive.key], decisive.rows["all"]])
     several = rows.groupby(["metric", "run"]).size().groupby("metric").max() > 1
-    rows = rows[rows.metric.map(several)] if len(rows) else rows
-    points = over_seeds(rows.groupby(["metric", "group", "step"]).value)
-    runs = rows.groupby(["metric", "group"]).run.nunique().rename("runs")
-    points = points.join(runs, on=["metric", "group"]).query("2 * count >= runs")
-    found: dict[tuple[str, str], list[Point]] = {}
-    for (metric, group, step), *values in points[["mean", "low", "high", "count"]].itertuples():
-        low, high = (None if end != end else end for end in values[1:3])  # NaN: a single value has no interval
-        found.setdefault((metric, group), []).append(Point(int(step), values[0], low, high, int(values[3])))
-    keys = list(dict.fromkeys(rows.metric))
+    keys = set(several[several].index)
     scored = sorted((key for key in keys if key.startswith("eval/") and decides(key)), key=rank)
     first = [key for key in dict.fromkeys([*([decisive.key] if decisive else []), *scored]) if key in keys][:3]
-    first += [key for key in TELLING if key in keys]
-    every = dict.fromkeys([*first, *keys])
-    return tuple(Curve(k, tuple(tuple(found.get((k, group), ())) for group in groups)) for k in every), len(first)
+    found = {}
+    for key in (*first, *(key for key in TELLING if key in keys)):
+        own = rows[rows.metric == key]
+        points = over_seeds(own.groupby(["group", "step"]).value)
+        points = points.join(own.groupby("group").run.nunique().rename("runs")).query("2 * count >= runs")
+        found[key] = points.reset_index()
+    return found

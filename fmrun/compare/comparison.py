@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
 from ..errors import UserError, nearest
-from ..health import Health
 from ..runs import Run
-from .cautions import cautions
-from .columns import Column, Curve, columns_of, curves_of, headline, or_none
-from .configs import Difference, differences, facts, group_names, grouped, matches_features
+from .columns import Column, columns_of, curves_of, headline, or_none
+from .configs import differences, group_names, grouped, matches_features
 from .measurements import FAILED, measurements, tail_mean
+
+DATA = re.compile(r"data\.(path|image_size|scale|channels|lr_path|degradation\..*)")
+"""Fields in which runs must agree to learn the same."""
+
+TYPICAL = {
+    "fm/share": ("share", 0.5),
+    "health/diversity": ("diversity", 0.25),
+    "time/images_per_second": ("images/s", 0.5),
+}
+"""Measures of training that are shown beside the scores, with their heading: means over that last part of each run's
+read-outs. Images per second are as the runs were made: other work on the machine slows them."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,6 @@ class Member:
     steps: int
     message: str | None
     """What ended it, if something did."""
-    remarks: tuple[tuple[int, str], ...]
-    """(step, sentence): what the rules of `health` have to say about its metrics."""
 
     @property
     def failed(self) -> bool:
@@ -43,15 +51,10 @@ class Group:
 
     name: str
     members: tuple[Member, ...]
-    matches_features: bool
     control: bool
     """Whether the others are compared with this one."""
-    share: float | None
-    """Gradient of feature matching relative to the adversarial one, mean over the last half of training."""
-    diversity: float | None
-    """Of generated images relative to real ones, mean over the last quarter of training."""
-    images_per_second: float | None
-    """Mean over the last half of training, as the runs were made: other work on the machine slows them."""
+    typical: Mapping[str, float | None]
+    """By the keys of `TYPICAL`."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,15 @@ class Comparison:
 
     task: str
     groups: tuple[Group, ...]
-    differences: tuple[Difference, ...]
+    differences: Mapping[str, tuple[str, ...]]
+    """Fields that differ, and what each group has."""
     columns: tuple[Column, ...]
     headline: int | None
     """Place of the column that decides; None where nothing was measured that could."""
     by: str
     """`last` or `best`: which value of it."""
-    curves: tuple[Curve, ...]
-    telling: int
-    """How many of the curves, the first ones, tell the most."""
-    facts: tuple[str, ...]
-    """What all these runs are, in words."""
+    curves: Mapping[str, pd.DataFrame] = field(repr=False, compare=False)
+    """By key, see `curves_of`."""
     measurements: pd.DataFrame = field(repr=False, compare=False)
     """The table of all measurements, see `measurements.COLUMNS`."""
     warnings: tuple[str, ...] = ()
@@ -78,11 +79,6 @@ class Comparison:
     @property
     def column(self) -> Column | None:
         return None if self.headline is None else self.columns[self.headline]
-
-    @property
-    def alike(self) -> bool:
-        """Whether the column that decides tells two groups apart."""
-        return len(self.ranking) > 1
 
     @property
     def ranking(self) -> tuple[int, ...]:
@@ -93,10 +89,6 @@ class Comparison:
     def order(self) -> tuple[int, ...]:
         """Places of all groups as a reader wants them: by rank, then those without a score."""
         return (*self.ranking, *(i for i in range(len(self.groups)) if i not in self.ranking))
-
-    @property
-    def shown_differences(self) -> tuple[Difference, ...]:
-        return tuple(d for d in self.differences if not d.folded)
 
     @property
     def control(self) -> int | None:
@@ -120,74 +112,83 @@ def compare(runs: Sequence[Run], metric: str | None = None, by: str = "last", co
     names = [run.name for run in runs]
     names = [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
     places = grouped(configs)
-    members = [[names[i] for i in group] for group in places]
-    labels, heads = group_names(members), [configs[group[0]] for group in places]
-    chosen = _control(control, labels, members, heads)
+    labels = group_names([[names[i] for i in group] for group in places])
+    heads = [configs[group[0]] for group in places]
     label_of = {i: label for label, group in zip(labels, places, strict=True) for i in group}
-    read_outs = [run.metrics() for run in runs]
-    table = measurements(runs, names, [label_of[i] for i in range(len(runs))], configs, read_outs)
-    tails = {"fm/share": 0.5, "health/diversity": 0.25, "time/images_per_second": 0.5}
-    typical = [tail_mean(table, metric, part) for metric, part in tails.items()]
+    table = measurements(runs, names, [label_of[i] for i in range(len(runs))], configs)
+    typical = {key: tail_mean(table, key, part) for key, (_, part) in TYPICAL.items()}
+    known = dict(zip(labels, labels, strict=True)) | {name: label_of[i] for i, name in enumerate(names)}
+    if control is not None and control not in known:
+        raise UserError(f"--control {control}: no run or group here is called so{nearest(control, list(known))}")
+    plain = [label for label, head in zip(labels, heads, strict=True) if not matches_features(head)]
+    anchor = known[control] if control is not None else plain[0] if len(plain) == 1 < len(labels) else None
     groups = tuple(
         Group(
             label,
-            tuple(_member(runs[i], names[i], configs[i], read_outs[i]) for i in group),
-            matches_features(configs[group[0]]),
-            label == chosen,
-            *(or_none(values.get(label)) for values in typical),
+            tuple(_member(runs[i], names[i], configs[i]) for i in group),
+            label == anchor,
+            {key: or_none(values.get(label)) for key, values in typical.items()},
         )
         for label, group in zip(labels, places, strict=True)
     )
     columns = columns_of(table, labels)
     deciding = headline(columns, by, metric, names)
-    curves, telling = curves_of(table, labels, None if deciding is None else columns[deciding])
-    task, apart, same = next(iter(tasks)), differences(heads), facts(heads)
-    found = Comparison(task, groups, apart, columns, deciding, by, curves, telling, same, table)
-    return replace(found, warnings=tuple(cautions(found, [run.env() for run in runs])))
+    curves = curves_of(table, None if deciding is None else columns[deciding])
+    found = Comparison(next(iter(tasks)), groups, differences(heads), columns, deciding, by, curves, table)
+    return replace(found, warnings=tuple(_cautions(found, [run.env() for run in runs])))
 
 
-def _member(run: Run, name: str, config: Mapping[str, Any], read_outs: Sequence[dict[str, Any]]) -> Member:
-    health = Health(balanced=config.get("feature_matching", {}).get("balance") == "gradient")
-    remarks = tuple((row["step"], sentence) for row in read_outs if (sentence := health.read(row)))
+def _member(run: Run, name: str, config: Mapping[str, Any]) -> Member:
     status, steps = run.status(), int(config.get("train", {}).get("steps", 0))
     step, message = int(status.get("step") or 0), status.get("message")
-    return Member(name, str(run.path), int(config.get("seed", 0)), run.state, step, steps, message, remarks)
+    return Member(name, str(run.path), int(config.get("seed", 0)), run.state, step, steps, message)
 
 
-def _control(
-    asked: str | None, labels: Sequence[str], names: Sequence[Sequence[str]], heads: Sequence[Mapping[str, Any]]
-) -> str | None:
-    if asked is None:
-        plain = [label for label, head in zip(labels, heads, strict=True) if not matches_features(head)]
-        return plain[0] if len(plain) == 1 and len(heads) > 1 else None
-    for label, own in zip(labels, names, strict=True):
-        if asked == label or asked in own:
-            return label
-    known = [*labels, *(name for own in names for name in own)]
-    raise UserError(f"--control {asked}: no run or group here is called so{nearest(asked, known)}")
+def _cautions(comparison: Comparison, environments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What a reader has to beware of, a sentence each; `environments` are env.json of the runs."""
+    data = [field for field in comparison.differences if DATA.fullmatch(field)]
+    if data:
+        yield f"the runs learn from different data ({', '.join(data)}): their measures say little about each other"
+    for group in comparison.groups:
+        failed = [m for m in group.members if m.failed]
+        if failed:
+            states = " or ".join(dict.fromkeys(m.state for m in failed))
+            steps = ", ".join(str(m.step) for m in failed)
+            yield f"{len(failed)} of {len(group.members)} runs of {group.name} {states} (at step {steps}): not counted"
+        for m in group.members:
+            if not m.failed and m.state != "finished":
+                yield f"{m.name} is {m.state} at step {m.step} of {m.steps}: what it shows is not its end"
+    versions = sorted({f"fmrun {env.get('fmrun')} and torch {env.get('torch')}" for env in environments})
+    if len(versions) > 1:
+        yield f"the runs were trained by different versions ({', '.join(versions)}), which may differ in what they learn"
+    column, ends = comparison.column, {m.step for group in comparison.groups for m in group.members if not m.failed}
+    if (
+        column is not None
+        and comparison.by == "last"
+        and column.step is not None
+        and max(ends, default=0) > column.step
+    ):
+        yield f"{column.label} is compared at step {column.step}, the last at which all that count have it"
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as plain data, by the names of the attributes of `Comparison` and of what it holds, without the table
-    of measurements (`--csv`); and `metric` (key of the column that decides, or null), `control` (name or null), `order`
-    (names, the best first), `verdict`, and `pairs`: every other group against the control, or else the best, as `group`,
-    `other` and what `Margin` has."""
+    """The comparison as plain data: attributes of `Comparison`, without curves and measurements (`--csv`), with the column
+    that decides and groups by name; and `order` (the best first), `verdict`, and `pairs`: every other group against the
+    control, or else the best, as `group`, `other` and what `Margin` has."""
     from .verdict import against, verdict
 
     names, column = [group.name for group in comparison.groups], comparison.column
     anchor, margins = against(comparison)
-    pairs = [{"group": names[place], "other": names[anchor or 0], **asdict(m)} for place, m in margins.items()]
-    return _plain(comparison) | {
+    return {
+        "task": comparison.task,
         "metric": None if column is None else column.key,
+        "by": comparison.by,
         "control": None if comparison.control is None else names[comparison.control],
         "order": [names[i] for i in comparison.order],
         "verdict": asdict(verdict(comparison)),
-        "pairs": pairs,
+        "pairs": [{"group": names[i], "other": names[anchor or 0], **asdict(m)} for i, m in margins.items()],
+        "groups": list(map(asdict, comparison.groups)),
+        "differences": comparison.differences,
+        "columns": [{k: v for k, v in asdict(replace(c, rows={})).items() if k != "rows"} for c in comparison.columns],
+        "warnings": comparison.warnings,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Data classes as dicts, without the tables in them; tuples, points of a curve among them, as lists."""
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.repr}
-    return list(map(_plain, value)) if isinstance(value, tuple) else value

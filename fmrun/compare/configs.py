@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -25,27 +23,10 @@ SWITCH = re.compile(rf"{WEIGHT.pattern}|data\.degradation\.kind")
 SEED = re.compile(r"(?<=.)[-_.]?(seed|s)?[-_.=]?\d+$", re.IGNORECASE)
 """What tells the seeds of one experiment apart at the end of a run's name."""
 
-FACTS = {
-    "data.path": "{}",
-    "data.image_size": "{} px",
-    "generator.type": "generator {}",
-    "train.batch_size": "batch {}",
-}
-"""What is said of runs where it is the same for all."""
+IDLE = "·"
+"""Shown where a field does not act."""
 
 Flat = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A field in which groups differ. `values` and `acts` are one a group."""
-
-    field: str
-    values: tuple[Any, ...]
-    acts: tuple[bool, ...]
-    """Whether the field does anything there: of feature matching none but the weight does where that is 0."""
-    folded: bool
-    """Whether it differs only where it does not act, or is no part of the experiment."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Flat:
@@ -57,26 +38,21 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Flat:
     return flat
 
 
-def complete(config: Mapping[str, Any]) -> Flat:
-    """`flatten`, with the defaults of fields that were not there yet when the run was made."""
+def acting(config: Mapping[str, Any]) -> Flat:
+    """The fields that have an effect, with the defaults of those that were not there yet when the run was made."""
     flat = flatten(config)
     sections = {key.rpartition(".")[0] for key in flat}
     new = {key: s.info.default for key, s in FIELDS.items() if key not in flat and key.rpartition(".")[0] in sections}
-    return flat | {key: list(v) if isinstance(v, tuple) else v for key, v in new.items() if v is not PydanticUndefined}
-
-
-def acting(flat: Flat) -> Flat:
-    """The fields that have an effect."""
+    flat |= {key: list(v) if isinstance(v, tuple) else v for key, v in new.items() if v is not PydanticUndefined}
     idle = [found[1] for key in flat if (found := WEIGHT.fullmatch(key)) and not flat[key]]
     idle += ["data.degradation."] * (flat.get("data.degradation.kind") != "chain")
     idle += ["data.degradation.second."] * (flat.get("data.degradation.passes") == 1)
     return {key: value for key, value in flat.items() if SWITCH.fullmatch(key) or not key.startswith(tuple(idle))}
 
 
-def experiment(config: Mapping[str, Any]) -> str:
-    """The same text for two runs exactly if they are one experiment on, perhaps, different seeds."""
-    kept = {k: v for k, v in acting(complete(config)).items() if k != "seed" and not k.startswith(NOT_THE_EXPERIMENT)}
-    return json.dumps(kept, sort_keys=True)
+def experiment(config: Mapping[str, Any]) -> Flat:
+    """The fields by which an experiment is another one; its seed is none of them."""
+    return {k: v for k, v in acting(config).items() if k != "seed" and not k.startswith(NOT_THE_EXPERIMENT)}
 
 
 def matches_features(config: Mapping[str, Any]) -> bool:
@@ -84,29 +60,16 @@ def matches_features(config: Mapping[str, Any]) -> bool:
     return any(WEIGHT.fullmatch(key) and value for key, value in flatten(config).items())
 
 
-def differences(configs: Sequence[Mapping[str, Any]]) -> tuple[Difference, ...]:
-    """Fields in which these configs (one a group) differ, in the order of the schema; the seed is none of them. Of a section
-    that some have and others have not, the weight is shown."""
-    flats = [complete(config) for config in configs]
-    live = [acting(flat) for flat in flats]
-    found = []
-    for field in dict.fromkeys(key for flat in flats for key in flat if key != "seed"):
-        values = tuple(flat.get(field) for flat in flats)
-        if all(value == values[0] for value in values) and all(field in flat for flat in flats):
-            continue
-        acts = tuple(field in flat for flat in live)
-        shown = [value for value, there in zip(values, acts, strict=True) if there]
-        idle = all(value == shown[0] for value in shown) and not field.endswith(".weight")
-        found.append(Difference(field, values, acts, idle or field.startswith(NOT_THE_EXPERIMENT)))
-    return tuple(found)
-
-
-def facts(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What these runs are, as far as it is the same for all."""
-    values = {field: {str(flatten(config).get(field)) for config in configs} for field in FACTS}
-    return tuple(
-        form.format(PurePath(values[field].pop()).name) for field, form in FACTS.items() if len(values[field]) == 1
-    )
+def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """The fields in which these experiments differ, in the order of the schema, and what each has. Of a section that some
+    have and others have not, the weight is one."""
+    flats = [experiment(config) for config in configs]
+    found = {}
+    for field in dict.fromkeys(key for flat in flats for key in flat):
+        values = tuple(show_value(flat[field]) if field in flat else IDLE for flat in flats)
+        if len({*values} - {IDLE}) > 1 or (IDLE in values and field.endswith(".weight")):
+            found[field] = values
+    return found
 
 
 def grouped(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
@@ -114,7 +77,7 @@ def grouped(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     there twice begins a group of its own: two runs of it are no two samples."""
     groups: dict[tuple[str, int], list[int]] = {}
     for place, config in enumerate(configs):
-        what, seed, copy = experiment(config), config.get("seed"), 0
+        what, seed, copy = json.dumps(experiment(config), sort_keys=True), config.get("seed"), 0
         while seed in [configs[i].get("seed") for i in groups.get((what, copy), ())]:
             copy += 1
         groups.setdefault((what, copy), []).append(place)
@@ -131,10 +94,8 @@ def group_names(groups: Sequence[Sequence[str]]) -> list[str]:
     return [name if names.count(name) == 1 else runs[0] for name, runs in zip(names, groups, strict=True)]
 
 
-def show_value(value: Any, acts: bool = True) -> str:
-    """A setting as a reader types it; `·` where it does not act."""
-    if not acts:
-        return "·"
+def show_value(value: Any) -> str:
+    """A setting as a reader types it."""
     if isinstance(value, list | tuple):
         return ", ".join(map(show_value, value)) or "[]"
     if isinstance(value, float):

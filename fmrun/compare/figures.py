@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import textwrap
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -13,32 +12,27 @@ from typing import Any, NamedTuple
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 COLOURS = ("#59626d", "#0067a8", "#d24b00", "#00825e", "#b0458a", "#96690a", "#6650b0", "#2a8db8", "#7a4b2a")
-DARK = ("#b4bcc5", "#5ab4f0", "#ff8f52", "#3ecf9e", "#ec93c7", "#e3b84d", "#b0a1fa", "#8edcf5", "#d3a783")
-"""By style, on a light and on a dark ground; 0 is grey, for the control. Markers and dashes tell styles apart too."""
+"""By style; 0 is grey, for the control. Markers and dashes tell styles apart too."""
 
 MARKERS, DASHES = "osD^vPX<>", ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 
 LEVEL: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1, "linestyle": DASHES[2], "zorder": 1}
 
-INK, RULE = "#1b1f24", "#d5d9dd"
-
 STYLE = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
-    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), RULE),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), "#d5d9dd"),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), "black"),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False),
     **{"axes.grid": True, "axes.formatter.useoffset": False, "figure.constrained_layout.use": True},
     **{"font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left"},
     **{"svg.fonttype": "none", "svg.hashsalt": "fmrun", "pdf.fonttype": 42, "savefig.dpi": 300},
 }
 
-PRODUCER = ("Creator", "Date", "Format", "Type"), ("CreationDate", "Creator", "Producer"), ("Software",)
-METADATA = {kind: dict.fromkeys(names) for kind, names in zip(("svg", "pdf", "png"), PRODUCER, strict=True)}
-"""Leaves out what matplotlib would write about itself and the date."""
+WIDTH = 400
+"""Of every figure, in points."""
 
 Levels = Sequence[tuple[float, str]]
 """Values that the others are held against, each with its name: lines across."""
@@ -66,9 +60,9 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def dots(rows: Sequence[Row], label: str, levels: Levels = (), width: float = 480) -> Figure:
+def dots(rows: Sequence[Row], label: str, levels: Levels = (), width: float = WIDTH) -> Figure:
     """Means with their intervals and below each the single seeds, the first row on top; `width` in points. An interval
-    that would leave nothing else to see ends in an arrow at the edge."""
+    that would leave nothing else to see goes beyond the edge."""
     names = [textwrap.fill(row.name, int(width / 20)) for row in rows]
     heights = np.array([22 + 14 * (1 + name.count("\n")) for name in names])
     with _styled():
@@ -82,9 +76,6 @@ def dots(rows: Sequence[Row], label: str, levels: Levels = (), width: float = 48
             look = _look(style) | {"linestyle": "none"}
             if low is not None and high is not None:
                 ax.plot([low, high], [y, y], color=look["color"], linewidth=2.5, solid_capstyle="butt")
-                for edge, marker, beyond in ((left, "<", low < left), (right, ">", high > right)):
-                    if beyond:
-                        ax.plot(edge, y, **look | {"marker": marker}, clip_on=False)
             ax.plot(mean, y, **look, markersize=8)
             if len(seeds) > 1:
                 ax.plot(seeds, [y + 11] * len(seeds), **look | {"marker": "o"}, markersize=4, alpha=0.6)
@@ -92,21 +83,22 @@ def dots(rows: Sequence[Row], label: str, levels: Levels = (), width: float = 48
             if left < value < right:
                 ax.axvline(value, **LEVEL)
                 ax.text(value, -4, name, ha="center")
-        ax.set(xlim=(left, right), ylim=(heights.sum(), 0), xlabel=label)
+        ax.set(xlim=(left, right), ylim=(heights.sum(), 0))
+        ax.set_xlabel(textwrap.fill(label, int(width / 8)))
         ax.set_yticks(ys, names)
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False, axis="y")
     return figure
 
 
-def curves(lines: Sequence[Line], label: str, levels: Levels = (), legend: bool = True) -> Figure:
+def curves(lines: Sequence[Line], label: str, levels: Levels = ()) -> Figure:
     """A line for each group over training, and a band where it has intervals. Of more than 120 points neighbours are
     averaged; positive values that span more than a factor of 10 take a logarithmic axis; outliers and ends of bands that
     would leave nothing else to see lie beyond it."""
     names = [textwrap.fill(name, 46) for name, _, _ in lines]
-    rows = sum(1 + name.count("\n") for name in names) if legend else 0
+    rows = sum(1 + name.count("\n") for name in names)
     with _styled():
-        figure = Figure((380 / 72, (240 + 17 * rows) / 72))
+        figure = Figure((WIDTH / 72, (250 + 17 * rows) / 72))
         ax = figure.add_subplot()
         for _, points, style in lines:
             parts = np.array_split(points, min(120, len(points)))
@@ -130,19 +122,10 @@ def curves(lines: Sequence[Line], label: str, levels: Levels = (), legend: bool 
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10], min_n_ticks=1))
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set_title("\n".join(textwrap.wrap(label, 40)))
-        if legend:
-            figure.legend(ax.lines, names, loc="outside lower left")
+        figure.legend(ax.lines, names, loc="outside lower left")
         for value, name in levels:
             ax.axhline(value, **LEVEL)
             ax.text(1, value, name, ha="right", va="bottom", transform=ax.get_yaxis_transform(), clip_on=True)
-    return figure
-
-
-def swatch(style: int) -> Figure:
-    """The line and marker of a style, as they stand in a legend."""
-    with _styled():
-        figure = Figure((26 / 72, 12 / 72))
-        figure.add_artist(Line2D([0, 0.5, 1], [0.5, 0.5, 0.5], markevery=[1], markersize=4.5, **_look(style)))
     return figure
 
 
@@ -161,17 +144,8 @@ def _limits(values: Collection[float], ends: Collection[float], levels: Collecti
 
 def encode(figure: Figure, kind: str) -> bytes:
     """The figure as an `svg`, `pdf` or `png` file: the same bytes for the same figure."""
+    dates: dict[str, Any] = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
     buffer = io.BytesIO()
     with _styled():
-        figure.savefig(buffer, format=kind, metadata=METADATA[kind])
+        figure.savefig(buffer, format=kind, metadata=dates.get(kind))
     return buffer.getvalue()
-
-
-def inline(figure: Figure) -> str:
-    """The figure as an element of a page, on its ground and in its font, colours from its variables `--c0`, `--c1`, ..."""
-    for patch in (figure.patch, *(ax.patch for ax in figure.axes)):
-        patch.set_visible(False)
-    text = encode(figure, "svg").decode()
-    text = re.sub(r' id="\w+_\d+"|<style.*?</style>', "", text[text.index("<svg") :], flags=re.DOTALL)
-    variables = {INK: "currentColor", RULE: "var(--rule)"} | {c: f"var(--c{i})" for i, c in enumerate(COLOURS)}
-    return re.sub("|".join(variables), lambda found: variables[found[0]], text)

@@ -47,14 +47,12 @@ def measurements(
     names: Sequence[str],
     groups: Sequence[str],
     configs: Sequence[Mapping[str, Any]],
-    read_outs: Sequence[Sequence[Mapping[str, Any]]],
 ) -> pd.DataFrame:
-    """The table of these runs; a row is one finite number. `names` and `groups` are what each run and its group is called,
-    `configs` and `read_outs` (rows of metrics.jsonl) what it holds."""
+    """The table of these runs; a row is one finite number. `names` and `groups` are what each run and its group is called."""
     rows: list[tuple[Any, ...]] = []
-    for run, name, group, config, own in zip(runs, names, groups, configs, read_outs, strict=True):
+    for run, name, group, config in zip(runs, names, groups, configs, strict=True):
         who = (name, int(config.get("seed", 0)), group, run.state)
-        rows += [(*who, *measured) for measured in (*_evaluated(run), *_in_training(own, flatten(config)))]
+        rows += [(*who, *measured) for measured in (*_evaluated(run), *_in_training(run, flatten(config)))]
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"seed": int, "step": int, "value": float, "floor": float})
     return table.drop_duplicates(["run", *WAY, "step"], keep="last", ignore_index=True)
 
@@ -79,16 +77,16 @@ def _evaluated(run: Run) -> Iterator[tuple[Any, ...]]:
                 yield f"{key}{REFERENCE}", *how, float(value), math.nan
 
 
-def _in_training(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+def _in_training(run: Run, config: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     settings: dict[str, str] = {}
-    for row in rows:
+    for row in run.metrics():
         for key, value in row.items():
             if key != "step" and is_finite(value):
-                how = settings.get(key) or settings.setdefault(key, json.dumps(quick_settings(config, key)))
+                how = settings.get(key) or settings.setdefault(key, json.dumps(_quick_settings(config, key)))
                 yield key, "training", "ema", how, "", row["step"], float(value), math.nan
 
 
-def quick_settings(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _quick_settings(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The fields of a flat config that two measurements of `key` in training must share to be compared."""
     if not key.startswith("eval/"):
         return {}

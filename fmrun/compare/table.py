@@ -8,12 +8,9 @@ from ..measures import show_all
 from ..report import escape
 from ..tables import Table
 from .columns import Column, Score
-from .comparison import Comparison, Group
-from .configs import show_value
+from .comparison import TYPICAL, Comparison, Group
+from .configs import IDLE
 from .verdict import against, show_p, verdict
-
-FIELDS = 12
-"""Fields shown of configs that differ in more."""
 
 
 def text(comparison: Comparison) -> str:
@@ -21,8 +18,6 @@ def text(comparison: Comparison) -> str:
     found = verdict(comparison)
     parts = ["\n".join(escape(sentence) for sentence in (found.sentence, found.detail) if sentence)]
     parts += [table.text() for table in (scores(comparison), pairs(comparison), settings(comparison)) if table]
-    if found.reasons:
-        parts.append("\n".join(f"- {escape(reason)}" for reason in found.reasons))
     return "\n\n".join(parts)
 
 
@@ -49,9 +44,8 @@ def scores(comparison: Comparison) -> Table:
             one and two and one.mean != two.mean for one, two in zip(last, best, strict=True)
         ):
             columns.append(("best", "r", _cells(column, best, True)))
-    columns.append(("share", "r", show_all("fm/share", [g.share for g in groups])))
-    columns.append(("diversity", "r", show_all("health/diversity", [g.diversity for g in groups])))
-    columns.append(("images/s", "r", show_all("time/images_per_second", [g.images_per_second for g in groups])))
+    for key, (name, _) in TYPICAL.items():
+        columns.append((name, "r", show_all(key, [g.typical[key] for g in groups])))
     columns = [column for column in columns if set(column[2]) != {"-"}]
     notes = ["* what the others are compared with"] if comparison.control is not None else []
     if any("±" in cell for _, _, cells in columns for cell in cells):
@@ -80,15 +74,12 @@ def pairs(comparison: Comparison) -> Table | None:
 
 def settings(comparison: Comparison) -> Table | None:
     """What differs in the configs, a row per field."""
-    shown, order = comparison.shown_differences, comparison.order
-    if not shown:
+    if not comparison.differences:
         return None
-    rows = [[d.field, *(show_value(d.values[i], d.acts[i]) for i in order)] for d in shown[:FIELDS]]
-    notes = ["· does not act there"] if any("·" in row for row in rows) else []
-    for count, how in ((len(shown) - FIELDS, ""), (len(comparison.differences) - len(shown), " without effect")):
-        if count > 0:
-            notes.append(f"{count} more {'differs' if count == 1 else 'differ'}{how} (--json lists them)")
-    return Table(["config", *(comparison.groups[i].name for i in order)], rows, "l" * (1 + len(order)), notes)
+    rows = [[field, *(values[i] for i in comparison.order)] for field, values in comparison.differences.items()]
+    notes = [f"{IDLE} does not act there"] if any(IDLE in row for row in rows) else []
+    names = [comparison.groups[i].name for i in comparison.order]
+    return Table(["config", *names], rows, "l" * (1 + len(names)), notes)
 
 
 def state(group: Group) -> str:

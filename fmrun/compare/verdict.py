@@ -1,14 +1,12 @@
-"""Which group is better, by how much, how sure that is, and what may be the cause: in words."""
+"""Which group is better, by how much, and how sure that is: in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..measures import measure, show, show_all
+from ..measures import show_all
 from .columns import Column
 from .comparison import Comparison
-from .configs import show_value
 from .measurements import differences
 
 ALPHA = 0.05
@@ -40,7 +38,6 @@ class Verdict:
 
     sentence: str
     detail: str = ""
-    reasons: tuple[str, ...] = ()
     winner: str | None = None
     """The group with the best value; whether that means anything, `certain` says. None where two are level."""
     against: str | None = None
@@ -88,32 +85,24 @@ def lost(comparison: Comparison, place: int) -> str:
 
 
 def verdict(comparison: Comparison) -> Verdict:
-    """The winner by the column that decides, and what may have made it win."""
+    """The winner by the column that decides."""
     column, ranked, groups = comparison.column, comparison.ranking, comparison.groups
-    some = " ".join(group.members[0].name for group in groups[:3])
-    if column is None:
-        detail = f"None was evaluated, and losses cannot be compared between runs. To measure them: fmrun eval {some}"
-        return Verdict("Nothing yet says which run is better.", detail)
+    if column is None or len(ranked) < min(2, len(groups)):
+        what = "None was evaluated, and losses cannot be compared between runs."
+        if column is not None:
+            missing = ", ".join(group.name for i, group in enumerate(groups) if i not in ranked)
+            what = f"{column.label} is missing for {missing}."
+        command = f"fmrun eval {' '.join(group.members[0].name for group in groups[:3])}"
+        return Verdict("Nothing yet says which run is better.", f"{what} To measure all in the same way: {command}")
     if len(groups) == 1:
-        value = column.scores(comparison.by)[0]
-        told = f"{column.label} is {show(column.key, value.mean)} {column.unit}".strip() if value else "It has no score"
-        return Verdict(f"{groups[0].name}: one experiment on {len(groups[0].members)} seeds.", f"{told}.")
-    if len(ranked) < 2:
-        missing = ", ".join(group.name for i, group in enumerate(groups) if i not in ranked)
-        detail = f"{column.label} is missing for {missing}. To measure all in the same way: fmrun eval {some}"
-        return Verdict("Nothing yet says which run is better.", detail)
+        return Verdict(f"{groups[0].name}: one experiment on {len(groups[0].members)} seeds.")
     first, control = ranked[0], comparison.control
     other = control if control in ranked and control is not None and control != first else ranked[1]
     margin = margins(comparison).get((first, other))
     sentence, level = _sentence(comparison, column, first, other, margin)
-    return Verdict(
-        sentence,
-        _detail(comparison, column, other, margin),
-        tuple(_reasons(comparison, column, first, other)),
-        None if level else groups[first].name,
-        groups[other].name,
-        margin is not None and margin.certain,
-    )
+    winner = None if level else groups[first].name
+    certain = margin is not None and margin.certain
+    return Verdict(sentence, _detail(comparison, column, other, margin), winner, groups[other].name, certain)
 
 
 def _sentence(
@@ -141,41 +130,14 @@ def _sentence(
 
 
 def _detail(comparison: Comparison, column: Column, other: int, margin: Margin | None) -> str:
-    if margin is None and comparison.by == "last" and column.step is None:
-        steps = ", ".join(map(str, sorted({*column.rows["last"].step})))
-        return f"They were measured at different steps ({steps}), so which is better after equal training is not known."
     if margin is None:
-        return "They share fewer than two seeds measured against the same images, so what is chance is not known."
+        return "They share fewer than two seeds measured at the same step against the same images, so what is chance is not known."
     how, sign = ("better", 1) if margin.mean >= 0 else ("worse", -1)
     ends = sorted((sign * margin.low, sign * margin.high))
     mean, low, high = show_all(column.key, [abs(margin.mean), *ends], [(ends[1] - ends[0]) / 2])
     holms = " after Holm's correction" if len(comparison.ranking) > 2 else ""
     told = f"{how} than {comparison.groups[other].name} by {mean} (95 % interval {low} to {high}; p {show_p(margin.p)}{holms})"
-    few = " The 95 % interval of two seeds reaches 9 of their standard deviations to either side."
-    return f"Over the {margin.count} seeds that both have it is {told}." + few * (
-        margin.count == 2 and not margin.certain
-    )
-
-
-def _reasons(comparison: Comparison, column: Column, first: int, other: int) -> Iterator[str]:
-    """What sets the winner apart: causes perhaps, proofs of none."""
-    one, two = comparison.groups[first], comparison.groups[other]
-    config = []
-    for d in comparison.shown_differences:
-        own, theirs = show_value(d.values[first], d.acts[first]), show_value(d.values[other], d.acts[other])
-        if d.acts[first] and own != theirs:
-            config.append(f"{d.field} is {own}" + (f", not {theirs}" if d.acts[other] else ""))
-    if config:
-        yield f"In the config of {one.name} {', '.join(config)}."
-    for field, metric in (("share", "fm/share"), ("diversity", "health/diversity")):
-        own, theirs = show_all(metric, [getattr(one, field), getattr(two, field)])
-        if own not in ("-", theirs):
-            told = f", of {two.name} {theirs}" if theirs != "-" else ""
-            yield f"{measure(metric).label.capitalize()} of {one.name} {own}{told}."
-    best = column.ranking("best" if comparison.by == "last" else "last")
-    if best and best[0] != first:
-        which = "their best step" if comparison.by == "last" else "the last step"
-        yield f"By {which} {comparison.groups[best[0]].name} is ahead."
+    return f"Over the {margin.count} seeds that both have it is {told}."
 
 
 def show_p(p: float) -> str:

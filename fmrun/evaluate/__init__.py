@@ -120,7 +120,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     terminal and rows are not."""
     heads, cells = _of(records[0]["settings"]["task"]).rows(records)
     rows_of_text = [list(map(format_cell, row)) for row in cells]
-    return Table(heads, rows_of_text, "l" + "r" * (len(heads) - 1), keys=2).text()
+    return Table(heads, rows_of_text, "l" + "r" * (len(heads) - 1)).text()
 
 
 def _name(target: Run | Path) -> str:

@@ -1,6 +1,5 @@
 """What a sweep is asked for: `--over` and `--seeds`, and the combinations and names that they make."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,15 +8,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, FeatureMatchingConfig
+from ..compare.configs import NOT_THE_EXPERIMENT, experiment, show_value
+from ..config import Config
 from ..errors import UserError
 from ..overlay import SHORTHANDS
-from ..presets import FREE_ON_RESUME, Override, flatten, resolve
+from ..presets import Override, flatten, resolve
 
 MATCHING = "feature_matching."
 WEIGHT = "feature_matching.weight"
 
+VALUE = r"""(?:[^],[{}"']|\[[^]]*\]|\{[^}]*\}|"[^"]*"|'[^']*')+"""
+"""One of the values between commas; in a list, a table or quotes commas do not count."""
+
 MOST_NAME = 70
+MOST_SEEDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -40,73 +44,38 @@ class Combination:
     """What its runs' names begin with."""
     config: Config
     """Resolved; its seed has no meaning here."""
-    overrides: tuple[Override, ...]
-    """All that the command line sets for it."""
     train: tuple[str, ...]
-    """The same as arguments of `fmrun train`."""
-
-
-def split_top(text: str) -> list[str]:
-    """The parts between commas that are in no bracket and no quotes: `[a,b],c` is `[a,b]` and `c`."""
-    parts, start, quote, skip = [], 0, "", False
-    open_: list[str] = []
-    closing = {"[": "]", "{": "}", "(": ")"}
-    for place, char in enumerate(text):
-        if skip:
-            skip = False
-        elif quote:
-            skip = char == "\\" and quote == '"'
-            quote = "" if char == quote else quote
-        elif char in "\"'":
-            quote = char
-        elif char in closing:
-            open_.append(closing[char])
-        elif char in closing.values():
-            if not open_ or open_.pop() != char:
-                raise UserError(f"there is a '{char}' that closes nothing")
-        elif char == "," and not open_:
-            parts.append(text[start:place])
-            start = place + 1
-    if quote or open_:
-        raise UserError(f"a {quote or open_[-1]} is missing at the end")
-    return [part.strip() for part in (*parts, text[start:])]
+    """What the command line sets for it, as arguments of `fmrun train`."""
 
 
 def parse_over(text: str) -> Over:
     """`FIELD=VALUE,VALUE,…`, the field also by its shorthand; whether it exists is seen when all is resolved."""
-    flag, (key, equals, values) = f"--over {text}", text.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise UserError(f"{flag}: write it as --over FIELD=VALUE,VALUE, like --over feature_matching.weight=0,0.1,1")
-    key = SHORTHANDS.get("--" + key.removeprefix("--").replace("_", "-"), key)
+    key, _, values = text.partition("=")
+    key = SHORTHANDS.get("--" + key.strip().removeprefix("--").replace("_", "-"), key.strip())
+    if not key or not re.fullmatch(f"{VALUE}(?:,{VALUE})*", values):
+        raise UserError(
+            f"--over {text}: write it as --over FIELD=VALUE,VALUE, like --over feature_matching.weight=0,0.1,1; a list "
+            "stands in brackets"
+        )
     if key == "seed":
-        raise UserError(f"{flag}: seeds are given with --seeds, so that all combinations have the same")
-    try:
-        parts = split_top(values)
-    except UserError as error:
-        raise UserError(f"{flag}: {error}") from None
-    if "" in parts:
-        raise UserError(f"{flag}: a value is missing{' between two commas' if len(parts) > 1 else ''}")
-    return Over(key, tuple(parts))
+        raise UserError(f"--over {text}: seeds are given with --seeds, so that all combinations have the same")
+    return Over(key, tuple(value.strip() for value in re.findall(VALUE, values)))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`5` is 0, 1, 2, 3, 4; `3,7,9` is itself, and `7,` is 7 alone."""
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) > 1 and parts[-1] == "":
-        parts.pop()
-    elif len(parts) == 1 and parts[0].isascii() and parts[0].isdigit() and int(parts[0]) > 0:
-        parts = [str(seed) for seed in range(min(int(parts[0]), 100_001))]
-    elif len(parts) == 1:
-        parts = [""]
-    if not parts or not all(part.isascii() and part.isdigit() and int(part) < 2**63 for part in parts):
-        raise UserError(f"--seeds {text}: give how many (5 is seeds 0 to 4), or the seeds themselves (3,7,9)")
-    seeds = tuple(map(int, parts))
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {text}: a seed is given twice")
-    if len(seeds) > 100_000:
-        raise UserError(f"--seeds {text}: at most 100000")
-    return seeds
+    try:
+        seeds = [int(part) for part in text.removesuffix(",").split(",")]
+    except ValueError:
+        seeds = []
+    if seeds and "," not in text:
+        seeds = list(range(min(seeds[0], MOST_SEEDS + 1)))
+    if not 0 < len(seeds) <= MOST_SEEDS or min(seeds) < 0 or max(seeds) >= 2**63 or len({*seeds}) < len(seeds):
+        raise UserError(
+            f"--seeds {text}: give how many (5 is seeds 0 to 4), or the seeds themselves (3,7,9), each once; at most "
+            f"{MOST_SEEDS}"
+        )
+    return tuple(seeds)
 
 
 def combinations(
@@ -126,73 +95,41 @@ def combinations(
             raise UserError(f"{override.flag}: --over varies {override.key}; leave one of the two out")
         if override.key == "seed":
             raise UserError(f"{override.flag}: seeds are given with --seeds")
-    twice = [key for key in keys if keys.count(key) > 1]
-    if twice:
-        raise UserError(f"--over {twice[0]} is given twice; put all its values into one")
+    if len({*keys}) < len(keys):
+        raise UserError("--over is given twice for a field; put all its values into one")
     files = [*(("--preset", preset) if preset else ()), *(("--config", str(config_file)) if config_file else ())]
     found: dict[str, Combination] = {}
-    acting: set[str] = set()
     for values in product(*(over.values for over in overs)):
         chosen = [over.override(value) for over, value in zip(overs, values, strict=True)]
         config = resolve(preset, config_file, [*overrides, *chosen], trust_code=trust_code)
         if config.feature_matching.weight == 0:
             chosen = [one for one in chosen if not one.key.startswith(MATCHING) or one.key == WEIGHT]
-        acting |= {one.key for one in chosen}
-        if (same := identity(config, keys)) not in found:
-            flat, given = flatten(config), (*overrides, *chosen)
+        flat = flatten(config)
+        free = {key: flat.get(key) for key in keys if key.startswith(NOT_THE_EXPERIMENT)}  # but it was asked for
+        same = json.dumps([experiment(config.model_dump(mode="json")), free], sort_keys=True)
+        if same not in found:
             settings = {one.key: flat.get(one.key, one.value) for one in chosen}
             name = folder_name(settings, short_names(keys), [other.name for other in found.values()])
-            train = (*files, *(part for one in given for part in ("-s", f"{one.key}={one.value}")))
-            found[same] = Combination(name, config, given, train)
-    for over in overs:
-        if len(over.values) > 1 and over.key not in acting:
-            raise UserError(
-                f"--over {over.key}: {WEIGHT} is 0 in every combination, so this changes nothing; "
-                "add --lambda-feature 0.1, or vary the weight too"
-            )
+            train = (*files, *(part for one in (*overrides, *chosen) for part in ("-s", f"{one.key}={one.value}")))
+            found[same] = Combination(name, config, train)
+    idle = [over.key for over in overs if over.key.startswith(MATCHING) and over.key != WEIGHT and len(over.values) > 1]
+    if idle and not any(one.config.feature_matching.weight for one in found.values()):
+        raise UserError(
+            f"--over {idle[0]}: {WEIGHT} is 0 in every combination, so this changes nothing; add --lambda-feature 0.1, or "
+            "vary the weight too"
+        )
     return list(found.values())
 
 
-def without_matching(config: Config) -> Config:
-    """The same config where feature matching acts; where its weight is 0, with nothing else said of it."""
-    if config.feature_matching.weight:
-        return config
-    return config.model_copy(update={"feature_matching": FeatureMatchingConfig()})
-
-
-def identity(config: Config, varied: Iterable[str]) -> str:
-    """Equal for equal experiments: of the settings that do not change the experiment, only those `varied` count."""
-    kept, flat = tuple(varied), flatten(without_matching(config))
-    acting = {k: v for k, v in flat.items() if k != "seed" and (k in kept or not k.startswith(FREE_ON_RESUME))}
-    return json.dumps(acting, sort_keys=True)
-
-
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each field by as little of its end as tells it from the others: `weight`, or `gan.weight`."""
-
-    def ends(key: str) -> list[str]:
-        parts = key.split(".")
-        return [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-
-    return {
-        key: next((end for end in ends(key) if not any(end in ends(k) for k in keys if k != key)), key) for key in keys
-    }
-
-
-def value_text(value: Any) -> str:
-    """A value as it is typed: `0.1`, `block1,block2`, `none`."""
-    if isinstance(value, list | tuple):
-        return ",".join(value_text(v) for v in value)
-    if isinstance(value, float) and float(f"{value:g}") == value:
-        return f"{value:g}"
-    if value is None or isinstance(value, bool):
-        return "none" if value is None else str(value).lower()
-    return str(value)
+    """Each field by its last part, or whole where others end in it too."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
 
 def folder_name(settings: Mapping[str, Any], shorts: Mapping[str, str], taken: Iterable[str]) -> str:
     """For file systems: `weight-0.1_match-mean`, and other than those `taken` even where case does not count."""
-    parts = (f"{shorts[key]}-{value_text(value)}" for key, value in settings.items())
+    parts = (f"{shorts[key]}-{show_value(value)}" for key, value in settings.items())
     stem = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part.replace("_", "-")).strip("-") for part in parts)[:MOST_NAME]
     stem = stem.lstrip(".-") or "base"
     known = {name.casefold() for name in taken}
@@ -203,12 +140,6 @@ def folder_name(settings: Mapping[str, Any], shorts: Mapping[str, str], taken: I
     return name
 
 
-def default_name(preset: str, found: Sequence[Combination], keys: Sequence[str]) -> str:
-    """The same for every command that varies the same fields of the same experiment, whatever the values and seeds."""
-    # one with feature matching, where there is one: it has more settings
-    first = next((c for c in found if c.config.feature_matching.weight), found[0])
-    fixed = {k: v for k, v in json.loads(identity(first.config, ())).items() if k not in keys}
-    digest = hashlib.sha256(json.dumps([fixed, sorted(keys)], sort_keys=True).encode()).hexdigest()[:6]
-    shorts = short_names(keys)
-    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([preset, *(shorts[key] for key in keys)])).strip(".-")
-    return f"{stem[:60] or 'sweep'}-{digest}"
+def default_name(preset: str, keys: Sequence[str]) -> str:
+    """The same for every command that varies the same fields of the same preset, whatever the values and seeds."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([preset, *short_names(keys).values()]))[:MOST_NAME].strip(".-")
