@@ -177,7 +177,7 @@ def upscale_input(
     assert config.data.channels is not None
     from .upscaling import upscale_photos  # imports libvips
 
-    view = upscale.tile_field(config, config.data.channels, source.net)
+    view = upscale.tile_field(config, config.data.channels)
     return upscale_photos(
         source.net,
         path,

@@ -129,7 +129,7 @@ EXACT: dict[str, tuple[str, ...]] = {
     "bicubic streamed by two workers": s("data.cache=none", "data.workers=2"),
     "chain": (*CHAIN, *s("data.workers=0")),
     "chain with two workers": (*CHAIN, *s("data.workers=2", "data.crops_per_image=2")),
-    "simultaneous": s("train.update=simultaneous", "discriminator.recompute=true"),
+    "simultaneous": s("train.update=simultaneous"),
     "span": s("generator.type=span", "generator.blocks=none", "losses.gan.type=hinge", "losses.gan.r1=1"),
 }
 

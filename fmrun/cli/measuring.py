@@ -29,13 +29,9 @@ def eval(
         typer.Option(
             "--extractor",
             metavar="NAME",
-            help="inception, mobilenet_v2 or package.module:Class (default: the first whose weights are here).",
+            help="inception or mobilenet_v2 (default: the first whose weights are here).",
             show_default=False,
         ),
-    ] = None,
-    extractor_weights: Annotated[
-        Path | None,
-        typer.Option("--extractor-weights", metavar="FILE", help="Weights of --extractor.", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
@@ -49,31 +45,16 @@ def eval(
     raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
     step: Annotated[
         list[int] | None,
-        typer.Option("--step", metavar="N", help="Checkpoint of this step; may be repeated.", show_default=False),
+        typer.Option(
+            "--step",
+            metavar="N",
+            help="Checkpoint of this step; may be repeated (default: the last, and the best kept).",
+            show_default=False,
+        ),
     ] = None,
-    all_checkpoints: Annotated[
-        bool, typer.Option("--all-checkpoints", help="Every checkpoint kept (default: the last, and the best kept).")
-    ] = False,
     seed: Annotated[
         int | None,
         typer.Option("--seed", min=0, help="Of the generated images, as for sample (default: 0).", show_default=False),
-    ] = None,
-    modes: Annotated[
-        bool | None,
-        typer.Option(
-            "--modes/--no-modes",
-            help="Count the kinds of clothing made (default: where the data is Fashion-MNIST, or stacked).",
-            show_default=False,
-        ),
-    ] = None,
-    modes_num: Annotated[
-        int | None,
-        typer.Option(
-            "--modes-num",
-            min=1,
-            help="Images they are counted among (default: --num; 26000 where stacked).",
-            show_default=False,
-        ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     set_: Set = None,
@@ -85,10 +66,6 @@ def eval(
     perceptual distances of upscaled photographs. The scores are written into the runs."""
     targets = [run_or_checkpoint(name, runs_dir) for name in dict.fromkeys(runs or [])]
     targets = targets or [run_or_checkpoint(None, runs_dir)]
-    from .. import trust
-
-    if extractor is not None and ":" in extractor:
-        trust.admit([trust.Named(trust.Target("--extractor", extractor), typed=True)])
     from .. import evaluate as work
     from ..presets import Override, parse_set
     from ..report import Reporter, emit, emit_json
@@ -101,14 +78,10 @@ def eval(
     asked = work.Asked(
         num=num,
         extractor=extractor,
-        extractor_weights=extractor_weights,
         overrides=overrides,
         raw=raw,
         steps=tuple(step or ()),
-        all_checkpoints=all_checkpoints,
         seed=seed,
-        modes=modes,
-        modes_num=modes_num,
     )
     report = Reporter()
     records = work.evaluate(targets, asked, choose_device(device), report, trust_code)

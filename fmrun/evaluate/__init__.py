@@ -45,19 +45,15 @@ class Asked:
 
     num: int | None = None
     extractor: str | None = None
-    extractor_weights: Path | None = None
     overrides: Sequence[Override] = ()
     raw: bool = False
     steps: Sequence[int] = ()
-    all_checkpoints: bool = False
     seed: int | None = None
-    modes: bool | None = None
-    modes_num: int | None = None
 
     @property
     def default(self) -> bool:
         """Whether a checkpoint is measured as it is without any option."""
-        return replace(self, overrides=tuple(self.overrides), steps=(), all_checkpoints=False) == Asked()
+        return replace(self, overrides=tuple(self.overrides), steps=()) == Asked()
 
 
 def evaluate(
@@ -142,8 +138,8 @@ def opened(config: Config, report: Reporter, **options: bool) -> tuple[Config, A
 def _wanted(target: Run | Path, asked: Asked) -> list[Path]:
     """The checkpoints to measure, in the order of their steps; UserError if there are none such."""
     if isinstance(target, Path):
-        if asked.steps or asked.all_checkpoints:
-            raise UserError(f"{target} is one checkpoint; --step and --all-checkpoints are for runs")
+        if asked.steps:
+            raise UserError(f"{target} is one checkpoint; --step is for runs")
         return [target]
     known = checkpoint.steps(target.checkpoints)
     if not known:
@@ -154,11 +150,8 @@ def _wanted(target: Run | Path, asked: Asked) -> list[Path]:
             f"--step {missing}: run {target.name} has checkpoints of steps {', '.join(map(str, known))} only; more are "
             "kept by -s checkpoint.keep_every=N when training"
         )
-    if asked.steps or asked.all_checkpoints:
-        steps = sorted(set(asked.steps)) or known
-    else:
-        best = (target.status().get("best") or {}).get("step")
-        steps = [step for step in known if step in (known[-1], best)]
+    best = (target.status().get("best") or {}).get("step")
+    steps = sorted(set(asked.steps)) or [step for step in known if step in (known[-1], best)]
     return [checkpoint.path_of(target.checkpoints, step) for step in steps]
 
 

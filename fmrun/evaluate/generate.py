@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..metrics.classifier import Classifier, load_classifier
 from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, kid_error, scores, subset_size
 from ..metrics.extractors import open_extractor
-from ..metrics.modes import STACKED_NUM, Kinds, choose_kinds, coverage, expected
+from ..metrics.modes import STACKED_NUM, Kinds, choose_kinds, coverage
 from ..metrics.reals import Library, Reals, choose_reals, share, shown
 from ..report import Reporter
 from ..sample import Source, images
@@ -41,7 +41,7 @@ class Measure:
             raise UserError(
                 f"--num {asked.num}: scores need at least {LEAST} images, and some hundreds to mean something"
             )
-        self.extractor = open_extractor(asked.extractor, asked.extractor_weights, device, report.note)
+        self.extractor = open_extractor(asked.extractor, device, report.note)
         self.headline = "kid" + self.extractor.suffix
         self.library = Library(self.extractor, device, report.warn, report.counting("real images looked at"))
         self._opened: dict[tuple[DataConfig, int], tuple[Images, Images | None]] = {}
@@ -53,8 +53,8 @@ class Measure:
         seed = self.asked.seed or 0
         reals, count = self._reals(config)
         data = source.config.data
-        kinds = choose_kinds(data.path, data.channels or 0, data.image_size, self.asked.modes)
-        counted = self._counted(kinds, count)
+        kinds = choose_kinds(data.path, data.channels or 0, data.image_size)
+        counted = 0 if kinds is None else STACKED_NUM if kinds.channels == 3 else count
         features, histogram = self._look(source, seed, count, kinds, counted)
         reference = self.library.features(reals.reference)
         settings = {
@@ -64,7 +64,7 @@ class Measure:
             "reals_sha256": reals.reference.fingerprint[:16],
             "num": count,
             "extractor": self.extractor.name,
-            "extractor_weights": self.extractor.weights[:8] if self.extractor.weights else None,
+            "extractor_weights": self.extractor.weights,
             "resolution": config.data.image_size,
             "resize": self._resize(config.data),
             "seed": seed,
@@ -77,20 +77,11 @@ class Measure:
         metrics, floor, floor_error = self._named(scores(features, reference)), *self._floor(reals)
         error = kid_error(features, reference)
         if kinds is not None:
-            likely, modes_floor = self._real_modes(config, kinds, counted)
-            settings |= {"modes_num": counted, "modes_reference": "uniform" if likely is None else "labels of the data"}
-            metrics |= coverage(histogram, likely)
-            floor = floor | modes_floor
+            settings["modes_num"] = counted
+            metrics |= coverage(histogram)
+            floor = floor | self._real_modes(config, kinds, counted)
         errors = {"error": {self.headline: error}, "floor_error": {self.headline: floor_error}}
         return {"settings": settings, "metrics": metrics, "floor": floor, "floor_on": reals.floor_name, **errors}
-
-    def _counted(self, kinds: Kinds | None, count: int) -> int:
-        """Images whose kinds are counted."""
-        if kinds is None:
-            if self.asked.modes_num is not None:
-                raise UserError("--modes-num counts kinds of clothing, and this run does not make any; leave it out")
-            return 0
-        return self.asked.modes_num or (STACKED_NUM if kinds.channels == 3 else count)
 
     def _look(self, source: Source, seed: int, count: int, kinds: Kinds | None, counted: int) -> tuple[Tensor, Tensor]:
         """Features of the first `count` images of the seed, and how many of the first `counted` are of which kind."""
@@ -110,16 +101,15 @@ class Measure:
     def classifier(self) -> Classifier:
         return load_classifier(self.device)
 
-    def _real_modes(self, config: Config, kinds: Kinds, counted: int) -> tuple[Tensor | None, dict[str, float]]:
-        """How likely each kind is among real images, and what `coverage` finds among as many of them as there are."""
+    def _real_modes(self, config: Config, kinds: Kinds, counted: int) -> dict[str, float]:
+        """What `coverage` finds among as many real images as there are, up to `counted`."""
         train, valid = self._open(config)
         pool = valid if valid is not None else train
-        likely = expected(pool, kinds.count)
         chosen = share(pool if len(pool) >= min(counted, len(train)) else train, counted)
         content = chosen.fingerprint
         if content not in self._histograms:
             self._histograms[content] = kinds.histogram(self.classifier, chosen.parts(), self.device)
-        return likely, coverage(self._histograms[content], likely)
+        return coverage(self._histograms[content])
 
     def _open(self, config: Config) -> tuple[Images, Images | None]:
         # which images are held out of a set depends on the run's seed

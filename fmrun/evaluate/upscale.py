@@ -27,11 +27,9 @@ class Measure:
 
     def __init__(self, asked: Asked, device: torch.device, report: Reporter):
         self.asked, self.device, self.report = asked, device, report
-        for flag in ("extractor", "extractor_weights", "seed", "modes", "modes_num"):
+        for flag in ("extractor", "seed"):
             if getattr(asked, flag) is not None:
-                raise UserError(
-                    f"--{flag.replace('_', '-')} is for images from noise; upscaled images are compared with their originals"
-                )
+                raise UserError(f"--{flag} is for images from noise; upscaled images are compared with their originals")
         if asked.num is not None and asked.num < 1:
             raise UserError(f"--num {asked.num}: at least one photograph is needed")
         self.distances = perceptual_metrics(device)
@@ -46,7 +44,7 @@ class Measure:
         final, pairs, name = self._pairs(config)
         channels, scale = source.config.data.channels, source.config.data.scale
         assert channels is not None
-        field = tile_field(source.config, channels, source.net)
+        field = tile_field(source.config, channels)
         count = min(self.asked.num or len(pairs), len(pairs))
         tell = self.report.counting("photographs upscaled and compared")
         made = restored(lambda low: upscaled(source.net, low, field, scale), pairs, count, self.distances, tell)

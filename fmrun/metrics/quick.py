@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import Config
 from ..data.store import Images
 from .distribution import LEAST, kid
-from .extractors import HOW, NAMES, available, open_extractor, suffix_here
+from .extractors import HOW, available, open_extractor, suffix_of
 from .reals import Library, apart
 
 
@@ -21,12 +21,12 @@ def extractor_name(config: Config, device: torch.device) -> str | None:
         return None
     if config.eval.kid_extractor != "auto":
         return config.eval.kid_extractor
-    return available(NAMES[::-1] if device.type == "cpu" else NAMES)
+    return available(("mobilenet_v2", "inception") if device.type == "cpu" else ("inception", "mobilenet_v2"))
 
 
 def metric_name(extractor: str) -> str:
     """Its key in metrics.jsonl."""
-    return f"eval/kid{suffix_here(extractor)}"
+    return f"eval/kid{suffix_of(extractor)}"
 
 
 class TrainingKid:
@@ -51,7 +51,7 @@ class TrainingKid:
         warn: Callable[[str], None],
     ) -> None:
         self.num, self._generated, self._device = config.eval.kid_num, generated, device
-        self.extractor = open_extractor(extractor, None, device, warn)
+        self.extractor = open_extractor(extractor, device, warn)
         self.name = metric_name(extractor)
         # not the images that `eval` measures against, for the checkpoint that this keeps is measured there
         self._real = Library(self.extractor, device, warn).features(apart(train, self.num))

@@ -20,7 +20,7 @@ from ..config import Config
 from ..data.places import few
 from ..errors import UserError, reading
 
-NO_SHAPE = ("init", "train", "recompute")
+NO_SHAPE = ("init", "train")
 """Settings of a net on which the shapes of its weights do not depend."""
 
 

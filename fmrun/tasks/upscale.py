@@ -26,7 +26,7 @@ from ..losses.image import NAMES, ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
 from ..metrics.perceptual import perceptual_metrics
 from ..metrics.reals import shuffled
-from ..models.custom import custom_generator, sides_of
+from ..models.custom import custom_generator
 from ..models.upscalers import (
     ARCHITECTURES,
     Tiling,
@@ -68,10 +68,10 @@ def described(config: Config, channels: int) -> Upscaler | None:
     return describe(config.generator.type, config.data.scale, channels, **_params(config))
 
 
-def tile_field(config: Config, channels: int, net: nn.Module) -> Tiling:
+def tile_field(config: Config, channels: int) -> Tiling:
     """How far the generator sees; how far a net of the user's own does, nobody knows."""
     upscaler = described(config, channels)
-    return tiling(upscaler) if upscaler is not None else Tiling(None, *sides_of(net))
+    return tiling(upscaler) if upscaler is not None else Tiling(None, 1)
 
 
 def _own(config: Config, channels: int, rng: torch.Generator) -> nn.Module:
@@ -178,7 +178,7 @@ class Upscale(PairTask):
         assert channels is not None
         super().__init__(config, device, world, build_generator(config, channels), (channels, side, side))
         self.average.eval()
-        self.tiling = tile_field(config, channels, self.generator)
+        self.tiling = tile_field(config, channels)
         self.perceptual = perceptual_metrics(device, config.eval.perceptual, 1) if config.eval.every else {}
         self.losses = ImageLosses(
             config.losses, device, world, batch_size=config.train.batch_size, precision=self.precision
