@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import FmrunError, UserError
-from .models.upscalers import settle
+from .models.upscalers import settle, title_of
 from .runs import saving, write_atomic
 from .sample import Source
 
@@ -73,7 +73,7 @@ def export_upscaler(net: nn.Module, path: Path, *, scale: int, channels: int) ->
 
     plain = _plain(net)
     data = _serialised(plain, path)
-    meant = f"{type(plain).__name__} x{scale}, {channels} channel{'s' if channels > 1 else ''}"
+    meant = f"{title_of(plain)} x{scale}, {channels} channel{'s' if channels > 1 else ''}"
     try:
         with torch.random.fork_rng(devices=[]):
             found: Any = MAIN_REGISTRY.load(safetensors.torch.load(data))

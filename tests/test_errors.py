@@ -246,7 +246,12 @@ WEIGHTS: dict[str, tuple[Make | None, str, tuple[str, ...]]] = {
     "another net": (
         lambda: save_file({"x": torch.zeros(2)}, "w.safetensors"),
         "w.safetensors",
-        ("generator.init: 'w.safetensors' holds another net", "missing", "1 unknown (x", "check type, width"),
+        (
+            "generator.init: 'w.safetensors' holds another net",
+            "Missing key(s)",
+            "Unexpected key(s)",
+            "check type, width",
+        ),
     ),
 }
 

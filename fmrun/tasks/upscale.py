@@ -96,8 +96,7 @@ def build_generator(config: Config, channels: int) -> nn.Module:
         if c.init is not None:
             load_weights(net, c.init, ("ema", "generator"), "generator.init", config)
         return net
-    net, _ = load_pretrained(c.init, scale=config.data.scale, channels=channels, arch=c.type, params=params)
-    return net
+    return load_pretrained(c.init, scale=config.data.scale, channels=channels, arch=c.type, params=params)
 
 
 def _is_checkpoint(path: str) -> bool:
@@ -206,7 +205,7 @@ class Upscale(PairTask):
         left = [key for key, value in _params(config).items() if value is None and key in known]
         # once settled they are in the run's config, and the file is needed no more
         if left and generator.init is not None and not _is_checkpoint(generator.init):
-            own = read_pretrained(generator.init).upscaler.params  # the file decides what the config leaves open
+            own = read_pretrained(generator.init)[1].params  # the file decides what the config leaves open
             generator = generator.model_copy(update={key: own[key] for key in left if key in own})
         return config.model_copy(update={"data": data, "generator": generator}), train, valid
 
