@@ -24,9 +24,7 @@ TINY = {
     "esrgan": {"features": 4, "blocks": 1},
 }
 ONNX_CASES = [
-    ("compact", 2, 1, {}),
-    ("span", 3, 3, {}),
-    ("realplksr", 2, 3, {"dysample": True}),
+    ("span", 3, 1, {}),
     ("esrgan", 2, 3, {"unshuffle": True}),
 ]
 
