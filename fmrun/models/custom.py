@@ -85,15 +85,14 @@ def expecting_old_code(config: Config) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        targets = [net.target for net in (config.generator, config.discriminator) if net.target is not None]
+        targets = " or ".join(net.target for net in (config.generator, config.discriminator) if net.target is not None)
         what = str(error).strip().splitlines()[-1].strip()
-        if not targets:
-            raise UserError(
-                f"the checkpoint's weights do not fit the nets that its own config describes ({what})"
-            ) from None
-        raise UserError(
-            f"the code of {' or '.join(targets)} no longer makes the net that was trained ({what}); put it back as it was"
-        ) from None
+        code = (
+            f"the code of {targets} no longer makes the net that was trained"
+            if targets
+            else "the checkpoint is another's"
+        )
+        raise UserError(f"{code} ({what}); put it back as it was") from None
 
 
 @user_errors()

@@ -116,11 +116,6 @@ def _channels(count: int) -> str:
     return f"{count} channel{'s' if count > 1 else ''}"
 
 
-def _listed(values: tuple[int, ...], before: str = "") -> str:
-    shown = [f"{before}{v}" for v in values]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
-
-
 def describe(arch: str, scale: int, channels: int, field: str = "generator", **params: Any) -> Upscaler:
     """The upscaler that these settings mean; a parameter that is None or not given has the architecture's default.
 
@@ -136,11 +131,13 @@ def describe(arch: str, scale: int, channels: int, field: str = "generator", **p
             f"it, clear it with -s {field}.{unknown[0]}=none"
         )
     if scale not in a.scales:
-        raise UserError(f"{field}: {a.title} upscales by {_listed(a.scales, 'x')}, not x{scale}; choose another type")
+        raise UserError(
+            f"{field}: {a.title} upscales by {', '.join(f'x{n}' for n in a.scales)}, not x{scale}; choose another type"
+        )
     full = dict(a.params) | {key: value for key, value in params.items() if value is not None}
     if channels not in a.channels:
         raise UserError(
-            f"{field}: {a.title} takes images of {_listed(a.channels)} channels, not {channels}; "
+            f"{field}: {a.title} takes images of {', '.join(map(str, a.channels))} channels, not {channels}; "
             "choose another type, or set data.channels"
         )
     if arch == "span" and full["norm"] and channels != 3:

@@ -16,13 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..checkpoint import CorruptCheckpoint, read_meta
-from ..config import Config
 from ..errors import UserError, reading
-
-NO_SHAPE = ("init", "train")
-"""Settings of a net on which the shapes of its weights do not depend."""
-
 
 LOAD_ERRORS = (
     *(pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
@@ -73,10 +67,9 @@ def flags(settings: Mapping[str, Any]) -> str:
     return " ".join(f"-s {shlex.quote(f'{key}={value}')}" for key, value in shown.items())
 
 
-def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str, config: Config | None = None) -> None:
+def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str) -> None:
     """Load `net` from a `.safetensors` file of its state dict, or of a checkpoint that holds it under one of `prefixes`
-    (the first found). Raises UserError if the file does not fit, with the settings that would make it fit where `config`
-    is given and the file is a checkpoint."""
+    (the first found). Raises UserError if the file does not fit."""
     file = Path(path)
     tensors = read_state(file, field)
     for prefix in prefixes:
@@ -88,22 +81,7 @@ def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str,
         net.load_state_dict(tensors)
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
-        other = _other_settings(file, field, config) if config is not None else {}
-        fix = f"add {flags(other)}" if other else "check type, width, norm and image size"
         raise UserError(
-            f"{field}: '{path}' holds another net than this config describes ({textwrap.shorten(reason, 300)}): {fix}"
+            f"{field}: '{path}' holds another net than this config describes ({textwrap.shorten(reason, 300)}): check "
+            "type, width, norm, image size and scale"
         ) from None
-
-
-def _other_settings(file: Path, field: str, config: Config) -> dict[str, Any]:
-    """Settings of the run that wrote a checkpoint, of the net in the section of `field` and the size of its images, where
-    `config` has others."""
-    try:
-        then = read_meta(file).config
-    except CorruptCheckpoint:
-        return {}
-    now, section = config.model_dump(mode="json"), field.partition(".")[0]
-    keys = [(section, key) for key in now[section] if key not in NO_SHAPE]
-    keys += [("data", key) for key in ("image_size", "channels", "scale")]
-    known = [(part, key) for part, key in keys if key in then.get(part, {})]
-    return {f"{part}.{key}": then[part][key] for part, key in known if then[part][key] != now[part][key]}

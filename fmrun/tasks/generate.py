@@ -43,7 +43,7 @@ def build_generator(config: Config, channels: int) -> nn.Module:
         else:
             net = DcganGenerator(size, channels, c.width, c.latent_dim, rng)
     if c.init is not None:
-        load_weights(net, c.init, ("ema", "generator"), "generator.init", config)
+        load_weights(net, c.init, ("ema", "generator"), "generator.init")
     return net
 
 

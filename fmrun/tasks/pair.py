@@ -72,7 +72,7 @@ def build_discriminator(config: Config, image: Shape) -> nn.Module:
         else:
             net = DISCRIMINATORS[d.type](config, image, rng)
     if d.init is not None:
-        load_weights(net, d.init, ("discriminator",), "discriminator.init", config)
+        load_weights(net, d.init, ("discriminator",), "discriminator.init")
     return net
 
 

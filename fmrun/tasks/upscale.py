@@ -94,7 +94,7 @@ def build_generator(config: Config, channels: int) -> nn.Module:
         else:
             net = build_upscaler(c.type, config.data.scale, channels, rng, **params)
         if c.init is not None:
-            load_weights(net, c.init, ("ema", "generator"), "generator.init", config)
+            load_weights(net, c.init, ("ema", "generator"), "generator.init")
         return net
     return load_pretrained(c.init, scale=config.data.scale, channels=channels, arch=c.type, params=params)
 
