@@ -25,7 +25,7 @@ from fmrun.data.sources import open_images
 from fmrun.errors import UserError
 from fmrun.evaluate import Asked, table, upscale
 from fmrun.measures import lone_precision, measure
-from fmrun.metrics import extractors, reals
+from fmrun.metrics import extractors
 from fmrun.metrics.distribution import SCORES, kid
 from fmrun.metrics.extractors import EXTRACTORS, INCEPTION_FILE, Extractor, available, open_extractor
 from fmrun.presets import Override, parse_set, resolve
@@ -323,53 +323,6 @@ def test_mobilenet_is_the_default_and_counts_kinds_of_clothing() -> None:
     assert record["settings"]["modes_num"] == 50
     assert record["floor"]["modes"] == 10
     assert record["floor"]["modes_kl"] < 0.2 < found["modes_kl"]
-
-
-# ---- features are kept
-
-
-@needs_mobilenet
-def test_features_of_real_images_are_looked_up_by_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    looked: list[int] = []
-    plain = Extractor.all
-
-    def counted(self: Extractor, parts: Any, device: torch.device) -> Tensor:
-        found = plain(self, parts, device)
-        looked.append(len(found))
-        return found
-
-    monkeypatch.setattr(Extractor, "all", counted)
-    train("--steps", "2", "--name", "run")
-    command = ("--extractor", "mobilenet_v2", "--num", "20")
-    (first,) = measured(*command)
-    assert looked == [20, 20, 20]  # generated, reference, floor
-    looked.clear()
-    assert measured(*command) == [first]
-    assert looked == [20]
-    files = sorted(reals.cache_folder().iterdir())
-    assert [path.suffix for path in files] == [".safetensors"] * 2
-
-    files[0].write_bytes(b"")
-    looked.clear()
-    assert measured(*command) == [first]
-    assert looked == [20, 20]
-
-    write_images_of_another_seed = np.random.default_rng(9).integers(0, 256, (40, 28, 28), dtype=np.uint8)
-    np.savez("images.npz", images=write_images_of_another_seed)
-    looked.clear()
-    assert measured(*command)[0]["metrics"] != first["metrics"]
-    assert looked == [20, 20, 20]
-
-
-@needs_mobilenet
-def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    train("--steps", "2", "--name", "run")
-    done = good("eval", "--extractor", "mobilenet_v2", "--num", "20")
-    assert done.warnings
-    assert all("cannot keep features in" in warning for warning in done.warnings)
 
 
 # ---- super-resolution

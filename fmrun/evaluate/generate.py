@@ -40,7 +40,7 @@ class Measure:
             )
         self.extractor = open_extractor(asked.extractor, device, report.note)
         self.headline = "kid" + self.extractor.suffix
-        self.library = Library(self.extractor, device, report.warn, report.counting("real images looked at"))
+        self.library = Library(self.extractor, device, report.counting("real images looked at"))
         self._opened: dict[tuple[DataConfig, int], tuple[Images, Images | None]] = {}
         self._floors: dict[tuple[str, str], tuple[dict[str, float], float]] = {}
 

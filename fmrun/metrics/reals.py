@@ -1,24 +1,20 @@
-"""The real images that generated ones are measured against, and their features, kept between commands."""
+"""The real images that generated ones are measured against."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..data.store import Images
 from ..errors import UserError
 from ..rng import numpy_generator
-from ..runs import write_atomic
 from .distribution import LEAST
 from .extractors import Extractor
 
@@ -111,50 +107,20 @@ def shuffled(count: int) -> np.ndarray:
     return numpy_generator(0, "eval", count).permutation(count)
 
 
-def cache_folder() -> Path:
-    """Where features are kept: `fmrun/features` under XDG_CACHE_HOME, or under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "fmrun" / "features"
-
-
 class Library:
-    """Features of real images, looked up by content: in this process, then in the cache folder, else computed.
-
-    `warn` is told if the folder cannot be written to; `tell` hears how many of how many images have been looked at.
-    """
+    """Features of real images, each set looked at once; `tell` hears how many of how many images have been."""
 
     def __init__(
-        self,
-        extractor: Extractor,
-        device: torch.device,
-        warn: Callable[[str], None],
-        tell: Callable[[int, int], None] = lambda done, total: None,
+        self, extractor: Extractor, device: torch.device, tell: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
         self.extractor, self.device, self.tell = extractor, device, tell
-        self.warn = cache(warn)
         self._known: dict[str, Tensor] = {}
 
     def features(self, share: Share) -> Tensor:
         """Features (N, D) of these images, on the CPU."""
-        content = share.fingerprint
-        if content not in self._known:
-            key = content, self.extractor.name, self.extractor.weights, torch.__version__, self.device.type
-            name = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-            self._known[content] = self._kept(share, cache_folder() / f"{name}.safetensors")
-        return self._known[content]
-
-    def _kept(self, share: Share, path: Path) -> Tensor:
-        try:
-            return load_file(path)["features"]
-        except (OSError, SafetensorError, KeyError):  # not there, or not what was written
-            features = self.extractor.all(self._told(share), self.device)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, save({"features": features.contiguous()}))
-        except OSError as error:
-            self.warn(
-                f"cannot keep features in {path.parent} ({error.strerror}); they will be computed again next time"
-            )
-        return features
+        if share.fingerprint not in self._known:
+            self._known[share.fingerprint] = self.extractor.all(self._told(share), self.device)
+        return self._known[share.fingerprint]
 
     def _told(self, share: Share) -> Iterator[Tensor]:
         """The parts; each is told of when the next is asked for."""
