@@ -85,7 +85,7 @@ def evaluate(
         own = []
         changed = False
         for found in map(checkpoint.read, paths):
-            if as_trained and not changed and found.meta.data != measure.trained_on(config):
+            if as_trained and not changed and found.meta.data != measure.open(config)[1].fingerprint:
                 changed = True
                 report.warn(
                     f"the images of {_name(target)} are not those it was trained on: what is held out of them now, the "
@@ -129,10 +129,21 @@ def _config(target: Run | Path, overrides: Sequence[Override]) -> Config:
     return revise(data, overrides, FREE)
 
 
-def opened(config: Config, report: Reporter, **options: bool) -> tuple[Config, Any, Any]:
-    """The config with what its data settle, training images, and those held out of them or None. `options` are the
-    task's own."""
-    return TASKS[config.task].open(config, report.counting("checking images"), **options)
+class Opener:
+    """Opens the data of runs, each once: the config with what its data settle, training images, and those held out of them
+    or None. `options` are the task's own."""
+
+    def __init__(self, report: Reporter, **options: bool):
+        self.report, self.options = report, options
+        self._known: dict[tuple[str, int], tuple[Config, Any, Any]] = {}
+
+    def __call__(self, config: Config) -> tuple[Config, Any, Any]:
+        # which images are held out of a set depends on the run's seed
+        key = config.data.model_dump_json(), config.seed if config.data.valid_fraction else 0
+        if key not in self._known:
+            progress = self.report.counting("checking images")
+            self._known[key] = TASKS[config.task].open(config, progress, **self.options)
+        return self._known[key]
 
 
 def _wanted(target: Run | Path, asked: Asked) -> list[Path]:

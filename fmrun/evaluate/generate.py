@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..config import Config
 from ..config.data import DataConfig
-from ..data.store import Images
 from ..errors import UserError
 from ..metrics.classifier import Classifier, load_classifier
 from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, kid_error, scores, subset_size
@@ -20,7 +19,7 @@ from ..metrics.modes import STACKED_NUM, Kinds, choose_kinds, coverage
 from ..metrics.reals import Library, Reals, choose_reals, share, shown
 from ..report import Reporter, note_once
 from ..sample import Source, images
-from . import Asked, opened
+from . import Asked, Opener
 
 DEFAULT_NUM = 2000
 """Images generated where --num is not given; fewer where there are fewer real ones."""
@@ -41,7 +40,7 @@ class Measure:
         self.extractor = open_extractor(asked.extractor, device, report.note)
         self.headline = "kid" + self.extractor.suffix
         self.library = Library(self.extractor, device, report.counting("real images looked at"))
-        self._opened: dict[tuple[DataConfig, int], tuple[Images, Images | None]] = {}
+        self.open = Opener(report)
         self._floors: dict[tuple[str, str], tuple[dict[str, float], float]] = {}
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
@@ -96,26 +95,14 @@ class Measure:
 
     def _real_modes(self, config: Config, kinds: Kinds, counted: int) -> dict[str, float]:
         """What `coverage` finds among as many real images as there are, up to `counted`."""
-        train, valid = self._open(config)
+        _, train, valid = self.open(config)
         pool = valid if valid is not None else train
         chosen = share(pool if len(pool) >= min(counted, len(train)) else train, counted)
         return coverage(kinds.histogram(self.classifier, chosen.parts(), self.device))
 
-    def _open(self, config: Config) -> tuple[Images, Images | None]:
-        # which images are held out of a set depends on the run's seed
-        seed = config.seed if config.data.valid_fraction else 0
-        key = config.data, seed
-        if key not in self._opened:
-            _, train, valid = opened(config, self.report)
-            self._opened[key] = train, valid
-        return self._opened[key]
-
-    def trained_on(self, config: Config) -> str:
-        return self._open(config)[0].fingerprint
-
     def _reals(self, config: Config) -> tuple[Reals, int]:
         """The real images of a run, and how many to generate beside them."""
-        train, valid = self._open(config)
+        _, train, valid = self.open(config)
         count = self.asked.num or min(DEFAULT_NUM, len(valid if valid is not None else train))
         given = any(override.key == "data.path" for override in self.asked.overrides)
         kind = ", held out" if valid is not None else "" if given else ", trained on"

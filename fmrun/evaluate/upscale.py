@@ -17,7 +17,7 @@ from ..metrics.reals import shown
 from ..report import Reporter, note_once
 from ..sample import Source
 from ..tasks.upscale import bicubic, restored, tile_field, upscaled
-from . import Asked, opened
+from . import Asked, Opener
 
 
 class Measure:
@@ -37,7 +37,7 @@ class Measure:
         if missing:
             report.note(f"without {', '.join(missing)}, whose weights or package are not on this machine")
         self._bicubic: dict[tuple[str, str | None, int, int], dict[str, float]] = {}
-        self._opened: dict[tuple[str, int], tuple[Config, Pairs, Pairs | None]] = {}
+        self.open = Opener(report, trained=False)
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         final, pairs, name = self._pairs(config)
@@ -68,19 +68,9 @@ class Measure:
             "bicubic": self._bicubic[beside],
         }
 
-    def _open(self, config: Config) -> tuple[Config, Pairs, Pairs | None]:
-        # which photographs are held out of a set depends on the run's seed
-        key = config.data.model_dump_json(), config.seed if config.data.valid_fraction else 0
-        if key not in self._opened:
-            self._opened[key] = opened(config, self.report, trained=False)
-        return self._opened[key]
-
-    def trained_on(self, config: Config) -> str:
-        return self._open(config)[1].fingerprint
-
     def _pairs(self, config: Config) -> tuple[Config, Pairs, str]:
         """The config with what its data settle, the pairs measured on, and what they are called."""
-        final, train, valid = self._open(config)
+        final, train, valid = self.open(config)
         given = any(override.key == "data.path" for override in self.asked.overrides)
         kind = ", held out" if valid is not None else "" if given else ", trained on"
         if valid is None and not given:
