@@ -35,9 +35,8 @@ def receptive_fields(
     rng = torch_generator(seed, "probe", 1)
     twin: Any = copy.deepcopy(net).to("cpu", torch.float64).eval()
     with torch.no_grad():
-        for p in twin.parameters():
-            if p.requires_grad:  # a branch that begins at zero belongs to the net too
-                p.add_(torch.randn(p.shape, generator=rng, dtype=p.dtype), alpha=0.02)
+        for p in filter(lambda p: p.requires_grad, twin.parameters()):  # what begins at zero belongs to the net too
+            p.add_(torch.randn(p.shape, generator=rng, dtype=p.dtype), alpha=0.02)
     twin.requires_grad_(False)
     channels, size = image[0], image[1]
     sizes = [size, 2 * size] + [4 * size] * (4 * size <= LARGEST)
@@ -48,9 +47,7 @@ def receptive_fields(
         further = []
         for features in _features(twin, leaf, left):
             for name, feature in features.items():
-                rows, columns = _support(feature, leaf, rng)
-                extent = max(high - low + 1 for low, high in (rows, columns))
-                inside = all(low > 0 and high < pixels - 1 for low, high in (rows, columns))
+                extent, inside = _support(feature, leaf, rng)
                 found[name] = (extent if extent < pixels else GLOBAL) if extent else None
                 if inside or not extent:
                     tell()
@@ -72,22 +69,21 @@ def _features(net: Any, image: Tensor, names: Sequence[str]) -> Iterator[dict[st
             taken += [(name,) for name in layers] if len(layers) > 1 else []
 
 
-def _support(feature: Tensor, leaf: Tensor, rng: torch.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and last row and column of `leaf` (B, C, H, W) on which the centre of `feature` (B, C, …) depends."""
+def _support(feature: Tensor, leaf: Tensor, rng: torch.Generator) -> tuple[int, bool]:
+    """Of the rows and columns of `leaf` (B, C, H, W) on which the centre of `feature` (B, C, …) depends: how many there
+    are, the more of the two, and whether they stay off the border."""
     centre = feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2] if feature.ndim == 4 else feature
-    nothing = (0, -1), (0, -1)
     if not centre.requires_grad:
-        return nothing
+        return 0, True
     direction = torch.randn(centre.shape, generator=rng, dtype=torch.float64).to(centre)
-    (gradient,) = torch.autograd.grad((centre * direction).sum(), leaf, retain_graph=True, allow_unused=True)
-    if gradient is None:
-        return nothing
+    (gradient,) = torch.autograd.grad((centre * direction).sum(), leaf, retain_graph=True, materialize_grads=True)
     strength = gradient.abs().sum((0, 1))
     touched = strength > EDGE * strength.max()
     if not touched.any():
-        return nothing
-    rows, columns = (touched.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
-    return (rows[0], rows[-1]), (columns[0], columns[-1])
+        return 0, True
+    lines = [touched.any(dim).nonzero().flatten() for dim in (1, 0)]
+    inside = all(int(at[0]) > 0 and int(at[-1]) < len(touched) - 1 for at in lines)
+    return max(int(at[-1] - at[0]) + 1 for at in lines), inside
 
 
 @torch.no_grad()

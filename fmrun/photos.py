@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[pyvips.Image, int]:
     """The photograph in a file, upright, 1 (grey) or 3 (sRGB) colours and alpha where it has one, uchar or ushort, and how
     many images the file holds, of which it is the first. Pixels are decoded when they are asked for.
 
-    Raises BadImage, as `check` and everything that reads pixels raises pyvips.Error.
+    Raises BadImage; what reads the pixels raises pyvips.Error where they are damaged.
     """
     data = content(path)
     with reading(path), opened(BytesIO(data)) as header:  # of the formats that fmrun reads, and not huge
@@ -61,14 +61,6 @@ def _by_pillow(image: Image.Image) -> pyvips.Image:
     if profile := image.info.get("icc_profile"):
         made.set_type(pyvips.GValue.blob_type, PROFILE, profile)
     return made
-
-
-def check(path: Path) -> None:
-    """Decode a photograph. Raises BadImage for whatever is wrong with it."""
-    try:
-        read(path)[0].avg()
-    except pyvips.Error as error:
-        raise BadImage("damaged") from error
 
 
 def _plain(image: pyvips.Image) -> pyvips.Image:

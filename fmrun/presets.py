@@ -21,7 +21,7 @@ DEFAULT = "dcgan-fm"
 
 FREE_ON_RESUME = (
     *("log.", "eval.", "checkpoint.", "train.steps", "data.workers", "data.cache", "device", "threads"),
-    *("deterministic", "cuda_graphs", "discriminator.recompute"),
+    *("deterministic", "cuda_graphs"),
 )
 """What a resumed run may change: nothing here changes the experiment."""
 

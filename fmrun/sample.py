@@ -176,7 +176,7 @@ def upscale_input(
     assert config.data.channels is not None
     from .upscaling import upscale_photos  # imports libvips
 
-    view = tile_field(config, config.data.channels, source.net)
+    view = tile_field(config, config.data.channels)
     return upscale_photos(
         source.net,
         path,

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
@@ -148,10 +149,7 @@ def running(net: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _padded(piece: Tensor, smallest: int) -> Tensor:
-    """At least `smallest` on either side: more rows or columns at the end, by reflection as often as it takes."""
-    for dim in (-2, -1):
-        length = piece.shape[dim]
-        if length < smallest:
-            where = torch.arange(smallest, device=piece.device) % max(1, 2 * (length - 1))
-            piece = piece.index_select(dim, torch.where(where < length, where, 2 * (length - 1) - where))
-    return piece
+    """At least `smallest` on either side: the last rows or columns again."""
+    height, width = piece.shape[-2:]
+    more = (0, max(0, smallest - width), 0, max(0, smallest - height))
+    return F.pad(piece, more, mode="replicate") if any(more) else piece

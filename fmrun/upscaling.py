@@ -15,16 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data.files import BAD, SUFFIXES, BadImage, each, find, quiet, threads
+from .data.files import BAD, SUFFIXES, BadImage, find, quiet
 from .data.places import few
 from .errors import UserError, reading
-from .photos import WRITTEN, check, read, top_value, write
+from .photos import WRITTEN, read, top_value, write
 from .report import Reporter
 from .runs import clean
 from .tiling import Tiles, bands, running
 
-DECODERS = 4
-"""Photographs decoded at the same time while they are checked."""
 SLICE = 32
 """Rows of the small image that are turned into numbers at a time: copies of a whole band would double the memory."""
 
@@ -106,10 +104,6 @@ def plan(source: Path, out: Path, scale: int, *, overwrite: bool = False) -> lis
     many, to_file = source.is_dir(), out.suffix.lower() in SUFFIXES and not out.is_dir()
     if to_file and (many or out.suffix.lower() not in WRITTEN):
         raise UserError(f"--out {out}: give a folder" + ("" if many else f", or a name ending in {', '.join(WRITTEN)}"))
-    if many and out.resolve().is_relative_to(source.resolve()):
-        raise UserError(
-            f"--out {out} lies in the folder of --input, whose next pictures would be its own: give another"
-        )
     names = [Path(name) for name in (find("--input", source) if many else [source.name])]
     made = [out if to_file else out / name.with_name(f"{name.stem}_x{scale}.png") for name in names]
     jobs = [(source / name if many else source, target) for name, target in zip(names, made, strict=True)]
@@ -125,23 +119,6 @@ def plan(source: Path, out: Path, scale: int, *, overwrite: bool = False) -> lis
     return jobs
 
 
-def check_all(paths: list[Path]) -> None:
-    """Decode every photograph once. Raises UserError that names all that cannot be."""
-    by_kind: dict[str, list[str]] = defaultdict(list)
-
-    def one(i: int) -> None:
-        try:
-            check(paths[i])
-        except BadImage as problem:
-            by_kind[problem.kind].append(str(paths[i]))
-
-    each(one, len(paths), workers=min(DECODERS, threads()))
-    if by_kind:
-        parts = [f"{BAD[kind][0]} ({few(sorted(by_kind[kind]))}), {BAD[kind][1]}" for kind in BAD if kind in by_kind]
-        count = sum(map(len, by_kind.values()))
-        raise UserError(f"--input: {count} of {len(paths)} images cannot be used: " + "; ".join(parts))
-
-
 def upscale_photos(
     net: nn.Module,
     source: Path,
@@ -155,15 +132,16 @@ def upscale_photos(
 ) -> list[Path]:
     """Upscale a photograph, or all under a folder; the paths written, in order. See `plan` and `enlarge`.
 
-    Raises UserError before anything is made if anything cannot be, SaveError when the disk refuses.
+    Raises UserError that names all that cannot be read, once the others are done, and SaveError when the disk refuses.
     """
     with reading(source):
         jobs = plan(source, out, scale, overwrite=overwrite)
-    check_all([path for path, _ in jobs])
     for folder in {target.parent for _, target in jobs}:
         clean(folder)
     if tiles.feather:
         report.note("this generator sees further than its tiles overlap; they are blended where they meet")
+    bad: dict[str, list[str]] = defaultdict(list)
+    made = []
     with quiet():
         for path, target in jobs:
             try:
@@ -171,6 +149,15 @@ def upscale_photos(
                 if count > 1:
                     report.warn(f"'{path}' holds {count} images; the first is upscaled")
                 write(target, photo, scale, enlarge(net, photo, scale=scale, channels=channels, tiles=tiles))
-            except (BadImage, pyvips.Error):
-                raise UserError(f"--input: '{path}' was fine and has changed since; copy it again") from None
-    return [target for _, target in jobs]
+                made.append(target)
+            except BadImage as problem:
+                bad[problem.kind].append(str(path))
+            except pyvips.Error:
+                bad["damaged"].append(str(path))
+    if bad:
+        parts = [f"{BAD[kind][0]} ({few(paths)}), {BAD[kind][1]}" for kind, paths in bad.items()]
+        others = "; the others are done" if made else ""
+        raise UserError(
+            f"--input: {len(jobs) - len(made)} of {len(jobs)} images cannot be used: " + "; ".join(parts) + others
+        )
+    return made

@@ -39,3 +39,19 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     write_images(tmp_path / "images.npz")
     yield tmp_path
     end_all()
+
+
+@pytest.fixture
+def small_extractor(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an extractor for this test: twelve fixed projections of the image, shrunk by four."""
+    from fmrun.losses.pretrained import as_rgb
+    from fmrun.metrics.extractors import EXTRACTORS, Extractor
+
+    weight = torch.randn(3 * 49, 12, generator=torch.Generator().manual_seed(0))
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(as_rgb(images.float() / 255), 4).flatten(1) @ weight
+
+    small = Extractor("small", features, weights="00000000", resize="none")
+    monkeypatch.setitem(EXTRACTORS, "small", lambda device, note: small)
+    return "small"

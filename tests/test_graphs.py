@@ -66,7 +66,6 @@ def pairs() -> tuple[State, State]:
                 "gan": {"weight": 0.1, "ramp": 8},
             },
             feature_matching={"layers": ["all"], "balance": "gradient"},
-            discriminator={"recompute": True},
             log={"every": 100},
         )
         states.append(state)

@@ -2,16 +2,14 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from fmrun.config.data import DataConfig
 from fmrun.data.sources import open_images
 from fmrun.data.store import Images
-from fmrun.errors import UserError
 from fmrun.metrics.classifier import WEIGHTS, Classifier, load_classifier
-from fmrun.metrics.modes import Kinds, choose_kinds, coverage, expected
+from fmrun.metrics.modes import Kinds, choose_kinds, coverage
 
 
 @pytest.fixture(scope="module")
@@ -75,27 +73,11 @@ def test_evenly_made_kinds_score_zero_and_one_kind_alone_log_of_all() -> None:
     assert coverage(torch.tensor([3.0, 1.0]))["modes_kl"] == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
 
 
-def test_uneven_reals_are_what_is_compared_with() -> None:
-    images = Images.of_array("own", np.zeros((4, 28, 28, 1), np.uint8), np.array([0, 0, 0, 1]))
-    likely = expected(images, 2)
-    assert likely is not None
-    assert likely.tolist() == [0.75, 0.25]
-    assert coverage(torch.tensor([30.0, 10.0]), likely)["modes_kl"] == pytest.approx(0, abs=1e-12)
-    assert coverage(torch.tensor([20.0, 20.0]), likely)["modes_kl"] == pytest.approx(0.5 * math.log(4 / 3))
-    letters = Images.of_array("own", np.zeros((4, 28, 28, 1), np.uint8), np.array([0, 0, 0, 25]))
-    assert expected(letters, 10) is None  # labels of something else
-    assert expected(bundled("stacked-fashion-mnist")[1], 1000) is None
-
-
 def test_where_kinds_are_counted() -> None:
-    assert choose_kinds("bundled:fashion-mnist", 1, 32, None) == Kinds(1)
-    assert choose_kinds("torchvision:FashionMNIST", 1, 28, None) == Kinds(1)
-    assert choose_kinds("bundled:stacked-fashion-mnist", 3, 32, None) == Kinds(3)
-    assert choose_kinds("bundled:fashion-mnist", 3, 32, None) is None
-    assert choose_kinds("photos", 1, 32, None) is None
-    assert choose_kinds("/data/fashion/photos", 1, 32, None) is None
-    assert choose_kinds("/stacked/fashion-mnist/", 1, 32, None) == Kinds(1)
-    assert choose_kinds("photos", 1, 32, True) == Kinds(1)
-    assert choose_kinds("bundled:fashion-mnist", 1, 32, False) is None
-    with pytest.raises(UserError, match="--modes counts kinds of clothing"):
-        choose_kinds("photos", 3, 64, True)
+    assert choose_kinds("bundled:fashion-mnist", 1, 32) == Kinds(1)
+    assert choose_kinds("torchvision:FashionMNIST", 1, 28) == Kinds(1)
+    assert choose_kinds("bundled:stacked-fashion-mnist", 3, 32) == Kinds(3)
+    assert choose_kinds("bundled:fashion-mnist", 3, 32) is None
+    assert choose_kinds("bundled:fashion-mnist", 1, 64) is None
+    assert choose_kinds("/data/fashion/photos", 1, 32) is None
+    assert choose_kinds("/stacked/fashion-mnist/", 1, 32) == Kinds(1)

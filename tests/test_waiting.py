@@ -57,7 +57,6 @@ UPSCALE: dict[str, dict[str, Any]] = {
         "discriminator": {"gradient_branch": True},
         "losses": {"charbonnier": {}, "gan": {"weight": 0.1, "r1": 1.0, "r2": 1.0}},
     },
-    "recompute": {"discriminator": {"recompute": True}, "feature_matching": {"layers": ["all"], "match": "mean"}},
     "simultaneous": {"train": {"update": "simultaneous"}, "feature_matching": {"balance": "gradient"}},
     "accumulate": {"train": {"accumulate": 2}},
     "bf16": {"precision": "bf16", "losses": LOSSES},

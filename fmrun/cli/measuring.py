@@ -24,10 +24,9 @@ def eval(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="inception, mobilenet_v2 or package.module:Class (default: the first whose weights are here).",
+            help="inception or mobilenet_v2 (default: the first whose weights are here).",
         ),
     ] = None,
-    extractor_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of --extractor.")] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -37,23 +36,13 @@ def eval(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
     step: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Checkpoint of this step; may be repeated.")
-    ] = None,
-    all_checkpoints: Annotated[
-        bool, typer.Option("--all-checkpoints", help="Every checkpoint kept (default: the last, and the best kept).")
-    ] = False,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the generated images, as for sample (default: 0).")
-    ] = None,
-    modes: Annotated[
-        bool | None,
+        list[int] | None,
         typer.Option(
-            "--modes/--no-modes",
-            help="Count the kinds of clothing made (default: where the data is Fashion-MNIST, or stacked).",
+            metavar="N", help="Checkpoint of this step; may be repeated (default: the last, and the best kept)."
         ),
     ] = None,
-    modes_num: Annotated[
-        int | None, typer.Option(min=1, help="Images they are counted among (default: --num; 26000 where stacked).")
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the generated images, as for sample (default: 0).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     set_: Set = None,
@@ -65,10 +54,6 @@ def eval(
     perceptual distances of upscaled photographs. The scores are written into the runs."""
     targets = [run_or_checkpoint(name, runs_dir) for name in dict.fromkeys(runs or [])]
     targets = targets or [run_or_checkpoint(None, runs_dir)]
-    from .. import trust
-
-    if extractor is not None and ":" in extractor:
-        trust.admit([trust.Named(trust.Target("--extractor", extractor), typed=True)])
     from .. import evaluate as work
     from ..presets import Override, parse_set
     from ..report import Reporter, emit, emit_json
@@ -81,14 +66,10 @@ def eval(
     asked = work.Asked(
         num=num,
         extractor=extractor,
-        extractor_weights=extractor_weights,
         overrides=overrides,
         raw=raw,
         steps=tuple(step or ()),
-        all_checkpoints=all_checkpoints,
         seed=seed,
-        modes=modes,
-        modes_num=modes_num,
     )
     report = Reporter()
     records = work.evaluate(targets, asked, choose_device(device), report, trust_code)

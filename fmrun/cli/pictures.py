@@ -64,7 +64,6 @@ def sample(
 def export(
     run: RunName = None,
     out: Annotated[Path | None, typer.Option(help="A .safetensors or .onnx file (default: RUN.safetensors).")] = None,
-    precision: Annotated[str, typer.Option(help="Of .safetensors: fp32, fp16 or bf16.")] = "fp32",
     raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
     runs_dir: RunsDir = RUNS,
     trust_code: TrustCode = False,
@@ -72,15 +71,13 @@ def export(
     """Write the generator alone, for other programs: safetensors, which spandrel (chaiNNer, ComfyUI) detects, or ONNX."""
     target = run_or_checkpoint(run, runs_dir)
     from .. import sample as sampling
-    from ..export import DTYPES, export_source
+    from ..export import export_source
     from ..report import Reporter, emit, escape
 
-    if precision not in DTYPES:
-        raise UserError(f"--precision is '{precision}'; allowed: {', '.join(DTYPES)}")
     report = Reporter()
     source = sampling.open_source(target, raw=raw, device=choose_device("cpu"), report=report, trust_code=trust_code)
     name = target.stem if isinstance(target, Path) else target.name
-    made = export_source(source, out or Path(f"{name}.safetensors"), precision)
+    made = export_source(source, out or Path(f"{name}.safetensors"))
     report.note(f"exported {source.described(target)}")
     report.note(f"{made.what}, {made.size:,} bytes; read back, its images differ by at most {made.difference:.2g}")
     emit(escape(str(made.path)))

@@ -121,11 +121,6 @@ class Config(Section):
             raise ValueError(f"discriminator.norm 'instance' is for patchgan, not {d.type}")
         if d.type in ("munet", "unet") and d.norm not in ("batch", "spectral"):
             raise ValueError(f"discriminator.norm '{d.norm}' is not for {d.type}, which has spectral norm")
-        if d.recompute and self.compile:
-            raise ValueError(
-                "discriminator.recompute and compile exclude each other: a compiled net decides by itself what it computes "
-                "again; leave one out"
-            )
         return self
 
     @model_validator(mode="after")

@@ -27,7 +27,6 @@ ACTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "discriminator.ch_mult": ("discriminator.type", ("munet",)),
     "discriminator.window": ("discriminator.type", ("munet",)),
     "discriminator.gradient_branch": ("discriminator.type", ("munet",)),
-    "discriminator.recompute": ("discriminator.type", ("munet",)),
     "discriminator.blocks": ("discriminator.type", ("patchgan",)),
     "feature_matching.criterion": ("feature_matching.match", ("sample", "mean", "moments")),
     "feature_matching.estimator": ("feature_matching.match", ("mean",)),

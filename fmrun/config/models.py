@@ -98,10 +98,6 @@ class DiscriminatorConfig(_Net):
     gradient_branch: bool = False
     """`munet`: add the branch on the image's gradient, feature `gradient`."""
 
-    recompute: bool = False
-    """`munet`: compute activations again in the backward pass instead of keeping them (activation checkpointing, Chen et
-    al. 2016): the same numbers in less memory, for one more forward per backward pass."""
-
     init: str | None = None
     """Start from these weights: a `.safetensors` file or an fmrun checkpoint."""
 

@@ -6,7 +6,7 @@ and what real images score against real ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -46,19 +46,15 @@ class Asked:
 
     num: int | None = None
     extractor: str | None = None
-    extractor_weights: Path | None = None
     overrides: Sequence[Override] = ()
     raw: bool = False
     steps: Sequence[int] = ()
-    all_checkpoints: bool = False
     seed: int | None = None
-    modes: bool | None = None
-    modes_num: int | None = None
 
     @property
     def default(self) -> bool:
         """Whether a checkpoint is measured as it is without any option."""
-        return replace(self, overrides=tuple(self.overrides), steps=(), all_checkpoints=False) == Asked()
+        return replace(self, overrides=tuple(self.overrides), steps=()) == Asked()
 
 
 def evaluate(
@@ -89,8 +85,8 @@ def evaluate(
     for target, config, paths in zip(targets, configs, wanted, strict=True):
         own = []
         changed = False
-        for found in _readable(target, paths, report):
-            if as_trained and not changed and found.meta.data != measure.trained_on(config):
+        for found in map(checkpoint.read, paths):
+            if as_trained and not changed and found.meta.data != measure.open(config).train.fingerprint:
                 changed = True
                 report.warn(
                     f"the images of {_name(target)} are not those it was trained on: what is held out of them now, the "
@@ -134,16 +130,27 @@ def _config(target: Run | Path, overrides: Sequence[Override]) -> Config:
     return revise(data, overrides, FREE)
 
 
-def opened(config: Config, report: Reporter) -> Data:
-    """Images to measure on."""
-    return kind(config.task).open(config, report.counting("checking images"), trained=False)
+class Opener:
+    """Opens the data of runs, each once."""
+
+    def __init__(self, report: Reporter):
+        self.report = report
+        self._known: dict[tuple[str, int], Data] = {}
+
+    def __call__(self, config: Config) -> Data:
+        # which images are held out of a set depends on the run's seed
+        key = config.data.model_dump_json(), config.seed if config.data.valid_fraction else 0
+        if key not in self._known:
+            progress = self.report.counting("checking images")
+            self._known[key] = kind(config.task).open(config, progress, trained=False)
+        return self._known[key]
 
 
 def _wanted(target: Run | Path, asked: Asked) -> list[Path]:
     """The checkpoints to measure, in the order of their steps; UserError if there are none such."""
     if isinstance(target, Path):
-        if asked.steps or asked.all_checkpoints:
-            raise UserError(f"{target} is one checkpoint; --step and --all-checkpoints are for runs")
+        if asked.steps:
+            raise UserError(f"{target} is one checkpoint; --step is for runs")
         return [target]
     known = checkpoint.steps(target.checkpoints)
     if not known:
@@ -154,25 +161,9 @@ def _wanted(target: Run | Path, asked: Asked) -> list[Path]:
             f"--step {missing}: run {target.name} has checkpoints of steps {', '.join(map(str, known))} only; more are "
             "kept by -s checkpoint.keep_every=N when training"
         )
-    if asked.steps or asked.all_checkpoints:
-        steps = sorted(set(asked.steps)) or known
-    else:
-        best = (target.status().get("best") or {}).get("step")
-        steps = [step for step in known if step in (known[-1], best)]
+    best = (target.status().get("best") or {}).get("step")
+    steps = sorted(set(asked.steps)) or [step for step in known if step in (known[-1], best)]
     return [checkpoint.path_of(target.checkpoints, step) for step in steps]
-
-
-def _readable(target: Run | Path, paths: Sequence[Path], report: Reporter) -> Iterator[checkpoint.Checkpoint]:
-    """Checkpoints one by one; a damaged one is left out with a warning, unless all are."""
-    broken = []
-    for path in paths:
-        try:
-            yield checkpoint.read(path)
-        except checkpoint.CorruptCheckpoint as error:
-            broken.append(path)
-            if len(broken) == len(paths):
-                raise
-            report.warn(f"{error}; it is left out")
 
 
 def _mark(records: list[dict[str, Any]], target: Run | Path, headline: str) -> None:

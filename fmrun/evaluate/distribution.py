@@ -16,17 +16,14 @@ from ..errors import UserError
 from ..metrics.classifier import Classifier, load_classifier
 from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, kid_error, scores, subset_size
 from ..metrics.extractors import open_extractor
-from ..metrics.modes import STACKED_NUM, Kinds, choose_kinds, coverage, expected
+from ..metrics.modes import STACKED_NUM, Kinds, choose_kinds, coverage
 from ..metrics.reals import Library, Reals, choose_reals, share, shown
-from ..report import Reporter
+from ..report import Reporter, note_once
 from ..sample import Source, images
-from . import Asked, opened
+from . import Asked, Opener
 
 DEFAULT_NUM = 2000
 """Images generated where --num is not given; fewer where there are fewer real ones."""
-
-MANY = 10_000
-"""From so many images on, comparing their features takes long enough to be told of."""
 
 NOISY = 500
 """Below so many images, scores say little."""
@@ -41,20 +38,18 @@ class Measure:
             raise UserError(
                 f"--num {asked.num}: scores need at least {LEAST} images, and some hundreds to mean something"
             )
-        self.extractor = open_extractor(asked.extractor, asked.extractor_weights, device, report.note)
+        self.extractor = open_extractor(asked.extractor, device, report.note)
         self.headline = "kid" + self.extractor.suffix
-        self.library = Library(self.extractor, device, report.warn, report.counting("real images looked at"))
-        self._opened: dict[tuple[DataConfig, int], tuple[Images, Images | None]] = {}
-        self._histograms: dict[str, Tensor] = {}
+        self.library = Library(self.extractor, device, report.counting("real images looked at"))
+        self.open = Opener(report)
         self._floors: dict[tuple[str, str], tuple[dict[str, float], float]] = {}
-        self._said: set[str] = set()
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         seed = self.asked.seed or 0
         reals, count = self._reals(config)
         data = source.config.data
-        kinds = choose_kinds(data.path, data.channels or 0, data.image_size, self.asked.modes)
-        counted = self._counted(kinds, count)
+        kinds = choose_kinds(data.path, data.channels or 0, data.image_size)
+        counted = 0 if kinds is None else STACKED_NUM if kinds.channels == 3 else count
         features, histogram = self._look(source, seed, count, kinds, counted)
         reference = self.library.features(reals.reference)
         settings = {
@@ -64,7 +59,7 @@ class Measure:
             "reals_sha256": reals.reference.fingerprint[:16],
             "num": count,
             "extractor": self.extractor.name,
-            "extractor_weights": self.extractor.weights[:8] if self.extractor.weights else None,
+            "extractor_weights": self.extractor.weights,
             "resolution": config.data.image_size,
             "resize": self._resize(config.data),
             "seed": seed,
@@ -72,25 +67,14 @@ class Measure:
             "kid_subset_size": subset_size(count, len(reference)),
             "kid_seed": SUBSET_SEED,
         }
-        if count >= MANY:
-            self.report.note(f"comparing {count} images with {len(reference)} real ones")
         metrics, floor, floor_error = self._named(scores(features, reference)), *self._floor(reals)
         error = kid_error(features, reference)
         if kinds is not None:
-            likely, modes_floor = self._real_modes(config, kinds, counted)
-            settings |= {"modes_num": counted, "modes_reference": "uniform" if likely is None else "labels of the data"}
-            metrics |= coverage(histogram, likely)
-            floor = floor | modes_floor
+            settings["modes_num"] = counted
+            metrics |= coverage(histogram)
+            floor = floor | self._real_modes(config, kinds, counted)
         errors = {"error": {self.headline: error}, "floor_error": {self.headline: floor_error}}
         return {"settings": settings, "metrics": metrics, "floor": floor, "floor_on": reals.floor_name, **errors}
-
-    def _counted(self, kinds: Kinds | None, count: int) -> int:
-        """Images whose kinds are counted."""
-        if kinds is None:
-            if self.asked.modes_num is not None:
-                raise UserError("--modes-num counts kinds of clothing, and this run does not make any; leave it out")
-            return 0
-        return self.asked.modes_num or (STACKED_NUM if kinds.channels == 3 else count)
 
     def _look(self, source: Source, seed: int, count: int, kinds: Kinds | None, counted: int) -> tuple[Tensor, Tensor]:
         """Features of the first `count` images of the seed, and how many of the first `counted` are of which kind."""
@@ -110,55 +94,37 @@ class Measure:
     def classifier(self) -> Classifier:
         return load_classifier(self.device)
 
-    def _real_modes(self, config: Config, kinds: Kinds, counted: int) -> tuple[Tensor | None, dict[str, float]]:
-        """How likely each kind is among real images, and what `coverage` finds among as many of them as there are."""
-        train, valid = self._open(config)
+    def _real_modes(self, config: Config, kinds: Kinds, counted: int) -> dict[str, float]:
+        """What `coverage` finds among as many real images as there are, up to `counted`."""
+        train, valid = self._images(config)
         pool = valid if valid is not None else train
-        likely = expected(pool, kinds.count)
         chosen = share(pool if len(pool) >= min(counted, len(train)) else train, counted)
-        content = chosen.fingerprint
-        if content not in self._histograms:
-            self._histograms[content] = kinds.histogram(self.classifier, chosen.parts(), self.device)
-        return likely, coverage(self._histograms[content], likely)
+        return coverage(kinds.histogram(self.classifier, chosen.parts(), self.device))
 
-    def _open(self, config: Config) -> tuple[Images, Images | None]:
-        # which images are held out of a set depends on the run's seed
-        seed = config.seed if config.data.valid_fraction else 0
-        key = config.data, seed
-        if key not in self._opened:
-            data = opened(config, self.report)
-            assert isinstance(data.train, Images)
-            assert data.valid is None or isinstance(data.valid, Images)
-            self._opened[key] = data.train, data.valid
-        return self._opened[key]
-
-    def trained_on(self, config: Config) -> str:
-        return self._open(config)[0].fingerprint
+    def _images(self, config: Config) -> tuple[Images, Images | None]:
+        data = self.open(config)
+        assert isinstance(data.train, Images)
+        assert data.valid is None or isinstance(data.valid, Images)
+        return data.train, data.valid
 
     def _reals(self, config: Config) -> tuple[Reals, int]:
         """The real images of a run, and how many to generate beside them."""
-        train, valid = self._open(config)
-        wanted = self.asked.num or DEFAULT_NUM
-        count = self.asked.num or min(wanted, len(valid if valid is not None else train))
+        train, valid = self._images(config)
+        count = self.asked.num or min(DEFAULT_NUM, len(valid if valid is not None else train))
         given = any(override.key == "data.path" for override in self.asked.overrides)
         kind = ", held out" if valid is not None else "" if given else ", trained on"
         reals = choose_reals(shown(config.data.valid_path or config.data.path) + kind, train, valid, count)
-        self._say(
+        note_once(
             f"against {len(reals.reference)} real images ({reals.name}); the floor is what real images score: "
             f"{reals.floor_name}"
         )
         if valid is None and not given:
-            self._say("no images were held out of training: measuring against those the generator learned from")
+            note_once("no images were held out of training: measuring against those the generator learned from")
         if len(reals.reference) < count:
-            self._say(f"there are only {len(reals.reference)} real images to measure {count} generated ones against")
+            note_once(f"there are only {len(reals.reference)} real images to measure {count} generated ones against")
         if count < NOISY:
-            self._say(f"{count} images are few: differences below that between the floor and 0 are noise")
+            note_once(f"{count} images are few: differences below that between the floor and 0 are noise")
         return reals, count
-
-    def _say(self, sentence: str) -> None:
-        if sentence not in self._said:
-            self._said.add(sentence)
-            self.report.note(sentence)
 
     def _floor(self, reals: Reals) -> tuple[dict[str, float], float]:
         """Scores of real images against others, and the standard error of their KID."""

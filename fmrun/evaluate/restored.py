@@ -14,11 +14,10 @@ from ..data.pairs import Pairs
 from ..errors import UserError
 from ..metrics.perceptual import METRICS, perceptual_metrics
 from ..metrics.reals import shown
-from ..report import Reporter
+from ..report import Reporter, note_once
 from ..sample import Source
-from ..tasks import Data
 from ..tasks.upscale import bicubic, restored, tile_field, upscaled
-from . import Asked, opened
+from . import Asked, Opener
 
 
 class Measure:
@@ -28,11 +27,9 @@ class Measure:
 
     def __init__(self, asked: Asked, device: torch.device, report: Reporter):
         self.asked, self.device, self.report = asked, device, report
-        for flag in ("extractor", "extractor_weights", "seed", "modes", "modes_num"):
+        for flag in ("extractor", "seed"):
             if getattr(asked, flag) is not None:
-                raise UserError(
-                    f"--{flag.replace('_', '-')} is for images from noise; upscaled images are compared with their originals"
-                )
+                raise UserError(f"--{flag} is for images from noise; upscaled images are compared with their originals")
         if asked.num is not None and asked.num < 1:
             raise UserError(f"--num {asked.num}: at least one photograph is needed")
         self.distances = perceptual_metrics(device)
@@ -40,14 +37,13 @@ class Measure:
         if missing:
             report.note(f"without {', '.join(missing)}, whose weights or package are not on this machine")
         self._bicubic: dict[tuple[str, str | None, int, int], dict[str, float]] = {}
-        self._opened: dict[tuple[str, int], Data] = {}
-        self._said = False
+        self.open = Opener(report)
 
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         final, pairs, name = self._pairs(config)
         channels, scale = source.config.data.channels, source.config.data.scale
         assert channels is not None
-        field = tile_field(source.config, channels, source.net)
+        field = tile_field(source.config, channels)
         count = min(self.asked.num or len(pairs), len(pairs))
         tell = self.report.counting("photographs upscaled and compared")
         made = restored(lambda low: upscaled(source.net, low, field, scale), pairs, count, self.distances, tell)
@@ -72,26 +68,15 @@ class Measure:
             "bicubic": self._bicubic[beside],
         }
 
-    def _open(self, config: Config) -> Data:
-        # which photographs are held out of a set depends on the run's seed
-        key = config.data.model_dump_json(), config.seed if config.data.valid_fraction else 0
-        if key not in self._opened:
-            self._opened[key] = opened(config, self.report)
-        return self._opened[key]
-
-    def trained_on(self, config: Config) -> str:
-        return self._open(config).train.fingerprint
-
     def _pairs(self, config: Config) -> tuple[Config, Pairs, str]:
         """The config with what its data settle, the pairs measured on, and what they are called."""
-        data = self._open(config)
+        data = self.open(config)
         valid, pairs = data.valid, data.valid if data.valid is not None else data.train
         assert isinstance(pairs, Pairs)
         given = any(override.key == "data.path" for override in self.asked.overrides)
         kind = ", held out" if valid is not None else "" if given else ", trained on"
-        if valid is None and not given and not self._said:
-            self._said = True
-            self.report.note("no photographs were held out of training: measuring on those the generator learned from")
+        if valid is None and not given:
+            note_once("no photographs were held out of training: measuring on those the generator learned from")
         return data.config, pairs, shown(config.data.valid_path or config.data.path) + kind
 
 

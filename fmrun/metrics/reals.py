@@ -1,33 +1,25 @@
-"""The real images that generated ones are measured against, and their features, kept between commands."""
+"""The real images that generated ones are measured against."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..data.store import Images
 from ..errors import UserError
 from ..rng import numpy_generator
-from ..runs import write_atomic
 from .distribution import LEAST
 from .extractors import Extractor
 
 PART = 1024
 """Images decoded at a time."""
-
-LAYOUT = 1
-"""Of the files in the cache; counted up when their content changes its meaning."""
 
 
 @dataclass(frozen=True)
@@ -115,92 +107,25 @@ def shuffled(count: int) -> np.ndarray:
     return numpy_generator(0, "eval", count).permutation(count)
 
 
-def cache_folder() -> Path | None:
-    """Where features are kept: `fmrun/features` under XDG_CACHE_HOME, or under ~/.cache; None where there is no such
-    place."""
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # neither HOME nor an entry in the password file
-        return None
-    return Path(base) / "fmrun" / "features"
-
-
 class Library:
-    """Features of real images, looked up by content: in this process, then in the cache folder, else computed.
-
-    `warn` is told if the folder cannot be written to. Features of an extractor whose content cannot be known (one of the
-    user's own) are kept in this process only. `tell` hears how many of how many images have been looked at.
-    """
+    """Features of real images, each set looked at once; `tell` hears how many of how many images have been."""
 
     def __init__(
-        self,
-        extractor: Extractor,
-        device: torch.device,
-        warn: Callable[[str], None],
-        tell: Callable[[int, int], None] = lambda done, total: None,
+        self, extractor: Extractor, device: torch.device, tell: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
         self.extractor, self.device, self.tell = extractor, device, tell
-        self.warn = cache(warn)
         self._known: dict[str, Tensor] = {}
 
     def features(self, share: Share) -> Tensor:
         """Features (N, D) of these images, on the CPU."""
         if share.fingerprint not in self._known:
-            self._known[share.fingerprint] = self._kept(share)
+            self._known[share.fingerprint] = self.extractor.all(self._told(share), self.device)
         return self._known[share.fingerprint]
 
-    def _kept(self, share: Share) -> Tensor:
-        folder = cache_folder() if self.extractor.weights is not None else None
-        if folder is None:
-            if self.extractor.weights is not None:
-                self.warn(
-                    "there is no home folder and XDG_CACHE_HOME is not set; features will be computed again next time"
-                )
-            return self._computed(share)
-        facts = {
-            "layout": LAYOUT,
-            "images": share.fingerprint,
-            "extractor": self.extractor.name,
-            "weights": self.extractor.weights,
-            "torch": torch.__version__,
-            "device": self.device.type,
-        }
-        key = json.dumps(facts, sort_keys=True)
-        path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-        found = _read(path, key)
-        if found is not None and len(found) == len(share):
-            return found
-        features = self._computed(share)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            header = json.dumps({"key": key, "sha256": _digest(features)})
-            write_atomic(path, save({"features": features.contiguous()}, {"fmrun": header}))
-        except OSError as error:
-            self.warn(f"cannot keep features in {folder} ({error.strerror}); they will be computed again next time")
-        return features
-
-    def _computed(self, share: Share) -> Tensor:
-        def told() -> Iterator[Tensor]:
-            """The parts; each is told of when the next is asked for."""
-            done = 0
-            for part in share.parts():
-                yield part
-                done += len(part)
-                self.tell(done, len(share))
-
-        return self.extractor.all(told(), self.device)
-
-
-def _digest(features: Tensor) -> str:
-    return hashlib.sha256(features.contiguous().numpy().data).hexdigest()
-
-
-def _read(path: Path, key: str) -> Tensor | None:
-    """Features from the cache; None where there are none, or a byte of them has changed."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["fmrun"])
-            features = file.get_tensor("features")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
-    return features if header.get("key") == key and header.get("sha256") == _digest(features) else None
+    def _told(self, share: Share) -> Iterator[Tensor]:
+        """The parts; each is told of when the next is asked for."""
+        done = 0
+        for part in share.parts():
+            yield part
+            done += len(part)
+            self.tell(done, len(share))

@@ -1,13 +1,17 @@
-"""Small things that all nets share."""
+"""What several nets share."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .norm import spectral_norm
 
 
 @torch.no_grad()
@@ -21,6 +25,82 @@ def init_normal(net: nn.Module, generator: torch.Generator, std: float = 0.02) -
         bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter):
             bias.zero_()
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "instance": nn.InstanceNorm2d,
+    "group": lambda channels: nn.GroupNorm(math.gcd(channels, 8), channels),
+}
+
+
+class ConvDiscriminator(nn.Module):
+    """Blocks of a convolution, a norm (but on the first block; or spectral norm on all) and a leaky ReLU, then `head`.
+
+    Features: `blockK.conv` (before the norm) and `blockK`.
+
+    Args:
+        wide: channels of the image and of each block.
+        kernels, strides: of each block's convolution.
+        norm: a key of NORMS, `spectral` or `none`.
+        head: the last convolution, without first weights.
+        generator: of the first weights.
+    """
+
+    def __init__(
+        self,
+        wide: Sequence[int],
+        kernels: Sequence[int],
+        strides: Sequence[int],
+        norm: str,
+        head: nn.Conv2d,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for i, (inputs, outputs) in enumerate(itertools.pairwise(wide)):
+            normed = norm in NORMS and i > 0
+            conv = nn.Conv2d(inputs, outputs, kernels[i], strides[i], padding=1, bias=not normed)
+            block = nn.ModuleDict({"conv": conv})
+            if normed:
+                block["norm"] = NORMS[norm](outputs)
+            self.blocks.append(block)
+        self.head = head
+        init_normal(self, generator)
+        if norm == "spectral":
+            for conv in [block["conv"] for block in self.blocks] + [self.head]:  # type: ignore[index]
+                spectral_norm(conv, generator)
+
+        count = len(self.blocks)
+        names = [f"block{i}" for i in range(1, count + 1)]
+        middle = math.ceil(count / 2)
+        self.feature_names = tuple(name + tail for name in names for tail in (".conv", ""))
+        self.auto = f"{names[-1]}.conv"
+        self.groups = {
+            "early": tuple(names[: count // 2]),
+            "mid": tuple(names[middle - 1 : middle + (count % 2 == 0)]),
+            "key": tuple(names),
+            "all": self.feature_names,
+        }
+
+    def trunk(self, x: Tensor, layers: tuple[str, ...], logits: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """What feeds the head, and the features of `layers`; without `logits` no further than these need."""
+        features: dict[str, Tensor] = {}
+        for i, block in enumerate(self.blocks, 1):
+            if not logits and len(features) == len(layers):
+                break
+            x = block["conv"](x)  # type: ignore[index]
+            if f"block{i}.conv" in layers:
+                features[f"block{i}.conv"] = x
+                if not logits and len(features) == len(layers):
+                    break
+            normed = "norm" in block  # type: ignore[operator]
+            if normed:
+                x = block["norm"](x)  # type: ignore[index]
+            x = F.leaky_relu(x, 0.2, inplace=normed)  # in place only where no tap holds the same memory
+            if f"block{i}" in layers:
+                features[f"block{i}"] = x
+        return x, features
 
 
 class Doubling(nn.Module):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Config
@@ -53,14 +52,11 @@ def load_target(target: str, params: Mapping[str, Any], field: str, generator: t
             f"{field}.target: importing '{module_name}' ends the program: put what it does when it is run as a script behind "
             "if __name__ == '__main__'"
         ) from None
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise UserError(f"{field}.target: there is no module '{error.name}' in {code.said}") from None
-        beside = code.folder is not None and any(code.folder.glob(f"{(error.name or '').partition('.')[0]}*"))
-        hint = "; only files that import statements name are found" if error.name and beside else ""
-        raise UserError(f"{field}.target: importing '{module_name}' fails: {said(error)}{hint}") from error
     except Exception as error:
-        raise UserError(f"{field}.target: importing '{module_name}' fails: {said(error)}") from error
+        hint = "; only files that import statements name are found" if isinstance(error, ModuleNotFoundError) else ""
+        raise UserError(
+            f"{field}.target: importing '{module_name}' from {code.said} fails: {said(error)}{hint}"
+        ) from error
     finally:
         sys.argv = arguments
     make = getattr(module, name, None)
@@ -69,13 +65,12 @@ def load_target(target: str, params: Mapping[str, Any], field: str, generator: t
         raise UserError(f"{field}.target: '{module_name}' has no '{name}'{nearest(name, classes)}")
     if not callable(make) or (inspect.isclass(make) and not issubclass(make, nn.Module)):
         raise UserError(f"{field}.target: '{target}' is not a torch.nn.Module")
-    _check_arguments(make, params, f"{field}.params: '{target}'")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         try:
             net = make(**params)
         except Exception as error:
-            raise UserError(f"{field}.target: making '{target}' fails: {said(error)}") from error
+            raise UserError(f"{field}.target: making '{target}' of {field}.params fails: {said(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(
             f"{field}.target: '{target}' makes something of type {type(net).__name__}, not a torch.nn.Module"
@@ -90,27 +85,14 @@ def expecting_old_code(config: Config) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        targets = [net.target for net in (config.generator, config.discriminator) if net.target is not None]
+        targets = " or ".join(net.target for net in (config.generator, config.discriminator) if net.target is not None)
         what = str(error).strip().splitlines()[-1].strip()
-        if not targets:
-            raise UserError(
-                f"the checkpoint's weights do not fit the nets that its own config describes ({what})"
-            ) from None
-        raise UserError(
-            f"the code of {' or '.join(targets)} no longer makes the net that was trained ({what}); put it back as it was"
-        ) from None
-
-
-def _check_arguments(make: Any, params: Mapping[str, Any], what: str) -> None:
-    try:
-        signature = inspect.signature(make)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(**params)
-    except TypeError as error:
-        shown = str(signature.replace(return_annotation=inspect.Signature.empty))
-        raise UserError(f"{what} does not take what it is given ({error}); it takes {shown}") from None
+        code = (
+            f"the code of {targets} no longer makes the net that was trained"
+            if targets
+            else "the checkpoint is another's"
+        )
+        raise UserError(f"{code} ({what}); put it back as it was") from None
 
 
 @user_errors()
@@ -124,8 +106,7 @@ def custom_generator(
     """The user's own generator, once it is known to make of each of the `examples` (B, …), latents or images, images of
     the shape (B, C, H, W) beside it.
 
-    It takes latents as (B, n) or as (B, n, 1, 1), and images of any size, or of sides that are multiples of something and
-    not too small, which `sides_of` tells. Raises UserError if it does not.
+    It takes latents as (B, n) or as (B, n, 1, 1), and images of any size. Raises UserError if it does not.
     """
     net = load_target(target, params, field, generator)
     what = f"{field}.target: '{target}'"
@@ -137,20 +118,11 @@ def custom_generator(
     materialise(net, first, what)
     settle_layout(net, first)
     for example, shape in examples:
-        multiple = next((m for m in MULTIPLES if _makes(net, *_enlarged(example, shape, m))), None)
-        if first.ndim == 4 and example is not first and multiple is not None:
-            _Sides(multiple, shape[2] // example.shape[2]).guard(net)
-        elif not _makes(net, example, shape):
+        if not _makes(net, example, shape):
             with torch.no_grad():
                 made = attempt(twin_of(net), example, what)
             got = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
             raise UserError(f"{what} makes {got} of {tuple(example.shape)}, and must make {tuple(shape)}")
-    if first.ndim == 4:
-        scale, multiple = examples[0][1][2] // first.shape[2], sides_of(net)[1]
-        corners = ((side, first[..., :side, :side]) for side in MULTIPLES if side >= multiple)
-        net.smallest = next(  # type: ignore[assignment]
-            (m for m, x in corners if _makes(net, x, (*examples[0][1][:2], scale * m, scale * m))), first.shape[2]
-        )
     _check_trainable(net, what)
     return net
 
@@ -158,37 +130,6 @@ def custom_generator(
 def _check_trainable(net: nn.Module, what: str) -> None:
     if not any(p.requires_grad for p in net.parameters()):
         raise UserError(f"{what} has no weights to train; make its parameters nn.Parameters that require gradients")
-
-
-MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
-
-
-def sides_of(net: nn.Module) -> tuple[int, int]:
-    """The smallest side of the images that an upscaler of the user's own takes, and what their sides are multiples of."""
-    return getattr(net, "smallest", 1), getattr(net, "multiple", 1)
-
-
-class _Sides:
-    """Pads images for an upscaler whose sides have to be multiples, and crops what it makes of them."""
-
-    def __init__(self, multiple: int, scale: int) -> None:
-        self.multiple, self.scale = multiple, scale
-        self.made: tuple[int, int] = (0, 0)
-
-    def guard(self, net: nn.Module) -> None:
-        net.multiple = self.multiple  # type: ignore[assignment]
-        if self.multiple > 1:
-            net.register_forward_pre_hook(self.pad)
-            net.register_forward_hook(self.crop)
-
-    def pad(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        height, width = arguments[0].shape[2:]
-        self.made = (self.scale * height, self.scale * width)
-        more = (0, -width % self.multiple, 0, -height % self.multiple)
-        return (F.pad(arguments[0], more, mode="replicate") if any(more) else arguments[0], *arguments[1:])
-
-    def crop(self, module: nn.Module, arguments: tuple[Any, ...], image: Tensor) -> Tensor:
-        return image[..., : self.made[0], : self.made[1]]
 
 
 def _as_maps(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -211,15 +152,6 @@ def _makes(net: nn.Module, example: Tensor, shape: Sequence[int]) -> bool:
     except FeatureMatchingError:
         return False
     return isinstance(made, Tensor) and tuple(made.shape) == tuple(shape)
-
-
-def _enlarged(example: Tensor, shape: Sequence[int], multiple: int) -> tuple[Tensor, Sequence[int]]:
-    """An image whose sides are the next multiples, and what is to be made of it."""
-    if example.ndim != 4:
-        return example, shape
-    scale = shape[2] // example.shape[2]
-    height, width = (-(-side // multiple) * multiple for side in example.shape[2:])
-    return example.new_full((*example.shape[:2], height, width), 0.5), (*shape[:2], scale * height, scale * width)
 
 
 @user_errors()

@@ -6,15 +6,12 @@ innermost step is 7 -> 4, by a kernel of 3 instead of 4.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..feature_matching.discriminator import DiscriminatorOutput
-from .base import init_normal
-from .norm import spectral_norm
+from .base import ConvDiscriminator, init_normal
 
 KERNELS = {28: (4, 4, 3), 32: (4, 4, 4), 64: (4, 4, 4, 4), 128: (4, 4, 4, 4, 4)}
 """Kernel of each halving, from the image inwards; stride 2, padding 1."""
@@ -50,60 +47,17 @@ class DcganGenerator(nn.Module):
         return torch.tanh(self.image(x))
 
 
-class DcganDiscriminator(nn.Module):
+class DcganDiscriminator(ConvDiscriminator):
     """Logits (B,) for images (B, channels, size, size); features `blockK.conv` (before the norm) and `blockK`."""
 
     def __init__(self, size: int, channels: int, width: int, norm: str, generator: torch.Generator):
-        super().__init__()
-        self.blocks = nn.ModuleList()
         kernels = KERNELS[size]
-        inputs = channels
-        for i, kernel in enumerate(kernels):
-            outputs = width * 2**i
-            normed = norm in ("batch", "group") and i > 0
-            block = nn.ModuleDict({"conv": nn.Conv2d(inputs, outputs, kernel, stride=2, padding=1, bias=not normed)})
-            if normed:
-                block["norm"] = (
-                    nn.BatchNorm2d(outputs) if norm == "batch" else nn.GroupNorm(math.gcd(outputs, 8), outputs)
-                )
-            self.blocks.append(block)
-            inputs = outputs
-        self.head = nn.Conv2d(inputs, 1, 4)
-        init_normal(self, generator)
-        if norm == "spectral":
-            for conv in [block["conv"] for block in self.blocks] + [self.head]:  # type: ignore[index]
-                spectral_norm(conv, generator)
-
-        count = len(kernels)
-        names = [f"block{i}" for i in range(1, count + 1)]
-        middle = math.ceil(count / 2)
-        self.feature_names = tuple(name + tail for name in names for tail in (".conv", ""))
-        self.auto = f"{names[-1]}.conv"
-        self.groups = {
-            "early": tuple(names[: count // 2]),
-            "mid": tuple(names[middle - 1 : middle + (count % 2 == 0)]),
-            "key": tuple(names),
-            "all": self.feature_names,
-        }
+        wide = [channels, *(width * 2**i for i in range(len(kernels)))]
+        super().__init__(wide, kernels, [2] * len(kernels), norm, nn.Conv2d(wide[-1], 1, 4), generator)
 
     def forward(self, image: Tensor, layers: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         assert set(layers) <= set(self.feature_names), layers
-        features: dict[str, Tensor] = {}
-        x = image
-        for i, block in enumerate(self.blocks, 1):
-            if not logits and len(features) == len(layers):
-                return DiscriminatorOutput(None, features)
-            x = block["conv"](x)  # type: ignore[index]
-            if f"block{i}.conv" in layers:
-                features[f"block{i}.conv"] = x
-                if not logits and len(features) == len(layers):
-                    return DiscriminatorOutput(None, features)
-            normed = "norm" in block  # type: ignore[operator]
-            if normed:
-                x = block["norm"](x)  # type: ignore[index]
-            x = F.leaky_relu(x, 0.2, inplace=normed)  # in place only where no tap holds the same memory
-            if f"block{i}" in layers:
-                features[f"block{i}"] = x
+        x, features = self.trunk(image, layers, logits)
         if not logits:
             return DiscriminatorOutput(None, features)
         with torch.autocast(x.device.type, enabled=False):  # half precision would lose the differences between logits

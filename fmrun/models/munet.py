@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from ..feature_matching.discriminator import DiscriminatorOutput
@@ -40,36 +38,6 @@ PATCH_STAGE = 2
 HEAD_CHANNELS = 32
 BINOMIAL = (1, 4, 6, 4, 1)
 EPS = 1e-6
-
-
-class Conv(nn.Conv2d):
-    """A convolution that can be lent its normalised weight."""
-
-    lent: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight if self.lent is None else self.lent, self.bias)
-
-
-def recomputed(part: Callable[..., Tensor], owners: Sequence[nn.Module], *inputs: Tensor) -> Tensor:
-    """`part(*inputs)`, keeping nothing inside it for the backward pass, which runs it again (Chen et al. 2016,
-    arXiv:1604.06174). `owners` hold its convolutions.
-
-    Weights are normalised outside, once: the second run has to find what the first did, on which weights are cached
-    that by then are not.
-    """
-    weights = {m: m.weight for owner in owners for m in owner.modules() if isinstance(m, Conv)}
-
-    def run(*inputs: Tensor) -> Tensor:
-        for conv, weight in weights.items():
-            conv.lent = weight
-        try:
-            return part(*inputs)
-        finally:
-            for conv in weights:
-                conv.lent = None
-
-    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def _activate(x: Tensor, inplace: bool = True) -> Tensor:
@@ -134,8 +102,8 @@ class WindowAttention(nn.Module):
         most = max(1, channels // HEAD_CHANNELS)
         self.heads = max(h for h in range(1, most + 1) if channels % h == 0)
         self.window = window
-        self.qkv = Conv(channels, 3 * channels, 1)
-        self.out = Conv(channels, channels, 1)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
         self.sharpness = nn.Parameter(torch.full((self.heads, 1, 1), math.log(10.0)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,8 +134,8 @@ def _unit(t: Tensor) -> Tensor:
     return (wide * torch.rsqrt(wide.square().sum(2, keepdim=True) + EPS)).to(t.dtype)
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> Conv:
-    return Conv(inputs, outputs, 3, stride, padding=1)
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1)
 
 
 class Stage(nn.Module):
@@ -200,7 +168,7 @@ class Lift(nn.Module):
 
     def __init__(self, inputs: int, skip: int):
         super().__init__()
-        self.narrow = Conv(inputs, skip, 1)
+        self.narrow = nn.Conv2d(inputs, skip, 1)
         self.conv = _conv(2 * skip, skip)
 
     def forward(self, x: Tensor, skip: Tensor, upsample: Doubling) -> Tensor:
@@ -221,8 +189,6 @@ class MUNet(nn.Module):
         ch_mult: one encoder stage for each entry.
         window: side of the attention's windows.
         gradient: whether to add the branch on Sobel's gradient magnitudes.
-        recompute: whether to keep only what goes in and out of stages and branches for the backward pass, and compute
-            what is inside them again there.
     """
 
     def __init__(
@@ -234,11 +200,9 @@ class MUNet(nn.Module):
         ch_mult: Sequence[int] = (1, 2, 4, 8),
         window: int = 8,
         gradient: bool = False,
-        recompute: bool = False,
     ):
         super().__init__()
         assert ch_mult
-        self.recompute = recompute
         n, depth = width, len(ch_mult)
         wide = [n, *(n * m for m in ch_mult)]
         self.patch_stage = min(PATCH_STAGE, depth)
@@ -275,11 +239,6 @@ class MUNet(nn.Module):
         last = self._stages = {name: i for i, name in enumerate(("input", *stages))}
         last |= {"bottleneck": depth, "spatial": depth, "patch": self.patch_stage}
 
-    def _part(self, part: Callable[..., Tensor], owners: Sequence[nn.Module], *inputs: Tensor) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return recomputed(part, owners, *inputs)
-        return part(*inputs)
-
     def forward(self, image: Tensor, layers: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         if min(image.shape[2:]) < SMALLEST:
             raise UserError(
@@ -294,26 +253,24 @@ class MUNet(nn.Module):
             found["input"] = self.input(image)
             skips.append(_activate(found["input"], inplace=False))
         for i, stage in enumerate(self.encoder[:stages] if stages > 0 else (), 1):
-            skips.append(self._part(stage, (stage,), skips[-1]))
+            skips.append(stage(skips[-1]))
             found[f"enc{i}"] = skips[-1]
             sizes.append((skips[-1].shape[2], skips[-1].shape[3]))
         if "bottleneck" in wanted or "spatial" in wanted:
-            x = found["bottleneck"] = self._part(self.bottleneck, (self.bottleneck,), skips[-1])
+            x = found["bottleneck"] = self.bottleneck(skips[-1])
             if "spatial" in wanted:
                 for lift, skip in zip(self.decoder, skips[-2::-1], strict=True):
-                    x = self._part(partial(lift, upsample=self.upsample), (lift,), x, skip)
+                    x = lift(x, skip, self.upsample)
                 found["spatial"] = x
         if "frequency" in wanted:
-            found["frequency"] = self._part(self._frequency, (self.frequency,), image)
+            found["frequency"] = self._frequency(image)
         if "patch" in wanted:
-            patch = partial(self._patch, sizes=sizes[: self.patch_stage][::-1])
-            found["patch"] = self._part(patch, (self.patch,), skips[self.patch_stage])
+            found["patch"] = self._patch(skips[self.patch_stage], sizes[: self.patch_stage][::-1])
         if "gradient" in wanted:
-            found["gradient"] = self._part(lambda x: _run(self.gradient, sobel(x)), (self.gradient,), image)
+            found["gradient"] = _run(self.gradient, sobel(image))
         judged = None
         if logits or "fusion" in wanted:
-            branches = [found[name] for name in self.branches]
-            found["fusion"] = self._part(self._fuse, (self.weigh, self.fusion), *branches)
+            found["fusion"] = self._fuse(*(found[name] for name in self.branches))
             judged = self.head(_activate(found["fusion"], inplace=False)) if logits else None
         return DiscriminatorOutput(judged, {name: found[name] for name in self.feature_names if name in layers})
 

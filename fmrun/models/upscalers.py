@@ -107,13 +107,13 @@ class Upscaler:
         return f"{ARCHITECTURES[self.arch].title} x{self.scale}, {_channels(self.channels)}, {own}"
 
 
+def title_of(net: nn.Module) -> str:
+    """What an architecture is called."""
+    return next((a.title for a in ARCHITECTURES.values() if type(net) is a.net), type(net).__name__)
+
+
 def _channels(count: int) -> str:
     return f"{count} channel{'s' if count > 1 else ''}"
-
-
-def _listed(values: tuple[int, ...], before: str = "") -> str:
-    shown = [f"{before}{v}" for v in values]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
 
 
 def describe(arch: str, scale: int, channels: int, field: str = "generator", **params: Any) -> Upscaler:
@@ -131,16 +131,15 @@ def describe(arch: str, scale: int, channels: int, field: str = "generator", **p
             f"it, clear it with -s {field}.{unknown[0]}=none"
         )
     if scale not in a.scales:
-        raise UserError(f"{field}: {a.title} upscales by {_listed(a.scales, 'x')}, not x{scale}; choose another type")
+        raise UserError(
+            f"{field}: {a.title} upscales by {', '.join(f'x{n}' for n in a.scales)}, not x{scale}; choose another type"
+        )
     full = dict(a.params) | {key: value for key, value in params.items() if value is not None}
     if channels not in a.channels:
         raise UserError(
-            f"{field}: {a.title} takes images of {_listed(a.channels)} channels, not {channels}; "
+            f"{field}: {a.title} takes images of {', '.join(map(str, a.channels))} channels, not {channels}; "
             "choose another type, or set data.channels"
         )
-    for key in ("features", "blocks", "kernel"):
-        if key in full and full[key] < 1:
-            raise UserError(f"{field}.{key} must be at least 1, not {full[key]}")
     if arch == "span" and full["norm"] and channels != 3:
         raise UserError(f"{field}.norm: SPAN's is for 3 channels, not {channels}; set it to false")
     if arch == "realplksr" and full["features"] % GROUPS:
@@ -205,17 +204,9 @@ def tiling(u: Upscaler) -> Tiling:
     return Tiling(math.ceil(radius) * shuffle + shuffle - 1, 2 * shuffle, shuffle)
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """What a file holds."""
-
-    upscaler: Upscaler
-    weights: dict[str, Tensor]
-    """Under the names of spandrel's class."""
-
-
-def read_pretrained(path: str | Path, field: str = "generator.init") -> Pretrained:
-    """What a `.safetensors`, `.pth`, `.pt` or `.ckpt` file holds, found out by spandrel. Nothing in it is executed.
+def read_pretrained(path: str | Path, field: str = "generator.init") -> tuple[nn.Module, Upscaler]:
+    """The net in a `.safetensors`, `.pth`, `.pt` or `.ckpt` file, in train mode, and what it is, found out by spandrel.
+    Nothing in the file is executed.
 
     Raises UserError, saying what the file is, if it is not an upscaler that fmrun can train.
     """
@@ -231,60 +222,40 @@ def read_pretrained(path: str | Path, field: str = "generator.init") -> Pretrain
     except LOAD_ERRORS as error:  # spandrel looks at the tensors' names and shapes, and trusts them
         raise UserError(f"{field}: '{path}' looks like an upscaler but is damaged ({first_line(error)})") from None
     net: Any = found.model
-    name = type(net).__name__ if found.architecture.id == "PLKSR" else found.architecture.name
-    what = f"{name} x{found.scale}"
-    offered = ", ".join(a.title for a in ARCHITECTURES.values())
     arch = next((key for key, a in ARCHITECTURES.items() if type(net) is a.net), None)
+    what = f"{field}: '{path}' is a {title_of(net)} x{found.scale}"
     if arch is None:
-        raise UserError(f"{field}: '{path}' is a {what}, and fmrun trains {offered}")
-    own = net.hyperparameters
+        raise UserError(f"{what}, and fmrun trains {', '.join(a.title for a in ARCHITECTURES.values())}")
+    a, own = ARCHITECTURES[arch], net.hyperparameters
+    odd = [f"{key} {own[key]}" for key, value in a.plain.items() if own.get(key, value) != value]
     if found.input_channels != found.output_channels:
-        raise UserError(
-            f"{field}: '{path}' is a {what} from {found.input_channels} to {found.output_channels} channels, and fmrun "
-            "trains those with as many going in as coming out"
-        )
-    a = ARCHITECTURES[arch]
+        odd.append(f"{found.input_channels} channels going in and {found.output_channels} coming out")
+    if found.scale not in a.scales or odd:
+        raise UserError(f"{what}{f' with {odd[0]}' if odd else ''}, which fmrun does not train")
     params = {key: own[theirs] for key, theirs in a.names.items()}
     if arch == "esrgan":
         params["unshuffle"] = own["shuffle_factor"] is not None
-    odd = [key for key, value in a.plain.items() if own.get(key, value) != value]
-    if found.scale not in a.scales or odd:
-        reason = f" with {odd[0]} {own[odd[0]]}" if odd else ""
-        raise UserError(f"{field}: '{path}' is a {what}{reason}, which fmrun does not train")
-    upscaler = Upscaler(arch, found.scale, found.input_channels, params)
-    return Pretrained(upscaler, {key: value.detach().float() for key, value in net.state_dict().items()})
+    return net.float().train().requires_grad_(), Upscaler(arch, found.scale, found.input_channels, params)
 
 
 def load_pretrained(
-    path: str | Path,
-    *,
-    scale: int | None = None,
-    channels: int | None = None,
-    arch: str | None = None,
-    params: Params | None = None,
-    field: str = "generator.init",
-) -> tuple[nn.Module, Upscaler]:
-    """The net in a file, in train mode, and what it is.
-
-    Raises UserError, saying what the file is, if it is not what was asked for; what is None was not asked for.
-    """
-    found = read_pretrained(path, field)
-    u = found.upscaler
+    path: str | Path, *, scale: int, channels: int, arch: str, params: Params, field: str = "generator.init"
+) -> nn.Module:
+    """The net in a file, in train mode. Raises UserError, saying what the file is, if it is not what is asked for; a
+    parameter that is None is not asked for."""
+    net, u = read_pretrained(path, field)
     asked = {
         "generator.type": (arch, u.arch),
         "data.scale": (scale, u.scale),
         "data.channels": (channels, u.channels),
-        **{f"generator.{key}": (value, u.params.get(key)) for key, value in (params or {}).items()},
+        **{f"generator.{key}": (value, u.params.get(key)) for key, value in params.items() if value is not None},
     }
-    wrong = {key: (want, have) for key, (want, have) in asked.items() if want is not None and want != have}
+    wrong = {key: (want, have) for key, (want, have) in asked.items() if want != have}
     if wrong:
         wants = ", ".join(f"{key.partition('.')[2]} {want}" for key, (want, _) in wrong.items())
         mend = flags({key: have for key, (_, have) in wrong.items()})
         raise UserError(f"{field}: '{path}' is {u}, and the config asks for {wants}: add {mend}")
-    with torch.random.fork_rng(devices=[]):
-        net = _make(u)
-    net.load_state_dict(found.weights)
-    return net, u
+    return net
 
 
 def settle(net: nn.Module) -> None:
@@ -292,17 +263,6 @@ def settle(net: nn.Module) -> None:
     for module in net.modules():
         if callable(update := getattr(module, "update_params", None)):
             update()
-
-
-def export_weights(net: nn.Module) -> dict[str, Tensor]:
-    """Weights of `net`, one of `ARCHITECTURES`, under exactly the names of its class, as float32 on the CPU.
-
-    SPAN's convolutions of inference are computed from those it was trained with.
-    """
-    settle(net)
-    return {
-        name: value.detach().to("cpu", torch.float32).contiguous().clone() for name, value in net.state_dict().items()
-    }
 
 
 def _unwrapped(content: dict[str, Any], file: Path, field: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import pickle
 import shlex
 import struct
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,10 @@ from torch import nn
 
 from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
-from ..data.places import few
 from ..errors import UserError, reading
 
-NO_SHAPE = ("init", "train", "recompute")
+NO_SHAPE = ("init", "train")
 """Settings of a net on which the shapes of its weights do not depend."""
-
 
 LOAD_ERRORS = (
     *(pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
@@ -84,23 +83,15 @@ def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str,
         if inner:
             tensors = inner
             break
-    own = net.state_dict()
-    missing = [k for k in own if k not in tensors]
-    extra = [k for k in tensors if k not in own]
-    shapes = [
-        f"{k} is {tuple(tensors[k].shape)} in the file and {tuple(own[k].shape)} here"
-        for k in own
-        if k in tensors and tensors[k].shape != own[k].shape
-    ]
-    if missing or extra or shapes:
-        reasons = [
-            f"{len(names)} {what} ({few(names)})" for what, names in (("missing", missing), ("unknown", extra)) if names
-        ]
-        reasons += [few(shapes)] if shapes else []
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         other = _other_settings(file, field, config) if config is not None else {}
-        fix = f"add {flags(other)}" if other else "check type, width, norm and image size"
-        raise UserError(f"{field}: '{path}' holds another net than this config describes: {'; '.join(reasons)}; {fix}")
-    net.load_state_dict(tensors)
+        fix = f"add {flags(other)}" if other else "check type, width, norm, image size and scale"
+        raise UserError(
+            f"{field}: '{path}' holds another net than this config describes ({textwrap.shorten(reason, 300)}): {fix}"
+        ) from None
 
 
 def _other_settings(file: Path, field: str, config: Config) -> dict[str, Any]:

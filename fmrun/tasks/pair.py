@@ -45,7 +45,6 @@ def _munet(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
         ch_mult=d.ch_mult,
         window=d.window,
         gradient=d.gradient_branch,
-        recompute=d.recompute,
     )
 
 

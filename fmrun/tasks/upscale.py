@@ -26,7 +26,7 @@ from ..losses.image import ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
 from ..metrics.perceptual import perceptual_metrics
 from ..metrics.reals import shuffled
-from ..models.custom import custom_generator, sides_of
+from ..models.custom import custom_generator
 from ..models.upscalers import (
     ARCHITECTURES,
     Tiling,
@@ -68,10 +68,10 @@ def described(config: Config, channels: int) -> Upscaler | None:
     return describe(config.generator.type, config.data.scale, channels, **_params(config))
 
 
-def tile_field(config: Config, channels: int, net: nn.Module) -> Tiling:
+def tile_field(config: Config, channels: int) -> Tiling:
     """How far the generator sees; how far a net of the user's own does, nobody knows."""
     upscaler = described(config, channels)
-    return tiling(upscaler) if upscaler is not None else Tiling(None, *sides_of(net))
+    return tiling(upscaler) if upscaler is not None else Tiling(None, 1)
 
 
 def _own(config: Config, channels: int, rng: torch.Generator) -> nn.Module:
@@ -96,8 +96,7 @@ def build_generator(config: Config, channels: int) -> nn.Module:
         if c.init is not None:
             load_weights(net, c.init, ("ema", "generator"), "generator.init", config)
         return net
-    net, _ = load_pretrained(c.init, scale=config.data.scale, channels=channels, arch=c.type, params=params)
-    return net
+    return load_pretrained(c.init, scale=config.data.scale, channels=channels, arch=c.type, params=params)
 
 
 def _is_checkpoint(path: str) -> bool:
@@ -235,7 +234,7 @@ class UpscaleData:
         left = [key for key, value in _params(config).items() if value is None and key in known]
         # once settled they are in the run's config, and the file is needed no more
         if left and generator.init is not None and not _is_checkpoint(generator.init):
-            own = read_pretrained(generator.init).upscaler.params  # the file decides what the config leaves open
+            own = read_pretrained(generator.init)[1].params  # the file decides what the config leaves open
             generator = generator.model_copy(update={key: own[key] for key in left if key in own})
         self.config = config.model_copy(update={"data": data, "generator": generator})
 
@@ -275,7 +274,7 @@ class UpscaleMonitor:
         self.task: Upscale = task
         config = task.config
         self.pairs: Pairs = data.valid if data.valid is not None else data.train
-        self.field: Tiling = tile_field(config, data.train.channels, task.generator)
+        self.field: Tiling = tile_field(config, data.train.channels)
         self.perceptual: dict[str, nn.Module] = {}
         if config.eval.every:
             self.perceptual = perceptual_metrics(task.device, config.eval.perceptual, 1)
