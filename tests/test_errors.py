@@ -269,7 +269,10 @@ def test_initial_weights_of_another_width() -> None:
     good("train", *TINY, "--steps", "1", "--name", "other")
     path = "runs/other/checkpoints/step-00000001.safetensors"
     flags = s(f"discriminator.init={path}", "discriminator.width=5")
-    refused(fmrun(*flags), ("discriminator.init", "size mismatch for blocks.0.conv.weight", "check type, width, norm"))
+    fix = ": add -s discriminator.width=4 -s discriminator.norm=batch"
+    refused(fmrun(*flags, "-s", "discriminator.norm=spectral"), ("discriminator.init", "Missing", "Unexpected", fix))
+    mismatch = "size mismatch for blocks.0.conv.weight"
+    refused(fmrun(*flags), ("discriminator.init", mismatch, ": add -s discriminator.width=4"))
     assert [p.name for p in Path("runs").iterdir()] == ["other"]
     good(*s(f"discriminator.init={path}", f"generator.init={path}"))
 
