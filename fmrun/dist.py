@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
 from .errors import FmrunError, UserError
 
@@ -26,33 +27,6 @@ T = TypeVar("T")
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(minutes=30)
 """After which one process no longer waits for another."""
-
-
-class _Mean(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, size: int) -> Tensor:
-        ctx.size = size
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total / size
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _Mean.apply(grad, ctx.size), None
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, rank: int, size: int) -> Tensor:
-        ctx.rank, ctx.size, ctx.count = rank, size, x.shape[0]
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size)]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        own = slice(ctx.rank * ctx.count, (ctx.rank + 1) * ctx.count)
-        return _Mean.apply(grad, ctx.size)[own] * ctx.size, None, None
 
 
 def _check_devices(device: str, here: int) -> bool:
@@ -100,9 +74,8 @@ def _meet(rank: int, size: int, patience: int) -> dist.Store:
         except Exception as error:
             met.append(error)
 
-    thread = threading.Thread(
-        target=meet, daemon=True
-    )  # torch's own timeout prints a stack trace, and misses some hangs
+    # torch's own timeout prints a stack trace, and misses some hangs
+    thread = threading.Thread(target=meet, daemon=True)
     thread.start()
     thread.join(patience)
     if not met:
@@ -170,13 +143,22 @@ class World:
         assert count % self.size == 0, (count, self.size)
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
+    # as `feature_matching.ranks`, which stands above this floor and imports nothing of it
+
     def mean(self, x: Tensor) -> Tensor:
         """Mean of `x` over processes, differentiable any number of times."""
-        return x if self.size == 1 else _Mean.apply(x, self.size)
+        if self.size == 1:
+            return x
+        summed: Tensor = all_reduce(x)
+        return summed / self.size
 
     def gather(self, x: Tensor) -> Tensor:
         """`x` (b, …) of all processes, concatenated to (b * size, …), differentiable."""
-        return x if self.size == 1 else _Gather.apply(x, self.rank, self.size)
+        if self.size == 1:
+            return x
+        blank = torch.zeros_like(x)
+        gathered: Tensor = all_reduce(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
+        return gathered
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its mean over processes, in one message."""

@@ -127,23 +127,12 @@ def _rising(rows: Sequence[Row]) -> str | None:
     return None
 
 
-def _overfit(rows: Sequence[Row]) -> str | None:
-    values = _recent(rows, "eval/overfit", 2)
-    if len(values) == 2 and fmean(values) > 0.6:
-        return (
-            f"the discriminator has learned its training images by heart (held-out ones look {100 * fmean(values):.0f} % "
-            "like generated ones to it); try -s train.augment=color,translation,cutout or more data"
-        )
-    return None
-
-
 RULES: dict[str, Callable[[Sequence[Row]], str | None]] = {
     "share": _share,
     "collapse": _collapse,
     "spike": _spike,
     "too strong": _too_strong,
     "rising": _rising,
-    "overfit": _overfit,
 }
 
 
@@ -153,10 +142,7 @@ class Health:
 
     def __init__(self, rows: Sequence[Row] = (), balanced: bool = False):
         self.rows = list(rows)
-        self._rules: dict[str, Callable[[Sequence[Row]], str | None]] = {
-            **RULES,
-            "share": partial(_share, balanced=balanced),
-        }
+        self._rules = {**RULES, "share": partial(_share, balanced=balanced)}
         self._said: dict[str, int] = {}
 
     def read(self, row: Row) -> str | None:

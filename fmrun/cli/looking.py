@@ -82,7 +82,7 @@ def probe_layers(
             raise UserError("give a run, or --preset and --config, not both")
         folder = find(runs_dir, run)
         resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
-        trust.admit(trust.named_by(resolved, folder.config_file, folder), trust_code)
+        trust.admit(trust.targets(resolved, str(folder.config_file), folder), trust_code)
         if any(
             override.key == "data.path" for override in overrides
         ):  # none of the run's other folders belongs to these images
@@ -128,7 +128,6 @@ def data_preview(
     from ..data.places import refuse_missing
     from ..presets import resolve
     from ..report import emit, escape
-    from ..runs import clean
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
@@ -138,7 +137,6 @@ def data_preview(
 
     task = TASKS[resolved.task]
     final, images, _ = task.open(resolved)
-    clean(out.parent)
     task.draw_data(final, images, out, rows)
     emit(escape(str(out)))
     return 0

@@ -88,7 +88,7 @@ def eval(
     from .. import trust
 
     if extractor is not None and ":" in extractor:
-        trust.admit([trust.Named(trust.Target("--extractor", extractor), typed=True)])
+        trust.admit([trust.Target("--extractor", extractor, typed=True)])
     from .. import evaluate as work
     from ..presets import Override, parse_set
     from ..report import Reporter, emit, emit_json

@@ -134,7 +134,7 @@ def resume(
 
     def change(saved: dict[str, Any]) -> Config:
         config = revise(saved, overrides, free)
-        trust.admit(trust.named_by(config, found.config_file, found), trust_code)
+        trust.admit(trust.targets(config, str(found.config_file), found), trust_code)
         return config.model_copy(update={"data": located(config.data, config.task)})
 
     with joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):
