@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from .errors import FmrunError, UserError
 
@@ -27,6 +26,14 @@ T = TypeVar("T")
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(minutes=30)
 """After which one process no longer waits for another."""
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Over processes, differentiable any number of times."""
+    from torch.distributed.nn.functional import all_reduce
+
+    summed: Tensor = all_reduce(x)
+    return summed
 
 
 def _check_devices(device: str, here: int) -> bool:
@@ -149,16 +156,14 @@ class World:
         """Mean of `x` over processes, differentiable any number of times."""
         if self.size == 1:
             return x
-        summed: Tensor = all_reduce(x)
-        return summed / self.size
+        return _sum(x) / self.size
 
     def gather(self, x: Tensor) -> Tensor:
         """`x` (b, …) of all processes, concatenated to (b * size, …), differentiable."""
         if self.size == 1:
             return x
         blank = torch.zeros_like(x)
-        gathered: Tensor = all_reduce(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
-        return gathered
+        return _sum(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its mean over processes, in one message."""

@@ -10,6 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 Row = dict[str, Any]
+Rule = Callable[[Sequence[Row]], str | None]
 
 NO_EFFECT = 0.01
 TOO_STRONG = 10.0
@@ -127,7 +128,7 @@ def _rising(rows: Sequence[Row]) -> str | None:
     return None
 
 
-RULES: dict[str, Callable[[Sequence[Row]], str | None]] = {
+RULES: dict[str, Rule] = {
     "share": _share,
     "collapse": _collapse,
     "spike": _spike,
@@ -142,7 +143,7 @@ class Health:
 
     def __init__(self, rows: Sequence[Row] = (), balanced: bool = False):
         self.rows = list(rows)
-        self._rules = {**RULES, "share": partial(_share, balanced=balanced)}
+        self._rules: dict[str, Rule] = {**RULES, "share": partial(_share, balanced=balanced)}
         self._said: dict[str, int] = {}
 
     def read(self, row: Row) -> str | None:
