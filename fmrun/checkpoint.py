@@ -36,19 +36,6 @@ BLANK = b"0" * 64
 BEFORE_HASH = rb'"fmrun":"{\"hash\":\"'
 NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
-FACTS = {
-    "torch": "torch version",
-    "platform": "platform",
-    "ranks": "number of processes",
-    "device": "device",
-    "gpu": "GPU",
-    "cuda": "CUDA version",
-    "cudnn": "cuDNN version",
-    "threads": "number of threads",
-    "processor": "processor",
-    "cpu_capability": "vector instructions of the processor",
-}
-
 
 class CorruptCheckpoint(UserError):
     """A checkpoint that cannot be read, or is not what was written."""
@@ -246,12 +233,9 @@ def machine(device: torch.device | str = "cpu", ranks: int = 1) -> dict[str, Any
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Where `machine` then and now differ, in words: `"number of threads: 2 then, 1 now"`."""
-    return [
-        f"{FACTS[key]}: {before.get(key, 'none')} then, {now.get(key, 'none')} now"
-        for key in FACTS
-        if before.get(key) != now.get(key)
-    ]
+    """Where `machine` then and now differ, in words: `"threads: 2 then, 1 now"`."""
+    facts = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [f"{key}: {before.get(key, 'none')} then, {now.get(key, 'none')} now" for key in facts]
 
 
 def _encode(tensors: Mapping[str, Tensor], meta: Meta) -> tuple[memoryview, int, bytes]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -50,29 +49,14 @@ def _check_devices(device: str, here: int) -> bool:
     return device != "cpu" and count > 0
 
 
-def _number(name: str, low: int, high: int, default: str | None = None) -> int:
-    """A number that a launcher has put into the environment."""
-    text = os.environ.get(name, default)
-    if text is None or not text.isdecimal() or not low <= int(text) <= high:
-        found = "is not set" if text is None else f"is '{text}'"
-        fix = f": {_way_out()}" if name in LAUNCHER else ""
-        raise UserError(f"{name} {found}; it must be a whole number from {low} to {high}{fix}")
-    return int(text)
-
-
 def _way_out() -> str:
     return (
         f"start fmrun with torchrun, or in one process after `unset {' '.join(v for v in LAUNCHER if v in os.environ)}`"
     )
 
 
-def _job(store: dist.Store) -> str:
-    return store.compare_set("fmrun/job", "", uuid.uuid4().hex).decode()
-
-
 def _meet(rank: int, size: int, patience: int) -> dist.Store:
     """The store that all processes are connected to; UserError where they are not within `patience` seconds."""
-    port = _number("MASTER_PORT", 1, 65535)
     met: list[Any] = []
 
     def meet() -> None:
@@ -94,7 +78,7 @@ def _meet(rank: int, size: int, patience: int) -> dist.Store:
     if isinstance(met[0], Exception):
         if "EADDRINUSE" in str(met[0]):
             raise UserError(
-                f"MASTER_PORT {port} is in use by another program; give all processes a free port: torchrun --master-port N, "
+                f"MASTER_PORT {os.environ['MASTER_PORT']} is in use by another program; give all processes a free port: torchrun --master-port N, "
                 "or MASTER_PORT=N where they are started without torchrun"
             )
         raise UserError(f"the processes cannot find each other ({met[0]}); {_way_out()}")
@@ -106,8 +90,6 @@ class World:
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self.job: str | None = None
-        """Under torchrun, an id that this launch has to itself and that the processes it restarts share."""
         self._host_group: Any = None
 
     @classmethod
@@ -115,23 +97,16 @@ class World:
         """The world that torchrun describes in the environment, joined; a world of one outside torchrun."""
         if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
             return cls()
-        size = _number("WORLD_SIZE", 1, 10**6)
-        elastic = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if size == 1:
-            world = cls()
-            with suppress(UserError):  # variables left over are none of one process's business
-                world.job = _job(_meet(0, 1, 10)) if elastic else None
-            return world
-        rank = _number("RANK", 0, size - 1)
-        local_size = _number("LOCAL_WORLD_SIZE", 1, size, str(size))
-        world = cls(rank, size, _number("LOCAL_RANK", 0, local_size - 1, "0"))
-        cuda = _check_devices(device, local_size)
+            return cls()
+        world = cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
+        cuda = _check_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         if cuda:
             torch.cuda.set_device(world.local_rank)
-        store = _meet(rank, size, _number("FMRUN_RENDEZVOUS_TIMEOUT", 1, 10**6, "60"))
-        if elastic:  # torchrun's store outlives its processes, and the addresses of dead ones are in it
-            world.job = _job(store)
-            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+        store = _meet(rank, size, int(os.environ.get("FMRUN_RENDEZVOUS_TIMEOUT", "60")))
+        if "TORCHELASTIC_RESTART_COUNT" in os.environ:  # torchrun's store keeps the addresses of processes that died
+            store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         world._host_group = dist.new_group(backend="gloo") if cuda else None
         return world

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 from statistics import fmean, median
 from typing import Any
 
@@ -27,13 +26,6 @@ QUIET = 10
 def _recent(rows: Sequence[Row], key: str, count: int) -> list[float]:
     values = [row[key] for row in rows[-count:] if isinstance(row.get(key), int | float)]
     return [v for v in values if math.isfinite(v)]
-
-
-def _backwards(rows: Sequence[Row], key: str, without: int) -> Iterator[float]:
-    """Finite values from the last to the first, without those of the last rows."""
-    for place in range(len(rows) - 1 - without, -1, -1):
-        if isinstance(value := rows[place].get(key), int | float) and math.isfinite(value):
-            yield value
 
 
 def share_sentence(
@@ -82,7 +74,7 @@ def collapsed(rows: Sequence[Row]) -> bool:
     values = _recent(rows, "health/diversity", 3)
     if len(values) < 3 or fmean(values) >= COLLAPSED:
         return False
-    past = list(islice(_backwards(rows, "health/diversity", 3), TIME_TO_VARY))
+    past = _recent(rows[:-3], "health/diversity", len(rows))[-TIME_TO_VARY:]
     lost = len(past) >= 5 and fmean(values) < 0.7 * max(past)
     return lost or len(past) == TIME_TO_VARY  # still learning to vary is no loss
 
