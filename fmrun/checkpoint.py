@@ -192,7 +192,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for step in reversed(steps(folder)):
         try:
             return read(path_of(folder, step)), skipped
-        except UserError as error:
+        except CorruptCheckpoint as error:
             skipped.append(str(error))
     return None, skipped
 
@@ -211,7 +211,7 @@ def rotate(folder: Path, *, keep_last: int, keep_every: int, keep: set[int]) -> 
                 except OSError as error:
                     raise SaveError(f"cannot delete {path_of(folder, step)}: {error.strerror or error}") from error
             continue
-        with suppress(UserError):
+        with suppress(CorruptCheckpoint):
             _verified(path_of(folder, step))
             good += 1
 
@@ -257,8 +257,10 @@ def _digest(data: bytes, at: int) -> bytes:
 
 def _verified(path: Path) -> bytes:
     """The bytes of the file, after its hash has been checked."""
-    with reading(path):
+    try:
         data = path.read_bytes()
+    except OSError as error:
+        raise CorruptCheckpoint(f"cannot read {path}: {error.strerror or error}") from error
     at = data.find(BEFORE_HASH, 0, 8 + _header_size(data)) + len(BEFORE_HASH)
     if at < len(BEFORE_HASH):
         raise CorruptCheckpoint(f"{path} is not a checkpoint of fmrun, or its beginning is damaged")

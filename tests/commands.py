@@ -260,6 +260,15 @@ def steps(run: Path) -> list[int]:
     return checkpoint.steps(run / "checkpoints")
 
 
+def forget(run: Path, after: int) -> None:
+    """Leave a run as a kill would between two checkpoints: the later one is not there, all else is."""
+    for step in steps(run):
+        if step > after:
+            checkpoint.path_of(run / "checkpoints", step).unlink()
+    content = status(run) | {"state": "running", "step": after, "saved": after or None, "exit_code": None}
+    (run / "status.json").write_text(json.dumps(content))
+
+
 def bits(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes()
 
