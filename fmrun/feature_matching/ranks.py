@@ -22,44 +22,26 @@ class Ranks(Protocol):
         ...
 
 
-class SingleProcess:
-    """One process, which holds the whole batch."""
-
-    size = 1
-
-    def mean(self, x: Tensor) -> Tensor:
-        return x
-
-    def gather(self, x: Tensor) -> Tensor:
-        return x
-
-
-class ProcessGroup:
-    """All processes of torch.distributed, once it is initialised.
+class Processes:
+    """All processes of torch.distributed where it is initialised, else this one alone, which holds the whole batch.
 
     Every process computes a batch statistic whole. Where gradients are averaged over processes afterwards, as
     DistributedDataParallel does, the average is the gradient of the global loss.
     """
 
     def __init__(self) -> None:
-        self.size = torch.distributed.get_world_size()
-        self.rank = torch.distributed.get_rank()
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.size = torch.distributed.get_world_size() if distributed else 1
+        self.rank = torch.distributed.get_rank() if distributed else 0
 
     def mean(self, x: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce
-
-        summed: Tensor = all_reduce(x)
-        return summed / self.size
+        return self._sum(x) / self.size if self.size > 1 else x
 
     def gather(self, x: Tensor) -> Tensor:
+        blank = torch.zeros_like(x)
+        return self._sum(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
+
+    def _sum(self, x: Tensor) -> Tensor:
         from torch.distributed.nn.functional import all_reduce
 
-        blank = torch.zeros_like(x)
-        gathered: Tensor = all_reduce(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
-        return gathered
-
-
-def current_ranks() -> Ranks:
-    """The processes of torch.distributed where it is initialised, else this one alone."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return ProcessGroup() if distributed and torch.distributed.get_world_size() > 1 else SingleProcess()
+        return all_reduce(x) if self.size > 1 else x
