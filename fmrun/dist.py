@@ -27,12 +27,18 @@ TIMEOUT = timedelta(minutes=30)
 """After which one process no longer waits for another."""
 
 
-def _sum(x: Tensor) -> Tensor:
+class _Sum(torch.autograd.Function):
     """Over processes, differentiable any number of times."""
-    from torch.distributed.nn.functional import all_reduce
 
-    summed: Tensor = all_reduce(x)
-    return summed
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad)
 
 
 def _check_devices(device: str, here: int) -> bool:
@@ -131,14 +137,14 @@ class World:
         """Mean of `x` over processes, differentiable any number of times."""
         if self.size == 1:
             return x
-        return _sum(x) / self.size
+        return _Sum.apply(x) / self.size
 
     def gather(self, x: Tensor) -> Tensor:
         """`x` (b, …) of all processes, concatenated to (b * size, …), differentiable."""
         if self.size == 1:
             return x
         blank = torch.zeros_like(x)
-        return _sum(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
+        return _Sum.apply(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its mean over processes, in one message."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,20 @@ class Ranks(Protocol):
         ...
 
 
+class _Sum(torch.autograd.Function):
+    """Over processes, differentiable any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad)
+
+
 class Processes:
     """All processes of torch.distributed where it is initialised, else this one alone, which holds the whole batch.
 
@@ -35,13 +49,10 @@ class Processes:
         self.rank = torch.distributed.get_rank() if distributed else 0
 
     def mean(self, x: Tensor) -> Tensor:
-        return self._sum(x) / self.size if self.size > 1 else x
+        return _Sum.apply(x) / self.size if self.size > 1 else x
 
     def gather(self, x: Tensor) -> Tensor:
+        if self.size == 1:
+            return x
         blank = torch.zeros_like(x)
-        return self._sum(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
-
-    def _sum(self, x: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce
-
-        return all_reduce(x) if self.size > 1 else x
+        return _Sum.apply(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
