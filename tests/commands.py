@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -139,6 +140,8 @@ _SERVER.set_forkserver_preload(
 
 def _child(argv: list[str], folder: str, out: str, err: str, env: dict[str, str]) -> None:
     os.chdir(folder)
+    if env.pop("NOHUP", ""):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ.update(env)
     for number, path in ((1, out), (2, err)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
