@@ -102,6 +102,7 @@ class StepGraphs:
         if self._inputs is None:
             self._inputs = copy.deepcopy(draws)
         for kept, value in zip(_tensors(self._inputs), _tensors(draws), strict=True):
+            assert kept.shape == value.shape
             kept.copy_(value)
         return self._inputs
 
