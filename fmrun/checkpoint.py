@@ -12,7 +12,6 @@ The metadata (`Meta`) is one JSON string under one key, so that saving the same 
 holds the sha256 of the whole file, computed with the hash itself blanked out: any changed byte shows.
 """
 
-import errno
 import hashlib
 import json
 import platform
@@ -36,19 +35,6 @@ KEY = "fmrun"
 BLANK = b"0" * 64
 BEFORE_HASH = rb'"fmrun":"{\"hash\":\"'
 NAME = re.compile(r"step-(\d{8,})\.safetensors")
-
-FACTS = {
-    "torch": "torch version",
-    "platform": "platform",
-    "ranks": "number of processes",
-    "device": "device",
-    "gpu": "GPU",
-    "cuda": "CUDA version",
-    "cudnn": "cuDNN version",
-    "threads": "number of threads",
-    "processor": "processor",
-    "cpu_capability": "vector instructions of the processor",
-}
 
 
 class CorruptCheckpoint(UserError):
@@ -138,7 +124,10 @@ def save(folder: Path, tensors: Mapping[str, Tensor], meta: Meta) -> Path:
         make_folder(folder)
         write_atomic(path, data[:at], digest, data[at + len(digest) :])
     except OSError as error:
-        raise SaveError(_refusal(path, meta.step, error, len(data))) from error
+        raise SaveError(
+            f"cannot save the checkpoint of step {meta.step} in {folder}: {error.strerror or error}; have {len(data) / 1e6:.0f} MB "
+            f"free and the folder writable, then `fmrun resume {folder.parent.name}`; earlier checkpoints are as they were"
+        ) from error
     return path
 
 
@@ -159,14 +148,11 @@ def read(path: Path) -> Checkpoint:
 def read_meta(path: Path) -> Meta:
     """The metadata alone, from the file's header; tensors are neither loaded nor verified."""
     try:
-        with open(path, "rb") as file:
+        with reading(path), open(path, "rb") as file:
             size = min(_header_size(file.read(8)), path.stat().st_size)
-            header = file.read(size)
-        return _meta(header, path)
-    except OSError as error:
-        raise CorruptCheckpoint(_unreadable(path, error)) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptCheckpoint(_foreign(path)) from error
+            return _meta(file.read(size), path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{path} is not a checkpoint of fmrun, or its beginning is damaged") from error
 
 
 def _problem(found: Checkpoint, path: Path) -> str | None:
@@ -223,7 +209,7 @@ def rotate(folder: Path, *, keep_last: int, keep_every: int, keep: set[int]) -> 
                 try:
                     path_of(folder, step).unlink(missing_ok=True)
                 except OSError as error:
-                    raise SaveError(f"cannot delete {path_of(folder, step)}: {_reason(error)}") from error
+                    raise SaveError(f"cannot delete {path_of(folder, step)}: {error.strerror or error}") from error
             continue
         with suppress(CorruptCheckpoint):
             _verified(path_of(folder, step))
@@ -247,12 +233,9 @@ def machine(device: torch.device | str = "cpu", ranks: int = 1) -> dict[str, Any
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Where `machine` then and now differ, in words: `"number of threads: 2 then, 1 now"`."""
-    return [
-        f"{FACTS[key]}: {before.get(key, 'none')} then, {now.get(key, 'none')} now"
-        for key in FACTS
-        if before.get(key) != now.get(key)
-    ]
+    """Where `machine` then and now differ, in words: `"threads: 2 then, 1 now"`."""
+    facts = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [f"{key}: {before.get(key, 'none')} then, {now.get(key, 'none')} now" for key in facts]
 
 
 def _encode(tensors: Mapping[str, Tensor], meta: Meta) -> tuple[memoryview, int, bytes]:
@@ -277,10 +260,10 @@ def _verified(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CorruptCheckpoint(_unreadable(path, error)) from error
+        raise CorruptCheckpoint(f"cannot read {path}: {error.strerror or error}") from error
     at = data.find(BEFORE_HASH, 0, 8 + _header_size(data)) + len(BEFORE_HASH)
     if at < len(BEFORE_HASH):
-        raise CorruptCheckpoint(_foreign(path))
+        raise CorruptCheckpoint(f"{path} is not a checkpoint of fmrun, or its beginning is damaged")
     if data[at : at + len(BLANK)] != _digest(data, at):
         raise CorruptCheckpoint(f"{path} is damaged: its content does not have the hash it was saved with")
     return data
@@ -301,35 +284,3 @@ def _meta(header: bytes, path: Path) -> Meta:
         problem = error.errors()[0]
         what = ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
         raise CorruptCheckpoint(f"{path} is not as fmrun writes it: {what}") from None
-
-
-def _foreign(path: Path) -> str:
-    return f"{path} is not a checkpoint of fmrun, or its beginning is damaged"
-
-
-def _unreadable(path: Path, error: OSError) -> str:
-    missing = isinstance(error, FileNotFoundError)
-    return f"there is no checkpoint {path}" if missing else f"cannot read {path}: {_reason(error)}"
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
-def _refusal(path: Path, step: int, error: OSError, size: int) -> str:
-    folder = path.parent
-    try:
-        good = newest(folder)[0]
-    except OSError:
-        good = None
-    remains = f"the newest good one is step {good.step}" if good else "there is no earlier one"
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        fix = f"free {size / 1e6:.0f} MB there"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        fix = "make the folder writable"
-    else:
-        fix = "check the disk"
-    return (
-        f"cannot save the checkpoint of step {step} in {folder}: {_reason(error)}; {remains}; "
-        f"{fix}, then `fmrun resume {folder.parent.name}`"
-    )

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from .errors import UserError
 from .feature_matching import FeatureMatching
-from .feature_matching.discriminator import scales
 from .feature_matching.frozen import frozen, frozen_running_stats
 from .feature_matching.walked import said
 from .models.norm import perturbed, restored_buffers
@@ -41,17 +42,17 @@ FINITE = "the replayed step is finite"
 
 
 @dataclass(frozen=True)
-class Strength:
+class MatchingStrength:
     """How strongly features are matched: `weight` (lambda) x `balance`, and the share of the gradient (nan: unknown)."""
 
     weight: float
     balance: float
     share: float
-    blind: tuple[str, ...] = ()
+    blind: tuple[str, ...]
     """Matched layers on which the statistic cannot see a difference."""
-    compared: str = "the adversarial one"
+    compared: str
     """What the share is of."""
-    held: bool = False
+    held: bool
     """Whether the balance does not follow the gradients, for the statistic is blind on all matched layers."""
 
     def __str__(self) -> str:
@@ -62,13 +63,10 @@ class Strength:
         return f"{effective}: its gradient is {share} {self.compared}"
 
 
-def full_plan(role: DiscriminatorRole, has_other_losses: bool = False) -> DiscriminatorPlan:
-    """A plan in which everything of the role's that will ever act acts now; `has_other_losses`: whether the generator
-    has some, to compare the matching with where no adversarial term ever acts."""
+def full_plan(role: DiscriminatorRole) -> DiscriminatorPlan:
+    """A plan in which everything of the role's that will ever act acts now, and is measured."""
     layers = role.matching.layers if role.matching is not None else ()
-    adversarial = role.gan.weight > 0
-    measure = (bool(layers) and (adversarial or has_other_losses)) or (adversarial and has_other_losses)
-    return DiscriminatorPlan(adversarial=adversarial, layers=layers, measure=measure)
+    return DiscriminatorPlan(adversarial=role.gan.weight > 0, layers=layers, measure=True)
 
 
 def compared(role: DiscriminatorRole) -> str:
@@ -80,7 +78,7 @@ def compared(role: DiscriminatorRole) -> str:
 class Start:
     """What was measured before the first step, everything acting at its full weight."""
 
-    strength: Strength | None = None
+    strength: MatchingStrength | None = None
     """None without feature matching."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Norm of each other loss's gradient at the generated images, over that of the adversarial one or, where that never
@@ -97,50 +95,44 @@ def check_start(state: State, batches: list[list[Batch]]) -> Start:
     with restored_buffers(*nets), torch.random.fork_rng(enabled=state.config.own_nets):
         if state.config.own_nets:  # what they draw is the same every time
             torch.manual_seed(0)
-        start = _check_start(state, batches[0])
-    if state.step == 0 and state.world.any(start.strength is not None and start.strength.held):
-        for role in state.task.discriminators:
-            if role.matching is not None:
-                role.matching.strength.review(blind=True)
-    return start
+        return _check_start(state, batches[0])
 
 
 def _check_start(state: State, batches: list[Batch]) -> Start:
-    task, start = state.task, Start()
+    task, images, start = state.task, [], Start()
     if state.config.own_nets and len(batches) > 1:
-        _refuse_noise(state, batches)
-    with frozen_running_stats(task.generator), torch.no_grad():
-        images = [task.generate(batch) for batch in batches]
+        _refuse_dropout(task)
+    with frozen_running_stats(task.generator):
+        for batch in batches:
+            image = task.generate(batch)
+            if not image.requires_grad:
+                raise UserError("the generator's images carry no gradient; check that its parameters are trainable")
+            images.append(image.detach())
     weights = task.image_weights(max(state.step, state.config.full_step))
     image_losses = tuple(name for name, weight in weights.items() if weight > 0)
-    _check_image_losses(state, batches[0], images[0], image_losses, weights)
     for role in task.discriminators:
-        plan = full_plan(role, bool(image_losses))
-        full = role.matching.weight if role.matching is not None else 0.0
-        state.scalars.set(state.step, [role.gan.weight], [full], weights)
+        plan, matching = full_plan(role), role.matching
+        state.scalars.set(state.step, [role.gan.weight], [matching.weight if matching is not None else 0.0], weights)
         if state.config.own_nets and role.trained:
             _try_update(role, batches[0], images[0])
-        with restored_buffers(role.matching):
-            with frozen(role.net):
-                _check_layers(role, plan.layers, images[0])
-                _check_losses(state, role, plan, batches, images)
-                hidden = _blind_layers(state, role, plan.layers, batches, images)
-            if role.matching is not None and state.step == 0 and hidden == plan.layers:
-                role.matching.strength.review(blind=True)
-            log = StepLog()
-            if plan.measure:
-                log = image_gradients(
-                    task, plan_of(task, role, plan, image_losses), batches, images, state.scalars, state.world
-                )[1]
-            start = Start(
-                _strength(role, plan, hidden),
-                {
-                    name.removeprefix("fm/share."): float(value)
-                    for name, value in log.items()
-                    if name.startswith("fm/share.")
-                },
-            )
+        with frozen(role.net):
+            _check_layers(role, plan.layers, images[0])
+            hidden = _blind_layers(state, role, plan.layers, batches, images)
+        if matching is not None and state.step == 0 and state.world.any(hidden == plan.layers):
+            matching.strength.hold()
+        plans = tuple(plan if d is role else DiscriminatorPlan() for d in task.discriminators)
+        with restored_buffers(matching):
+            log = _check_losses(state, role, StepPlan(plans, image_losses=image_losses), batches, images)
+            strength = None if matching is None else _strength(role, matching, hidden)
+        shares = {n.removeprefix("fm/share."): float(value) for n, value in log.items() if n.startswith("fm/share.")}
+        start = Start(strength, shares)
     return start
+
+
+def _strength(role: DiscriminatorRole, matching: FeatureMatching, hidden: tuple[str, ...]) -> MatchingStrength:
+    measured = matching.strength
+    balance, share, held = float(measured.balance), float(measured.share), bool(measured.held)
+    return MatchingStrength(matching.weight, balance, share, hidden, compared(role), held)
 
 
 def _check_layers(role: DiscriminatorRole, layers: Sequence[str], images: Tensor) -> None:
@@ -168,69 +160,12 @@ def _blind_layers(
         return look(hidden)
 
 
-def _strength(role: DiscriminatorRole, plan: DiscriminatorPlan, hidden: tuple[str, ...]) -> Strength | None:
-    if role.matching is None:
-        return None
-    measured = role.matching.strength
-    return Strength(
-        role.matching.weight,
-        float(measured.balance),
-        float(measured.share) if plan.measure else math.nan,
-        hidden,
-        compared(role),
-        measured.balanced and bool(measured.held),
-    )
-
-
-def review_balance(state: State, draws: list[list[Batch]]) -> list[str]:
-    """After a step on `draws`, look at the statistic of each discriminator whose balance has moved far: blind on all its
-    layers, its gradient is noise, and the balance goes back and stays. Sentences on those."""
-    said = []
-    task, step = state.task, state.step - 1
-    for role, plan in zip(task.discriminators, task.plan(step).discriminators, strict=True):
-        matching = role.matching
-        start = role.gan.start_step if plan.adversarial else 0
-        if (
-            matching is None
-            or not plan.measure
-            or not matching.review_due(step, start)
-            or not matching.strength.moved()
-        ):
-            continue
-        with restored_buffers(task.generator, role.net, matching), torch.no_grad(), frozen(role.net):
-            with frozen_running_stats(task.generator):
-                images = [task.generate(batch) for batch in draws[-1]]
-            real = features_of(role, draws[-1], [batch.real for batch in draws[-1]], plan.layers)
-            fake = features_of(role, draws[-1], images, plan.layers)
-            each = [blind(state, name, real[name], fake[name]) for name in plan.layers]
-        hidden = state.world.any(all(each))
-        matching.strength.review(hidden)
-        if hidden:
-            said.append(HELD.format(float(matching.strength.balance)))
-    return said
-
-
-@torch.no_grad()
-def _refuse_noise(state: State, batches: list[Batch]) -> None:
-    """UserError for nets of the user's own that draw random numbers, where a step runs them twice on a micro-batch and
-    takes the second time for the first."""
-    task, batch = state.task, batches[0]
-
-    def drawn(seed: int) -> list[Tensor]:
-        torch.manual_seed(seed)
-        looked = [role(batch.real, None, logits=True).logits for role in task.discriminators]
-        return [task.generate(batch), *(scale for logits in looked if logits is not None for scale in scales(logits))]
-
-    with (
-        torch.random.fork_rng(),
-        frozen_running_stats(task.generator, *(c.net for c in task.discriminators)),
-        frozen(*(d.net for d in task.discriminators)),
-    ):
-        noisy = any(not torch.equal(a, b) for a, b in zip(drawn(1), drawn(2), strict=True))
-    if noisy:
+def _refuse_dropout(task: Task) -> None:
+    nets = (task.generator, *(role.net for role in task.discriminators))
+    if any(isinstance(module, _DropoutNd) for net in nets for module in net.modules()):
         raise UserError(
-            "train.accumulate runs nets twice on each micro-batch, and a target here draws random numbers (dropout or noise), "
-            "so that the second time is not the first; leave train.accumulate out, or the random layers"
+            "train.accumulate runs nets twice on each micro-batch, and a target here has dropout, so that the second time "
+            "is not the first; leave train.accumulate out, or the dropout"
         )
 
 
@@ -243,22 +178,36 @@ def _try_update(role: DiscriminatorRole, batch: Batch, image: Tensor) -> None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        fix = (
-            "; losses.gan.r1 and r2 want its second derivative: leave them out, or give it what has one"
-            if penalty
-            else ""
-        )
+        fix = "; losses.gan.r1 and r2 need its second derivative" if penalty else ""
         raise UserError(f"{role.name}.target fails when it is trained: {said(error)}{fix}") from error
     finally:
         role.net.zero_grad(set_to_none=True)
 
 
-def plan_of(
-    task: Task, role: DiscriminatorRole, plan: DiscriminatorPlan, image_losses: tuple[str, ...] = ()
-) -> StepPlan:
-    """A step's plan in which one discriminator acts by `plan`, and no other."""
-    idle = DiscriminatorPlan()
-    return StepPlan(tuple(plan if d is role else idle for d in task.discriminators), image_losses=image_losses)
+def _check_losses(
+    state: State, role: DiscriminatorRole, plan: StepPlan, batches: list[Batch], images: list[Tensor]
+) -> StepLog:
+    """The log of measuring every loss; UserError where one has no gradient at the images, nor would have, did no weight
+    begin at zero."""
+
+    def measure() -> tuple[list[str], StepLog]:
+        gradients, log = image_gradients(state.task, plan, batches, images, state.scalars, state.world)
+        found = {name: any(bool(g.abs().sum() > 0) for g in part) for name, part in gradients.by_term.items()}
+        return [name for name, reaches in found.items() if not state.world.any(reaches)], log
+
+    never, log = measure()
+    if never:
+        with restored_buffers(role.matching), perturbed(role.net):
+            never, _ = measure()
+    if never:
+        name = {"adversarial": "the adversarial loss", "matching": "feature matching"}.get(
+            never[0].removesuffix(role.suffix), f"losses.{never[0]}"
+        )
+        raise UserError(
+            f"{name} gives the generator no gradient, so it can learn nothing from it; check the loss, the discriminator "
+            "and the layers and statistic matched"
+        )
+    return log
 
 
 def passes_gradient(role: DiscriminatorRole, layer: str, images: Tensor) -> bool:
@@ -279,49 +228,6 @@ def _passes_gradient(role: DiscriminatorRole, layer: str, images: Tensor) -> boo
     direction = torch.randn(feature.shape, generator=generator, dtype=torch.float32).to(feature)
     (gradient,) = torch.autograd.grad((feature * direction).sum(), leaf, allow_unused=True)
     return gradient is not None and bool(gradient.abs().sum() > 0)
-
-
-def _check_losses(
-    state: State, role: DiscriminatorRole, plan: DiscriminatorPlan, batches: list[Batch], images: list[Tensor]
-) -> None:
-    task = state.task
-    parts = {
-        "the adversarial loss": replace(plan, layers=(), measure=False) if plan.adversarial else None,
-        "feature matching": replace(plan, adversarial=False, measure=False) if plan.layers else None,
-    }
-    for name, part in parts.items():
-        if part is None:
-            continue
-        plans = plan_of(task, role, part)
-
-        def reaches(plans: StepPlan = plans) -> bool:
-            with restored_buffers(role.matching):
-                gradients = image_gradients(task, plans, batches, images, state.scalars, state.world)[0].total
-            return state.world.any(any(bool(g.abs().sum() > 0) for g in gradients))
-
-        found = reaches()
-        if not found:
-            with perturbed(role.net):  # a head that begins at zero
-                found = reaches()
-        if not found:
-            raise UserError(
-                f"{name} gives the generator no gradient, so it can learn nothing from it; check the discriminator "
-                "and the layers and statistic matched"
-            )
-    with frozen_running_stats(task.generator):
-        image = task.generate(batches[0])
-    if not image.requires_grad:
-        raise UserError("the generator's images carry no gradient; check that its parameters are trainable")
-
-
-def _check_image_losses(
-    state: State, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, float]
-) -> None:
-    leaf = image.detach().requires_grad_()
-    for name, loss in state.task.image_losses(batch, leaf, names, weights).items():
-        gradient = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
-        if gradient is None or not bool(gradient.abs().sum() > 0):
-            raise UserError(f"losses.{name} gives the generator no gradient, so it can learn nothing from it")
 
 
 @torch.no_grad()
@@ -394,54 +300,48 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
     """
     first: list[str] = []
 
-    def watch(name: str):
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            tensors = [output] if isinstance(output, Tensor) else []
-            if not first and any(not bool(torch.isfinite(t).all()) for t in tensors):
-                first.append(name)
-
-        return hook
+    def watch(name: str, module: nn.Module, args: object, output: object) -> None:
+        if not first and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+            first.append(name)
 
     task = state.task
-    watched = {"generator": task.generator, **{role.name: role.net for role in task.discriminators}}
+    nets = {"generator": task.generator, **{role.name: role.net for role in task.discriminators}}
+    layers = {f"{net_name} {name}": m for net_name, net in nets.items() for name, m in net.named_modules() if name}
     handles = [
-        module.register_forward_hook(watch(f"{net_name} {name}"))
-        for net_name, module_root in watched.items()
-        for name, module in module_root.named_modules()
-        if name
-        and "parametrizations" not in name
-        and not [n for n, _ in module.named_children() if n != "parametrizations"]
+        module.register_forward_hook(partial(watch, name))
+        for name, module in layers.items()
+        if "parametrizations" not in name and all(part == "parametrizations" for part, _ in module.named_children())
     ]
     state.set_scalars(state.step)
     d_updates = state.config.train.d_updates
     try:
         for batches in draws[:d_updates] if net == 0 else draws[d_updates - 1 :]:
             first.clear()
-            with frozen_running_stats(task.generator, *(c.net for c in task.discriminators)):
-                terms, gradients = _replay_d(state, batches) if net == 0 else _replay_g(state, batches)
-            bad_terms = sorted(
-                (n for n, v in terms.items() if n.startswith(("loss/", "fm/")) and not torch.isfinite(v)), key=_breadth
-            )
-            bad_gradients = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
-            if bad_terms:
+            with frozen_running_stats(*nets.values()):
+                terms, gradients = (_replay_d if net == 0 else _replay_g)(state, batches)
+            if bad := [n for n, v in terms.items() if not n.startswith(OF_GRADIENTS) and not torch.isfinite(v)]:
                 where = f"; the first layer with a value that is not finite is {first[0]}" if first else ""
-                return f"{bad_terms[0]} is not finite{where}"
-            if bad_gradients:
-                return f"the gradient of {bad_gradients[0]} is not finite, though every loss is"
+                return f"{min(bad, key=_place)} is not finite{where}"
+            for name, gradient in gradients.items():
+                if not bool(torch.isfinite(gradient).all()):
+                    return f"the gradient of {name} is not finite, though every loss is"
             if not bool(torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values())))):
                 largest = max(gradients, key=lambda name: float(gradients[name].abs().max()))
-                return f"the gradient norm overflows, the largest gradient being that of {largest}, though every loss is finite"
+                return f"the gradient norm overflows, the largest gradient being that of {largest}"
     finally:
         for handle in handles:
             handle.remove()
     return f"{FINITE} in this arithmetic; the overflow was in a value that replaying does not repeat"
 
 
-def _breadth(term: str) -> int:
-    """0 for a term of its own, more for one that sums up others."""
-    if term.startswith(("fm/share", "fm/balance", "fm/cosine")):  # made of gradients
-        return 4
-    return 3 if term == "loss/g" else 2 if term.startswith(("fm/loss", "fm/weight")) else term.startswith("fm/distance")
+OF_GRADIENTS = ("health/", "fm/share", "fm/balance", "fm/cosine")
+SUMS = ("fm/distance", "fm/weight", "fm/loss", "loss/g")
+"""Terms that sum up others; they are named where none of those is at fault."""
+
+
+def _place(term: str) -> int:
+    name = term.partition(".")[0]
+    return SUMS.index(name) if name in SUMS else -1
 
 
 def _as_trained(state: State, batches: list[Batch]) -> list[Batch]:

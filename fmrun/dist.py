@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -28,31 +27,18 @@ TIMEOUT = timedelta(minutes=30)
 """After which one process no longer waits for another."""
 
 
-class _Mean(torch.autograd.Function):
+class _Sum(torch.autograd.Function):
+    """Over processes, differentiable any number of times."""
+
     @staticmethod
-    def forward(ctx, x: Tensor, size: int) -> Tensor:
-        ctx.size = size
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total / size
+        torch.distributed.all_reduce(total)
+        return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _Mean.apply(grad, ctx.size), None
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, rank: int, size: int) -> Tensor:
-        ctx.rank, ctx.size, ctx.count = rank, size, x.shape[0]
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size)]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        own = slice(ctx.rank * ctx.count, (ctx.rank + 1) * ctx.count)
-        return _Mean.apply(grad, ctx.size)[own] * ctx.size, None, None
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad)
 
 
 def _check_devices(device: str, here: int) -> bool:
@@ -69,29 +55,14 @@ def _check_devices(device: str, here: int) -> bool:
     return device != "cpu" and count > 0
 
 
-def _number(name: str, low: int, high: int, default: str | None = None) -> int:
-    """A number that a launcher has put into the environment."""
-    text = os.environ.get(name, default)
-    if text is None or not text.isdecimal() or not low <= int(text) <= high:
-        found = "is not set" if text is None else f"is '{text}'"
-        fix = f": {_way_out()}" if name in LAUNCHER else ""
-        raise UserError(f"{name} {found}; it must be a whole number from {low} to {high}{fix}")
-    return int(text)
-
-
 def _way_out() -> str:
     return (
         f"start fmrun with torchrun, or in one process after `unset {' '.join(v for v in LAUNCHER if v in os.environ)}`"
     )
 
 
-def _job(store: dist.Store) -> str:
-    return store.compare_set("fmrun/job", "", uuid.uuid4().hex).decode()
-
-
 def _meet(rank: int, size: int, patience: int) -> dist.Store:
     """The store that all processes are connected to; UserError where they are not within `patience` seconds."""
-    port = _number("MASTER_PORT", 1, 65535)
     met: list[Any] = []
 
     def meet() -> None:
@@ -100,9 +71,8 @@ def _meet(rank: int, size: int, patience: int) -> dist.Store:
         except Exception as error:
             met.append(error)
 
-    thread = threading.Thread(
-        target=meet, daemon=True
-    )  # torch's own timeout prints a stack trace, and misses some hangs
+    # torch's own timeout prints a stack trace, and misses some hangs
+    thread = threading.Thread(target=meet, daemon=True)
     thread.start()
     thread.join(patience)
     if not met:
@@ -114,7 +84,7 @@ def _meet(rank: int, size: int, patience: int) -> dist.Store:
     if isinstance(met[0], Exception):
         if "EADDRINUSE" in str(met[0]):
             raise UserError(
-                f"MASTER_PORT {port} is in use by another program; give all processes a free port: torchrun --master-port N, "
+                f"MASTER_PORT {os.environ['MASTER_PORT']} is in use by another program; give all processes a free port: torchrun --master-port N, "
                 "or MASTER_PORT=N where they are started without torchrun"
             )
         raise UserError(f"the processes cannot find each other ({met[0]}); {_way_out()}")
@@ -126,8 +96,6 @@ class World:
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self.job: str | None = None
-        """Under torchrun, an id that this launch has to itself and that the processes it restarts share."""
         self._host_group: Any = None
 
     @classmethod
@@ -135,23 +103,16 @@ class World:
         """The world that torchrun describes in the environment, joined; a world of one outside torchrun."""
         if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
             return cls()
-        size = _number("WORLD_SIZE", 1, 10**6)
-        elastic = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if size == 1:
-            world = cls()
-            with suppress(UserError):  # variables left over are none of one process's business
-                world.job = _job(_meet(0, 1, 10)) if elastic else None
-            return world
-        rank = _number("RANK", 0, size - 1)
-        local_size = _number("LOCAL_WORLD_SIZE", 1, size, str(size))
-        world = cls(rank, size, _number("LOCAL_RANK", 0, local_size - 1, "0"))
-        cuda = _check_devices(device, local_size)
+            return cls()
+        world = cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
+        cuda = _check_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         if cuda:
             torch.cuda.set_device(world.local_rank)
-        store = _meet(rank, size, _number("FMRUN_RENDEZVOUS_TIMEOUT", 1, 10**6, "60"))
-        if elastic:  # torchrun's store outlives its processes, and the addresses of dead ones are in it
-            world.job = _job(store)
-            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+        store = _meet(rank, size, int(os.environ.get("FMRUN_RENDEZVOUS_TIMEOUT", "60")))
+        if "TORCHELASTIC_RESTART_COUNT" in os.environ:  # torchrun's store keeps the addresses of processes that died
+            store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         world._host_group = dist.new_group(backend="gloo") if cuda else None
         return world
@@ -170,13 +131,20 @@ class World:
         assert count % self.size == 0, (count, self.size)
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
+    # as `feature_matching.ranks`, which stands above this floor and imports nothing of it
+
     def mean(self, x: Tensor) -> Tensor:
         """Mean of `x` over processes, differentiable any number of times."""
-        return x if self.size == 1 else _Mean.apply(x, self.size)
+        if self.size == 1:
+            return x
+        return _Sum.apply(x) / self.size
 
     def gather(self, x: Tensor) -> Tensor:
         """`x` (b, …) of all processes, concatenated to (b * size, …), differentiable."""
-        return x if self.size == 1 else _Gather.apply(x, self.rank, self.size)
+        if self.size == 1:
+            return x
+        blank = torch.zeros_like(x)
+        return _Sum.apply(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its mean over processes, in one message."""

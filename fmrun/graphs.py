@@ -12,10 +12,10 @@ of algorithms, moments of Adam, compilation. Rare plans are never recorded.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -100,26 +100,13 @@ class StepGraphs:
     def _take(self, draws: Draws) -> Draws:
         """The draws, in the place where recorded steps look for them."""
         if self._inputs is None:
-            self._inputs = [[_apply(batch, torch.clone) for batch in draw] for draw in draws]
-            return self._inputs
-        for kept, draw in zip(self._inputs, draws, strict=True):
-            for there, batch in zip(kept, draw, strict=True):
-                _copy(there, batch)
+            self._inputs = copy.deepcopy(draws)
+        for kept, value in zip(_tensors(self._inputs), _tensors(draws), strict=True):
+            assert kept.shape == value.shape
+            kept.copy_(value)
         return self._inputs
 
 
-FIELDS = ("real", "noise", "condition", "augment")
-
-
-def _apply(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
-    made: dict[str, Any] = {name: function(value) for name in FIELDS if (value := getattr(batch, name)) is not None}
-    return replace(batch, **made)
-
-
-def _copy(there: Batch, batch: Batch) -> None:
-    pairs: Sequence[tuple[Tensor | None, Tensor | None]] = [(getattr(there, n), getattr(batch, n)) for n in FIELDS]
-    for kept, value in pairs:
-        assert (kept is None) == (value is None)
-        if kept is not None and value is not None:
-            assert kept.shape == value.shape
-            kept.copy_(value)
+def _tensors(draws: Draws) -> list[Tensor]:
+    values = [(b.real, b.noise, b.condition, b.augment) for micro_batches in draws for b in micro_batches]
+    return [tensor for tensors in values for tensor in tensors if tensor is not None]

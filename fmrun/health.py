@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 from statistics import fmean, median
 from typing import Any
 
 Row = dict[str, Any]
+Rule = Callable[[Sequence[Row]], str | None]
 
 NO_EFFECT = 0.01
 TOO_STRONG = 10.0
@@ -26,13 +26,6 @@ QUIET = 10
 def _recent(rows: Sequence[Row], key: str, count: int) -> list[float]:
     values = [row[key] for row in rows[-count:] if isinstance(row.get(key), int | float)]
     return [v for v in values if math.isfinite(v)]
-
-
-def _backwards(rows: Sequence[Row], key: str, without: int) -> Iterator[float]:
-    """Finite values from the last to the first, without those of the last rows."""
-    for place in range(len(rows) - 1 - without, -1, -1):
-        if isinstance(value := rows[place].get(key), int | float) and math.isfinite(value):
-            yield value
 
 
 def share_sentence(
@@ -81,7 +74,7 @@ def collapsed(rows: Sequence[Row]) -> bool:
     values = _recent(rows, "health/diversity", 3)
     if len(values) < 3 or fmean(values) >= COLLAPSED:
         return False
-    past = list(islice(_backwards(rows, "health/diversity", 3), TIME_TO_VARY))
+    past = _recent(rows[:-3], "health/diversity", len(rows))[-TIME_TO_VARY:]
     lost = len(past) >= 5 and fmean(values) < 0.7 * max(past)
     return lost or len(past) == TIME_TO_VARY  # still learning to vary is no loss
 
@@ -127,23 +120,12 @@ def _rising(rows: Sequence[Row]) -> str | None:
     return None
 
 
-def _overfit(rows: Sequence[Row]) -> str | None:
-    values = _recent(rows, "eval/overfit", 2)
-    if len(values) == 2 and fmean(values) > 0.6:
-        return (
-            f"the discriminator has learned its training images by heart (held-out ones look {100 * fmean(values):.0f} % "
-            "like generated ones to it); try -s train.augment=color,translation,cutout or more data"
-        )
-    return None
-
-
-RULES: dict[str, Callable[[Sequence[Row]], str | None]] = {
+RULES: dict[str, Rule] = {
     "share": _share,
     "collapse": _collapse,
     "spike": _spike,
     "too strong": _too_strong,
     "rising": _rising,
-    "overfit": _overfit,
 }
 
 
@@ -153,10 +135,7 @@ class Health:
 
     def __init__(self, rows: Sequence[Row] = (), balanced: bool = False):
         self.rows = list(rows)
-        self._rules: dict[str, Callable[[Sequence[Row]], str | None]] = {
-            **RULES,
-            "share": partial(_share, balanced=balanced),
-        }
+        self._rules: dict[str, Rule] = {**RULES, "share": partial(_share, balanced=balanced)}
         self._said: dict[str, int] = {}
 
     def read(self, row: Row) -> str | None:

@@ -8,6 +8,7 @@ one wins field by field. At the bottom is the default preset, or what the file's
 import json
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,8 @@ def resolve(
         name, params = f"{target.field}.target", f"{target.field}.params"
         whole = params not in read or any(override.key == params for override in overrides)
         typed = layers.given[name].source == TYPED and whole  # the target, and all that it is called with
-        named.append(trust.Named(target, "" if typed else str(config_file or layers.given[name].label), typed))
+        where = "" if typed else str(config_file or layers.given[name].label)
+        named.append(replace(target, where=where, typed=typed))
     trust.admit(named, trust_code)
     config = _without_idle(config, layers)
     size = config.data.image_size

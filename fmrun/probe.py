@@ -236,8 +236,8 @@ def _share(
     role.matching = matching
     task.discriminators = (role,)
     others = task.plan(state.step).image_losses
-    plan = full_plan(role, bool(others))
-    if not plan.measure:
+    plan = full_plan(role)
+    if not (plan.adversarial or others):
         return None
     if not reached:
         return 0.0

@@ -16,12 +16,6 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class Best(Record):
-    metric: str
-    value: float
-    step: Step
-
-
 class Status(Record):
     """`status.json`."""
 
@@ -33,7 +27,7 @@ class Status(Record):
     updated: str | None = None
     exit_code: int | None = None
     message: str | None = None
-    best: Best | None = None
+    best: dict[str, Any] | None = None
 
 
 class Code(Record):
@@ -54,7 +48,6 @@ class Env(Record):
     cores: int | None = None
     threads: int | None = None
     code: dict[str, Code] = {}
-    job: str | None = None
 
 
 class Evaluation(Record):
@@ -73,27 +66,25 @@ class Evaluations(Record):
     evaluations: list[Evaluation] = []
 
 
-def read(path: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """What the file holds; empty where there is none. UserError if it is not what `model` says."""
-    content = _load(path)
-    try:
-        model.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from None
-    return content
-
-
-def read_known(path: Path, model: type[BaseModel]) -> dict[str, Any]:
-    """As `read`; what is wrong is as good as missing, and said."""
+def read(path: Path, model: type[BaseModel], lenient: bool = False) -> dict[str, Any]:
+    """What the file holds; empty where there is none. UserError if it is not what `model` says; `lenient`: what is wrong is as
+    good as missing, and said."""
     try:
         content = _load(path)
-        model.model_validate(content)
     except UserError as error:
+        if not lenient:
+            raise
         warn_once(f"{error}; it is ignored")
         return {}
+    try:
+        model.model_validate(content)
     except ValidationError as error:
+        problem = error.errors()[0]
+        reason = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        if not lenient:
+            raise UserError(f"cannot read {path}: {reason}") from None
         wrong = {str(problem["loc"][0]) for problem in error.errors()}
-        warn_once(f"cannot read all of {path}: {_reason(error)}; ignored: {', '.join(sorted(wrong))}")
+        warn_once(f"cannot read all of {path}: {reason}; ignored: {', '.join(sorted(wrong))}")
         return {key: value for key, value in content.items() if key not in wrong}
     return content
 
@@ -104,18 +95,10 @@ def _load(path: Path) -> dict[str, Any]:
             return {}
         if not path.is_file():
             raise UserError(f"cannot read {path}: it is not a regular file")
-        text = path.read_text(encoding="utf-8")
         try:
-            content = json.loads(text)
+            content = json.loads(path.read_bytes())
         except ValueError as error:
             raise UserError(f"cannot read {path}: it is not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"cannot read {path}: it does not hold a JSON object")
     return content
-
-
-def _reason(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(map(str, problem["loc"]))
-    what = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{place}: {what}" if place else what

@@ -11,9 +11,9 @@ import os
 import re
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,34 +111,6 @@ def format_metrics(row: Mapping[str, Any]) -> str:
     return "  ".join(f"{label} {'nan' if value is None else format_number(float(value))}" for label, value in shown)
 
 
-def format_duration(seconds: float) -> str:
-    """`0:42`, `3:07`, `1:02:03`, `2d 03:04:05`."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days}d {h:02d}:{m:02d}:{s:02d}"
-    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
-
-
-class Pace:
-    """Steps per second over the last steps. The first step, which compiles and warms up, is not counted."""
-
-    def __init__(self) -> None:
-        self._marks: deque[tuple[float, int]] = deque(maxlen=64)
-
-    def mark(self, now: float, step: int) -> None:
-        if not self._marks or now - self._marks[-1][0] >= 0.25:
-            self._marks.append((now, step))
-
-    @property
-    def steps_per_second(self) -> float | None:
-        if len(self._marks) < 2:
-            return None
-        (t0, first), (t1, last) = self._marks[0], self._marks[-1]
-        return (last - first) / (t1 - t0) if last > first else None
-
-
 class Reporter:
     """Tells a human what goes on. With `quiet_rank` (every process but the first) it says nothing."""
 
@@ -149,13 +121,9 @@ class Reporter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = None if quiet_rank else stream or sys.stderr
-        self._clock = clock
-        self._console = self._make_console()
-
-    @property
-    def console(self) -> Any:
+        self.clock = clock
+        self.console = self._make_console()
         """Rich's console where there is a terminal to draw on, else None."""
-        return self._console
 
     def note(self, text: str) -> None:
         self._say("", "", text)
@@ -168,24 +136,19 @@ class Reporter:
 
     def counting(self, what: str, interval: float | None = None) -> Callable[[int, int], None]:
         """A callback for (done, in all) that says how far it is, every few seconds (or `interval`) of a long wait."""
-        said = self._clock()
+        said = self.clock()
 
         def tell(done: int, total: int) -> None:
             nonlocal said
-            if self._clock() - said >= (PLAIN_INTERVAL if interval is None else interval) and done < total:
-                said = self._clock()
+            if self.clock() - said >= (PLAIN_INTERVAL if interval is None else interval) and done < total:
+                said = self.clock()
                 self.note(f"{what}: {done} of {total}")
 
         return tell
 
-    @contextmanager
-    def progress(self, total: int, step: int = 0, images_per_step: int = 0) -> Iterator["Progress"]:
+    def progress(self, total: int, step: int = 0, images_per_step: int = 0) -> "closing[Progress]":
         """Follow a training from `step` to `total`: `advance` the progress it gives after each step."""
-        progress = Progress(self, total, step, images_per_step)
-        try:
-            yield progress
-        finally:
-            progress.close()
+        return closing(Progress(self, total, step, images_per_step))
 
     def _make_console(self) -> Any:
         """A rich console on a terminal that can draw, else None."""
@@ -201,12 +164,12 @@ class Reporter:
             return
         text = escape(text)
         with self._surviving():
-            if self._console is None:
+            if self.console is None:
                 _write(self._stream, label + text)
             else:
                 from rich.text import Text
 
-                self._console.print(Text.assemble((label, style), text), soft_wrap=True)
+                self.console.print(Text.assemble((label, style), text), soft_wrap=True)
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -216,7 +179,7 @@ class Reporter:
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.EIO) and self._stream is not None:
                 _discard(self._stream)
-                self._stream = self._console = None
+                self._stream = self.console = None
 
 
 @cache
@@ -237,24 +200,25 @@ class Progress:
     def __init__(self, reporter: Reporter, total: int, step: int, images_per_step: int) -> None:
         self.reporter, self.total, self.step, self.images_per_step = reporter, total, step, images_per_step
         self._metrics: dict[str, Any] = {}
-        self._pace = Pace()
+        self._began: tuple[float, int] | None = None
+        """When the first step, which compiles and warms up, was done, and which it was."""
         self._shown_at = -math.inf
         self._shown_step: int | None = None
-        self._bar = self._make_bar() if reporter._console is not None else None
+        self._bar = self._make_bar() if reporter.console is not None else None
 
     def advance(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
         """`step` steps are done; `metrics`, where there was a read-out, stay on display until the next."""
-        now = self.reporter._clock()
+        now = self.reporter.clock()
         self.step = step
         self._metrics.update(metrics or {})
-        self._pace.mark(now, step)
+        self._began = self._began or (now, step)
         if now - self._shown_at >= (PLAIN_INTERVAL if self._bar is None else BAR_INTERVAL):
             self._show(now)
 
     def close(self) -> None:
         """Show where it ended."""
         if self._shown_step is not None and (self._bar is not None or self._shown_step != self.step):
-            self._show(self.reporter._clock())
+            self._show(self.reporter.clock())
         if self._bar is not None:
             with suppress(OSError):
                 self._bar.stop()
@@ -262,10 +226,11 @@ class Progress:
     def line(self) -> str:
         """`120/3000  812 img/s  ETA 3:12  d 0.6931  g 1.2`"""
         parts = [f"{self.step}/{self.total}"]
-        if speed := self._pace.steps_per_second:
-            pace = f"{format_number(speed * self.images_per_step)} img/s" if self.images_per_step else ""
-            left = f"ETA {format_duration((self.total - self.step) / speed)}" if self.step < self.total else ""
-            parts += [pace, left]
+        if self._began is not None and self.step > self._began[1]:
+            seconds = (self.reporter.clock() - self._began[0]) / (self.step - self._began[1])
+            pace = f"{format_number(self.images_per_step / seconds)} img/s" if self.images_per_step and seconds else ""
+            left = timedelta(seconds=round((self.total - self.step) * seconds))
+            parts += [pace, f"ETA {left}" if left else ""]
         return "  ".join(filter(None, [*parts, format_metrics(self._metrics)]))
 
     def _show(self, now: float) -> None:
@@ -286,7 +251,7 @@ class Progress:
         bar = Bar(
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
             TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-            console=self.reporter._console,
+            console=self.reporter.console,
             auto_refresh=False,
             redirect_stdout=False,
             expand=True,
@@ -336,12 +301,6 @@ class TensorBoard:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Readers take the files by name, and names begin with the second of opening: a run resumed within
-            # the second it was killed in waits for the next.
-            found = (re.match(r"events\.out\.tfevents\.(\d+)\.", p.name) for p in self.folder.glob("events*"))
-            stamps = {int(m[1]) for m in found if m}
-            while int(time.time()) in stamps:
-                time.sleep(0.02)
             purge = None if self.after is None else self.after + 1
             self._writer = SummaryWriter(str(self.folder), purge_step=purge)
         return self._writer

@@ -11,12 +11,12 @@ import platform
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from . import config_files
 from .environment import environment
@@ -44,22 +44,9 @@ def write_atomic(path: Path, *parts: bytes | memoryview, mode: int = 0o666) -> N
 
 
 def clean(folder: Path) -> None:
-    """Remove the temporary files of `write_atomic` whose process was killed."""
+    """Remove what `write_atomic` leaves in a run's folder where its process was killed. Call under the run's lock."""
     for path in folder.glob(".*.tmp"):
-        if (process := re.fullmatch(r"\..+\.\w+\.(\d+)\.tmp", path.name)) and not _is_alive(int(process[1])):
-            path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    if os.name == "nt":  # where signal 0 would end it
-        return process == os.getpid()
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+        path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -144,7 +131,7 @@ class Run:
         """Command, preset and `environment()` at the start, as far as they can be read."""
         from . import records
 
-        return records.read_known(self.env_file, records.Env)
+        return records.read(self.env_file, records.Env, lenient=True)
 
     def code(self) -> dict[str, dict[str, Any]]:
         """What `trust.record` noted of nets of the user's own, by section."""
@@ -156,7 +143,7 @@ class Run:
         """The fields of `write_status`, as far as they can be read."""
         from . import records
 
-        return records.read_known(self.status_file, records.Status)
+        return records.read(self.status_file, records.Status, lenient=True)
 
     def write_status(self, **fields: Any) -> None:
         """Replace these fields of the status and keep the others. `updated` is always set; `state="running"`
@@ -221,9 +208,7 @@ class Run:
         """Add one flat row (numbers, 0-dim tensors, strings, None) as a line of JSON; NaN and infinities
         become null. It is on the disk before a checkpoint of its step is. Raises SaveError when the disk refuses."""
         line = json.dumps({key: _json_number(value) for key, value in row.items()}).encode() + b"\n"
-        with saving(self.metrics_file), open(self.metrics_file, "a+b") as file:
-            if file.tell() and not _ends_line(file):
-                line = b"\n" + line
+        with saving(self.metrics_file), open(self.metrics_file, "ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -246,19 +231,18 @@ class Run:
         of real images against real ones), `settings` (all that makes two evaluations comparable: data, number of
         images, extractor, resolution, resize filter, …), `default` (whether that is as `fmrun eval` measures without options). Replaces an older one of the same step, weights and settings."""
         what = ("step", "weights", "settings")
-        same = [record.get(key) for key in what]
-        with self._rewriting_evaluations():
-            kept = [r for r in self.evaluations() if [r.get(key) for key in what] != same]
-            self._write_evaluations(sorted([*kept, dict(record)], key=lambda r: int(r["step"])))
 
-    def _rewriting_evaluations(self) -> AbstractContextManager[None]:
+        def replace(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            kept = [r for r in records if any(r.get(key) != record.get(key) for key in what)]
+            return sorted([*kept, dict(record)], key=lambda r: int(r["step"]))
+
+        self._change_evaluations(replace)
+
+    def _change_evaluations(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
         """Two commands that add at once would each forget what the other found."""
         refusal = f"process {{}} holds {self.evaluations_file}; wait for it to end, or stop it first"
-        return exclusive(self.path / ".evaluations.lock", refusal, patience=60)
-
-    def _write_evaluations(self, records: Sequence[Mapping[str, Any]]) -> None:
-        with saving(self.evaluations_file):
-            write_atomic(self.evaluations_file, to_json({"evaluations": records}))
+        with exclusive(self.path / ".evaluations.lock", refusal, patience=60), saving(self.evaluations_file):
+            write_atomic(self.evaluations_file, to_json({"evaluations": change(self.evaluations())}))
 
     def cut_back(self, step: int) -> None:
         """Forget what was recorded after `step`: rows of metrics, evaluations and sample grids. TensorBoard's
@@ -268,8 +252,7 @@ class Run:
             with saving(self.metrics_file):
                 write_atomic(self.metrics_file, *kept)
         if any(int(r["step"]) > step for r in self.evaluations()):
-            with self._rewriting_evaluations():
-                self._write_evaluations([r for r in self.evaluations() if int(r["step"]) <= step])
+            self._change_evaluations(lambda records: [r for r in records if int(r["step"]) <= step])
         for path in self.samples.glob("step-*"):
             number = re.match(r"step-(\d+)", path.name)
             if number and int(number[1]) > step:
@@ -327,27 +310,23 @@ def create(
     command: Sequence[str],
     code: Mapping[str, Any] | None = None,
     texts: Mapping[str, bytes] | None = None,
-    job: str | None = None,
 ) -> Run:
     """Make the folder of a new run: `name`, or `preset`-001, -002, … Two processes never get the same one.
 
-    `code` and `texts` are what `trust.record` notes of nets of the user's own; `job` is `World.job`.
+    `code` and `texts` are what `trust.record` notes of nets of the user's own.
     """
-    if name is not None:
-        check_name(runs_dir, name)
+    check_new(runs_dir, name)
     draft = Run(runs_dir / f".{name or 'run'}.{secrets.token_hex(8)}.tmp")
     try:
         make_folder(runs_dir)
         draft.path.mkdir()
-    except (FileExistsError, NotADirectoryError) as error:
-        raise _no_folder(runs_dir) from error
     except OSError as error:
         raise UserError(
             f"cannot make a run in {runs_dir}: {error.strerror}; make it writable or give another --runs-dir"
         ) from error
     try:
         facts: dict[str, Any] = {"command": list(command), "preset": preset, **environment()}
-        facts |= {name: noted for name, noted in (("code", code), ("job", job)) if noted}
+        facts |= {"code": code} if code else {}
         with saving(runs_dir):
             draft.samples.mkdir()
             draft.checkpoints.mkdir()
@@ -366,20 +345,14 @@ def create(
 def check_new(runs_dir: Path, name: str | None) -> None:
     """UserError unless a run may be made there, under that name if it is given: it is one, and no run's yet."""
     try:
-        runs_dir.exists()
+        if runs_dir.exists() and not runs_dir.is_dir():
+            raise UserError(f"--runs-dir {runs_dir} is not a folder; give another --runs-dir")
     except OSError as error:  # a name too long, or a folder on the way that is closed
         raise UserError(f"--runs-dir {runs_dir}: {error.strerror}; give another --runs-dir") from error
-    if runs_dir.exists() and not runs_dir.is_dir():
-        raise _no_folder(runs_dir)
     if name is not None:
-        check_name(runs_dir, name)
-
-
-def check_name(runs_dir: Path, name: str) -> None:
-    """UserError unless a run may be called so."""
-    check_spelling(name, "run")
-    if (runs_dir / name).exists():
-        raise _taken(runs_dir, name)
+        check_spelling(name, "run")
+        if (runs_dir / name).exists():
+            raise _taken(runs_dir, name)
 
 
 def check_spelling(name: str, what: str) -> None:
@@ -389,10 +362,6 @@ def check_spelling(name: str, what: str) -> None:
             f"--name '{name}' is not a name for a {what}: at most 100 letters, digits, '.', '_' and '-', "
             "the first a letter or digit"
         )
-
-
-def _no_folder(runs_dir: Path) -> UserError:
-    return UserError(f"--runs-dir {runs_dir} is not a folder; give another --runs-dir")
 
 
 def _taken(runs_dir: Path, name: str) -> UserError:
@@ -441,12 +410,6 @@ def find(runs_dir: Path, name: str | None) -> Run:
     raise UserError(f"there is no run '{name}' in {runs_dir}{hint or '; `fmrun runs` lists them'}")
 
 
-def of_job(runs_dir: Path, name: str | None, job: str | None) -> Run | None:
-    """The run, of this name if it is given, that processes of the same launch have begun (`World.job`), if any."""
-    runs = [] if job is None else all_runs(runs_dir) if name is None else [Run(runs_dir / name)]
-    return next((run for run in runs if run.env().get("job") == job), None)
-
-
 def all_runs(runs_dir: Path) -> list[Run]:
     """The runs in a folder, the one started last at the end."""
     runs = [Run(runs_dir / name) for name in run_names(runs_dir)]
@@ -468,11 +431,6 @@ def saving(what: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(f"cannot write {what}: {error.strerror or error}; free space or check the disk") from error
-
-
-def _ends_line(file: IO[bytes]) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
 
 
 def _json_number(value: Any) -> Any:

@@ -20,7 +20,7 @@ from .models.layout import placed
 from .precision import set_determinism
 from .presets import from_json
 from .report import Reporter
-from .runs import Run, clean
+from .runs import Run
 from .state import without_init
 from .tasks import kind
 from .tasks.generate import latents
@@ -69,9 +69,9 @@ def open_source(
     return load_source(found, folder, raw=raw, device=device)
 
 
-def named_code(target: Run | Path) -> list[trust.Named]:
+def named_code(target: Run | Path) -> list[trust.Target]:
     """The code that the checkpoints of a run, or one checkpoint file, name."""
-    found: list[trust.Named] = []
+    found: list[trust.Target] = []
     seen = None
     if isinstance(target, Run):
         run, folder = target, target.checkpoints
@@ -82,7 +82,7 @@ def named_code(target: Run | Path) -> list[trust.Named]:
         with suppress(UserError):  # what cannot be read is left out, or refused, when it is opened
             content = checkpoint.read_meta(file).config
             if content != seen:  # all but always the same
-                found += trust.named_by(from_json(content), file, run)
+                found += trust.targets(from_json(content), str(file), run)
                 seen = content
     return found
 
@@ -160,7 +160,6 @@ def sample(
     noise = interpolation(seed, num, interpolate, latent_dim) if interpolate else None
     made = draw(source, latents(seed, "sample", range(num), latent_dim) if noise is None else noise)
     paths = [place / f"{stem}-{i:05d}.png" for i in range(num)] if individual else [place]
-    clean(paths[0].parent)
     for path, image in zip(paths, made if individual else [grid(made, columns or interpolate)], strict=True):
         save_png(image, path)
     return paths

@@ -198,7 +198,7 @@ def start(
         run = None
         with world.on_first_rank() as first:
             if first:
-                run = runs.create(runs_dir, name, preset, resolved, list(command), *trust.record(final), world.job)
+                run = runs.create(runs_dir, name, preset, resolved, list(command), *trust.record(final))
         run = world.from_first(run)
         assert run is not None
         report.note(f"run {run.name} in {run.path}")

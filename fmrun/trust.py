@@ -20,19 +20,12 @@ import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.machinery import (
-    EXTENSION_SUFFIXES,
-    SOURCE_SUFFIXES,
-    ExtensionFileLoader,
-    FileFinder,
-    ModuleSpec,
-    SourceFileLoader,
-)
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import SaveError, UserError
+from .errors import SaveError, UserError, reading
 from .report import warn_once
 from .runs import Run, exclusive, saving, to_json, write_atomic
 
@@ -51,9 +44,6 @@ MOST_FILES = 2000
 OURS = ("fmrun", "torch", "torchvision", "numpy")
 """What is imported already, or must not be another than fmrun's."""
 
-KINDS = ((ExtensionFileLoader, EXTENSION_SUFFIXES), (SourceFileLoader, SOURCE_SUFFIXES))
-"""What a module may be, in Python's order. Byte code without its source is not imported."""
-
 
 class Untrusted(UserError):
     """Code that this user has not allowed."""
@@ -61,12 +51,18 @@ class Untrusted(UserError):
 
 @dataclass(frozen=True)
 class Target:
-    """Code that is named somewhere: `name` is `package.module:Class` or `path/to/file.py:Class`, `field` where it stands
-    (`generator`), `params` the arguments it is called with."""
+    """Code that is named somewhere: `name` is `package.module:Class` or `path/to/file.py:Class`, `field` the section of the
+    config (`generator`), `params` the arguments it is called with."""
 
     field: str
     name: str
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    where: str = ""
+    """The file that names it."""
+    typed: bool = False
+    """By this user, who thereby allows it."""
+    folder: Path | None = None
+    """Where it is looked for first."""
 
     @property
     def file(self) -> Path | None:
@@ -88,31 +84,21 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Named:
-    """A target, and `where` it was named: a file. `typed`: by this user, who thereby allows it. It is looked for in `folder`
-    first."""
-
-    target: Target
-    where: str = ""
-    typed: bool = False
-    folder: Path | None = None
-
-
-@dataclass(frozen=True)
 class File:
-    """A module's file: its source in `data`, None where it is compiled code. A folder without `__init__.py` is a module
-    without a file, and has no hash."""
+    """A module's source; None for a folder without `__init__.py`, which is a module without a file."""
 
     path: Path
-    sha256: str | None
     data: bytes | None
     is_package: bool
 
+    @property
+    def sha256(self) -> str | None:
+        return None if self.data is None else hashlib.sha256(self.data).hexdigest()
+
     def spec(self, name: str) -> ModuleSpec:
-        if self.sha256 is None:  # without search locations: nothing in the folder but what was hashed is found
+        if self.data is None:  # without search locations: nothing in the folder but what was hashed is found
             return ModuleSpec(name, None, is_package=True)
-        loader = ExtensionFileLoader(name, str(self.path)) if self.data is None else _Loader(self.path, self.data)
-        found = importlib.util.spec_from_file_location(name, self.path, loader=loader)
+        found = importlib.util.spec_from_file_location(name, self.path, loader=_Loader(self.path, self.data))
         assert found is not None
         return found
 
@@ -186,7 +172,7 @@ class Code:
     def said(self) -> str:
         if self.installed is not None:
             return f"code of {self.installed}"
-        others = sum(file.sha256 is not None for file in self.files.values()) - 1
+        others = sum(file.data is not None for file in self.files.values()) - 1
         more = f" and {others} file{'s' * (others > 1)} that it imports" if others > 0 else ""
         return f"{self.files[self.target.module].path}{more}"
 
@@ -266,47 +252,44 @@ _ADMITTED: dict[str, Code] = {}
 """What this process may import, by `Target.key`."""
 
 
-def targets(config: Config) -> list[Target]:
-    """All code that a config names."""
-    named = ((section, getattr(config, section)) for section in SECTIONS)
-    return [Target(section, net.target, net.params) for section, net in named if net.target is not None]
-
-
-def named_by(config: Config, where: Path, run: Run | None = None) -> Iterator[Named]:
-    """The code that a config names, which was read from the file `where`. A run's code is looked for first where it was when
+def targets(config: Config, where: str = "", run: Run | None = None) -> list[Target]:
+    """All code that a config names, which was read from the file `where`. A run's code is looked for first where it was when
     the run was started."""
     noted = {} if run is None else run.code()
-    for target in targets(config):
-        folder = noted.get(target.field, {}).get("folder")
-        yield Named(target, str(where), folder=Path(folder) if folder else None)
+    folders = {section: Path(code["folder"]) for section, code in noted.items() if code.get("folder")}
+    return [
+        Target(section, net.target, net.params, where, folder=folders.get(section))
+        for section in SECTIONS
+        if (net := getattr(config, section)).target is not None
+    ]
 
 
-def admit(named: Iterable[Named], trust_code: bool = False) -> None:
+def admit(named: Iterable[Target], trust_code: bool = False) -> None:
     """Let code be imported that this user has allowed, or typed, which allows it; `trust_code` allows all of it. Else raises
     Untrusted, which tells of all that is not allowed: who then adds --trust-code has seen what that allows."""
     refused: dict[str, str] = {}
     found = []
-    for one in named:
-        _ADMITTED.pop(one.target.key, None)
-        code = locate(one.target, one.folder)
-        found.append((one, code))
-        if not (one.typed or trust_code or code.digest in _listed()):
-            refused.setdefault(one.target.key, _refusal(one, code))
+    for target in named:
+        _ADMITTED.pop(target.key, None)
+        code = locate(target)
+        found.append(code)
+        if not (target.typed or trust_code or code.digest in _listed()):
+            refused.setdefault(target.key, _refusal(code))
     if refused:
         what = "trust it" if len(refused) == 1 else "trust all of it"
         raise Untrusted(f"{'; '.join(refused.values())}; if you {what}, add --trust-code")
-    for one, code in found:
-        if one.typed or trust_code:
+    for code in found:
+        if code.target.typed or trust_code:
             _remember(code)
-        _ADMITTED[one.target.key] = code
+        _ADMITTED[code.target.key] = code
 
 
-def _refusal(one: Named, code: Code) -> str:
-    target = one.target
+def _refusal(code: Code) -> str:
+    target = code.target
     known = any([e.get("target"), e.get("params")] == [target.name, target.params] for e in _listed().values())
     params = ", ".join(f"{json.dumps(k)}: {_shortened(json.dumps(v))}" for k, v in target.params.items())
     return (
-        f"{f'{one.where}: ' * bool(one.where)}{target.field}.target {json.dumps(target.name)}"
+        f"{f'{target.where}: ' * bool(target.where)}{target.field}.target {json.dumps(target.name)}"
         f"{f' with {{{params}}}' * bool(params)} runs {code.said}, which "
         f"{'has changed since you allowed it' if known else 'you have not allowed'}"
     )
@@ -320,19 +303,19 @@ def _shortened(text: str) -> str:
 def admitted(target: Target) -> Code:
     """What a target may import in this process; Untrusted where nobody has allowed it."""
     if target.key not in _ADMITTED:
-        admit([Named(target)])
+        admit([target])
     return _ADMITTED[target.key]
 
 
 # ---- where it lies
 
 
-def locate(target: Target, folder: Path | None = None) -> Code:
-    """What a target would run, from `folder`, the current folder, or what is installed; nothing is imported.
+def locate(target: Target) -> Code:
+    """What a target would run, from its folder, the current folder, or what is installed; nothing is imported.
 
     Raises UserError if there is no such module.
     """
-    module, what = target.module, f"{target.field}.target"
+    module, folder, what = target.module, target.folder, f"{target.field}.target"
     if not (module and target.attribute):
         raise UserError(f"{what}: '{target.name}' is not of the form 'package.module:Class' or 'path/to/file.py:Class'")
     here = Path(os.getcwd())
@@ -356,7 +339,7 @@ def locate(target: Target, folder: Path | None = None) -> Code:
             return Code(target, installed=installed)
         place = next((p for p in places if module in _collect(module, p)), here)
         files = _collect(module, place)
-    if module not in files or files[module].sha256 is None:
+    if module not in files or files[module].data is None:
         missing = next((level for level in _levels(module) if level not in files), module)
         before = f", in {folder}, where it was when the run was started," if folder is not None else ""
         raise UserError(f"{what}: there is no module '{missing}' in {here}{before} or among the installed packages")
@@ -381,27 +364,27 @@ def _collect(module: str, root: Path) -> dict[str, File]:
         folder = root
         for level in _levels(name):
             if level not in found:
-                spec = FileFinder(str(folder), *KINDS).find_spec(level) if folder.is_dir() else None
+                spec = (
+                    FileFinder(str(folder), (SourceFileLoader, SOURCE_SUFFIXES)).find_spec(level)
+                    if folder.is_dir()
+                    else None
+                )
                 if spec is None:
                     break
                 found[level] = file = _read(spec)
                 waiting += file.imports(level)
-                if (
-                    file.sha256 is not None and file.is_package
-                ):  # whichever of its modules are imported, by whatever name
-                    inner = sorted(
-                        p.name.partition(".")[0] for p in file.path.parent.iterdir() if not p.name.startswith(".")
-                    )
+                if file.data is not None and file.is_package:  # any of its modules may be imported, by whatever name
+                    inner = sorted(p.name.partition(".")[0] for p in file.path.parent.iterdir())
                     waiting += [f"{level}.{one}" for one in inner if one.isidentifier() and not one.startswith("__")]
                 if len(found) > MOST_FILES:
                     raise UserError(
                         f"{module} in {root} brings more than {MOST_FILES} source files; install it as a package"
                     )
             file = found[level]
-            folder = file.path if file.sha256 is None else file.path.parent
+            folder = file.path if file.data is None else file.path.parent
             if not file.is_package:
                 break
-    real = [name for name, file in found.items() if file.sha256 is not None]
+    real = [name for name, file in found.items() if file.data is not None]
     # a folder that only bears the name of an installed package is none
     return {n: f for n, f in found.items() if n in real or any(name.startswith(f"{n}.") for name in real)}
 
@@ -409,19 +392,13 @@ def _collect(module: str, root: Path) -> dict[str, File]:
 def _read(spec: ModuleSpec) -> File:
     if spec.loader is None:  # a folder without __init__.py
         assert spec.submodule_search_locations is not None
-        return File(Path(next(iter(spec.submodule_search_locations))), None, None, True)
+        return File(Path(next(iter(spec.submodule_search_locations))), None, True)
     assert spec.origin is not None
-    path, is_package = Path(spec.origin), spec.submodule_search_locations is not None
-    try:
-        if isinstance(spec.loader, ExtensionFileLoader):
-            with path.open("rb") as stream:
-                return File(path, hashlib.file_digest(stream, "sha256").hexdigest(), None, is_package)
+    path = Path(spec.origin)
+    with reading(path):
         if path.stat().st_size > MOST_SOURCE:
             raise UserError(f"{path} is larger than {MOST_SOURCE // 1_000_000} MB, too large for a source file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    return File(path, hashlib.sha256(data).hexdigest(), data, is_package)
+        return File(path, path.read_bytes(), spec.submodule_search_locations is not None)
 
 
 def _installed(top: str) -> tuple[list[Path], str | None]:
@@ -462,6 +439,5 @@ def record(config: Config) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 def changed(config: Config, run: Run) -> list[str]:
     """The targets whose code is not what the run was started with."""
-    return [
-        t.name for t in targets(config) if (noted := run.code().get(t.field)) and noted["sha256"] != admitted(t).digest
-    ]
+    noted = run.code()
+    return [t.name for t in targets(config) if t.field in noted and noted[t.field]["sha256"] != admitted(t).digest]

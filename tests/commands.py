@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -139,6 +140,8 @@ _SERVER.set_forkserver_preload(
 
 def _child(argv: list[str], folder: str, out: str, err: str, env: dict[str, str]) -> None:
     os.chdir(folder)
+    if env.pop("NOHUP", ""):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ.update(env)
     for number, path in ((1, out), (2, err)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -258,6 +261,15 @@ def saved(run: Path, step: int) -> checkpoint.Checkpoint:
 def steps(run: Path) -> list[int]:
     """Steps of which there are checkpoints."""
     return checkpoint.steps(run / "checkpoints")
+
+
+def forget(run: Path, after: int) -> None:
+    """Leave a run as a kill would between two checkpoints: the later one is not there, all else is."""
+    for step in steps(run):
+        if step > after:
+            checkpoint.path_of(run / "checkpoints", step).unlink()
+    content = status(run) | {"state": "running", "step": after, "saved": after or None, "exit_code": None}
+    (run / "status.json").write_text(json.dumps(content))
 
 
 def bits(tensor: Tensor) -> bytes:

@@ -16,7 +16,6 @@ HEALTHY = {
     "fm/lambda": 0.1,
     "fm/balance": 1.0,
     "fm/distance": 0.5,
-    "eval/overfit": 0.1,
 }
 
 
@@ -39,7 +38,6 @@ ILL = {
         "tells every generated image",
     ),
     "rising": ({"fm__distance": [1.0] * 20 + [5.0] * 10}, "should fall and has doubled"),
-    "overfit": ({"eval__overfit": [0.9, 0.8]}, "by heart"),
 }
 
 
@@ -90,11 +88,11 @@ def test_a_sentence_is_not_repeated_at_every_read_out():
 
 
 def test_one_sentence_at_a_time_but_the_next_is_not_lost():
-    health = Health(rows(health__diversity=[0.1] * 10, eval__overfit=[0.9]))
-    ill = {"step": 0, **HEALTHY, "health/diversity": 0.1, "eval/overfit": 0.9}
+    health = Health(rows(health__diversity=[0.1] * 10))
+    ill = {"step": 0, **HEALTHY, "health/diversity": 0.1, "loss/d": 9.0}
     first, second = health.read(dict(ill)), health.read(dict(ill))
     assert "diversity" in first
-    assert "by heart" in second
+    assert "has jumped" in second
 
 
 def test_a_small_share_that_was_asked_for_needs_no_sentence():

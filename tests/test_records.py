@@ -52,8 +52,8 @@ def test_fields_of_a_wrong_type_are_missing_and_said() -> None:
     assert (shown["state"], shown["step"], shown["best"], shown["started"]) == ("finished", None, None, None)
     assert shown["command"] == ""
     assert done.warnings == [
-        "warning: cannot read all of runs/run/status.json: step: should be a valid integer; ignored: best, started, step",
-        "warning: cannot read all of runs/run/env.json: command.1: should be a valid string; ignored: command",
+        "warning: cannot read all of runs/run/status.json: step: Input should be a valid integer; ignored: best, started, step",
+        "warning: cannot read all of runs/run/env.json: command.1: Input should be a valid string; ignored: command",
     ]
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from made_runs import made_run
 
 from fmrun import report
 from fmrun.errors import UserError
-from fmrun.report import Reporter, TensorBoard, format_duration, format_metrics, format_number, format_table
+from fmrun.report import Reporter, TensorBoard, format_metrics, format_number, format_table
 
 pty = pytest.importorskip("pty", reason="needs pseudo-terminals")
 
@@ -82,7 +81,7 @@ def test_terminal_shows_one_line_with_bar_speed_eta_and_losses() -> None:
     out, shown = on_terminal(TRAIN, width=120)
     assert out == "data\n"
     text = visible(shown)
-    drawn = re.findall(r"━+ +(\d+)/20 .*? img/s  ETA \d:\d\d  d 0\.6931  g 1\.25  fm 0\.031  share 0\.1", text)
+    drawn = re.findall(r"━+ +(\d+)/20 .*? img/s  ETA \d:\d\d:\d\d  d 0\.6931  g 1\.25  fm 0\.031  share 0\.1", text)
     assert len(drawn) >= 2
     assert "20/20" in text
     assert LONG in text
@@ -181,7 +180,7 @@ def test_plain_lines_come_first_every_five_seconds_and_last() -> None:
     assert shown == [1, 18, 35, 52, 69, 86, 100]
 
 
-def test_speed_and_eta_are_of_the_last_steps_without_the_start() -> None:
+def test_speed_and_eta_leave_out_the_start() -> None:
     clock, stream = Clock(), io.StringIO()
     progress = report.Progress(Reporter(stream=stream, clock=clock), 1000, 400, 10)
     assert progress.line() == "400/1000"
@@ -191,11 +190,7 @@ def test_speed_and_eta_are_of_the_last_steps_without_the_start() -> None:
     for step in range(402, 500):
         clock.now += 0.5
         progress.advance(step)
-    assert progress.line() == "499/1000  20 img/s  ETA 4:10"
-    for step in range(500, 600):
-        clock.now += 2
-        progress.advance(step)
-    assert progress.line() == "599/1000  5 img/s  ETA 13:22"
+    assert progress.line() == "499/1000  20 img/s  ETA 0:04:10"
 
 
 def test_last_line_comes_also_when_training_breaks() -> None:
@@ -268,7 +263,6 @@ def test_numbers_are_short() -> None:
     assert [format_number(x) for x in numbers] == [
         "0.6931", "12", "123456", "1.2e-05", "12346", "3", "1e+09", "nan", "-1234",
     ]  # fmt: skip
-    assert [format_duration(s) for s in (0, 59.6, 3723, 93784)] == ["0:00", "1:00", "1:02:03", "1d 02:03:04"]
     assert format_metrics({"step": 3, "loss/g": None, "loss/d": 1, "time/x": 2}) == "d 1  g nan"
 
 
@@ -293,14 +287,12 @@ def test_tensorboard_after_a_cut_has_no_step_twice(tmp_path: Path) -> None:
     (killed,) = folder.iterdir()
     with open(killed, "ab") as file:
         file.write(b"\x18\0\0\0torn")
-    second = int(time.time())
-    killed.rename(folder / f"events.out.tfevents.{second}.zzz.1.0")  # sorts after any other of this second
+    killed.rename(folder / "events.out.tfevents.1.a.1.0")  # of an earlier second
     resumed = TensorBoard(folder, after=20)
     for step in (25, 30, 40):
         resumed.row({"step": step, "loss/d": step})
     resumed.close()
     board.close()
-    assert int(time.time()) <= second + 2
 
     events = event_accumulator.EventAccumulator(str(folder)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss/d")] == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import py_compile
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from commands import BARE as TINY
-from commands import Background, Done, fmrun, good, same_runs, saved, steps, train
+from commands import Done, fmrun, forget, good, same_runs, saved, steps, train
 from sweeping import good_sweep
 from test_distributed import two
 
@@ -169,12 +170,18 @@ def plant(
         (run / "config.json").write_text(json.dumps({**sent, "seed": seed}))
 
 
-@pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("section", PLACES)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "name", "section"),
+    [
+        (command, name, tuple(PLACES)[(i + j) % len(PLACES)])
+        for i, command in enumerate(COMMANDS)
+        for j, name in enumerate(TARGETS)
+    ],
+)
 def test_what_nobody_has_allowed_is_not_imported(
-    command: str, section: str, name: str, trained: Any, targets: None, workplace: Path, home: Path
+    command: str, name: str, section: str, trained: Any, targets: None, workplace: Path, home: Path
 ) -> None:
+    """Every command with every target; all places with every command and with every target."""
     evil = TARGETS[name]
     plant(PLACES[section], evil, trained, workplace)
     before = set(sys.modules)
@@ -502,7 +509,7 @@ FILES = {
     "endless.yaml": ("a: &a [*a]\n", "is nested too deeply"),
     "deep.json": ("[" * 200_000, "is nested too deeply"),
     "deep.toml": (f"a = {'[' * 100_000}", "is nested too deeply"),
-    "deep.yaml": ("[" * 20_000, "is nested too deeply"),
+    "deep.yaml": ("[" * 3_000, "is nested too deeply"),
     "large.toml": (f"a = '{'x' * 1_000_000}'", "is larger than 1 MB"),
     "pipe.toml": (None, "is not a regular file"),
 }
@@ -524,17 +531,15 @@ def test_a_config_file_takes_no_more_memory_than_a_config_needs(name: str) -> No
 def test_typed_nets_go_on_without_a_question_after_a_kill_and_from_another_folder(workplace: Path) -> None:
     Path("own_nets.py").write_text(NETS.format(more="from own_parts import act\n"))
     Path("own_parts.py").write_text("act = 1\n")
-    own = (*TINY, *JUDGE, "-s", "checkpoint.every=2", "-s", "log.every=2")
+    own = (*TINY, *JUDGE, "-s", "checkpoint.every=4", "-s", "log.every=2")
     good("train", *own, "--steps", "6", "--name", "whole")
-    killed = Background("train", *own, "--steps", "6", "--name", "killed")
-    killed.until(lambda: steps(RUNS / "killed"))
-    killed.kill()
+    shutil.copytree(RUNS / "whole", RUNS / "killed")
+    forget(RUNS / "killed", 4)
     good("train", *own, "--steps", "6", "--name", "seed", "--seed", "1")
     (workplace / "other folder").mkdir()
     os.chdir(workplace / "other folder")
     where = ("--runs-dir", str(workplace / RUNS))
-    if steps(workplace / RUNS / "killed")[-1] < 6:
-        good("resume", "killed", *where)
+    good("resume", "killed", *where)
     same_runs(workplace / RUNS / "whole", workplace / RUNS / "killed", 6)
     for command in (
         ("sample", "whole", "--num", "2"),

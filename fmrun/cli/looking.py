@@ -73,7 +73,7 @@ def probe_layers(
             raise UserError("give a run, or --preset and --config, not both")
         folder = find(runs_dir, run)
         resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
-        trust.admit(trust.named_by(resolved, folder.config_file, folder), trust_code)
+        trust.admit(trust.targets(resolved, str(folder.config_file), folder), trust_code)
         if any(
             override.key == "data.path" for override in overrides
         ):  # none of the run's other folders belongs to these images
@@ -115,7 +115,6 @@ def data_preview(
     from ..data.places import refuse_missing
     from ..presets import resolve
     from ..report import emit, escape
-    from ..runs import clean
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
@@ -124,7 +123,6 @@ def data_preview(
     from ..tasks import kind
 
     images = kind(resolved.task).open(resolved)
-    clean(out.parent)
     images.draw(out, rows)
     emit(escape(str(out)))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,24 +54,17 @@ def train(
 ) -> int:
     """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
     from ..data.places import refuse_missing
-    from ..presets import DEFAULT, changes, flatten, from_json, resolve
+    from ..presets import DEFAULT, changes, flatten, resolve
     from ..report import emit_json
-    from ..runs import check_new, numbered, of_job
+    from ..runs import check_new, numbered
 
     resolved = resolve(preset, config, as_overrides(context), trust_code=trust_code)
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun may have restarted this, and the run be its own
-        check_new(runs_dir, name)
+    check_new(runs_dir, name)
     refuse_missing(resolved.data, resolved.task)
     label = preset or (config.stem if config is not None else DEFAULT)
     with joined(resolved.device) as (world, report):
         from .. import train as training
 
-        if restarted := world.from_first(of_job(runs_dir, name, world.job) if world.first else None):
-            report.note(f"the processes were restarted; they go on with run {restarted.name}")
-            return training.resume(restarted, from_json, report=report, world=world)
-        with world.on_first_rank() as first:
-            if first:
-                check_new(runs_dir, name)
         if dry_run:
 
             def show(final: Config) -> None:
@@ -121,7 +113,7 @@ def resume(
 
     def change(saved: dict[str, Any]) -> Config:
         config = revise(saved, overrides, free)
-        trust.admit(trust.named_by(config, found.config_file, found), trust_code)
+        trust.admit(trust.targets(config, str(found.config_file), found), trust_code)
         return config.model_copy(update={"data": located(config.data, config.task)})
 
     with joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):

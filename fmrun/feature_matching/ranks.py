@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,44 +22,37 @@ class Ranks(Protocol):
         ...
 
 
-class SingleProcess:
-    """One process, which holds the whole batch."""
+class _Sum(torch.autograd.Function):
+    """Over processes, differentiable any number of times."""
 
-    size = 1
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
 
-    def mean(self, x: Tensor) -> Tensor:
-        return x
-
-    def gather(self, x: Tensor) -> Tensor:
-        return x
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad)
 
 
-class ProcessGroup:
-    """All processes of torch.distributed, once it is initialised.
+class Processes:
+    """All processes of torch.distributed where it is initialised, else this one alone, which holds the whole batch.
 
     Every process computes a batch statistic whole. Where gradients are averaged over processes afterwards, as
     DistributedDataParallel does, the average is the gradient of the global loss.
     """
 
     def __init__(self) -> None:
-        self.size = torch.distributed.get_world_size()
-        self.rank = torch.distributed.get_rank()
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.size = torch.distributed.get_world_size() if distributed else 1
+        self.rank = torch.distributed.get_rank() if distributed else 0
 
     def mean(self, x: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce
-
-        summed: Tensor = all_reduce(x)
-        return summed / self.size
+        return _Sum.apply(x) / self.size if self.size > 1 else x
 
     def gather(self, x: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce
-
+        if self.size == 1:
+            return x
         blank = torch.zeros_like(x)
-        gathered: Tensor = all_reduce(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
-        return gathered
-
-
-def current_ranks() -> Ranks:
-    """The processes of torch.distributed where it is initialised, else this one alone."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return ProcessGroup() if distributed and torch.distributed.get_world_size() > 1 else SingleProcess()
+        return _Sum.apply(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))

@@ -15,7 +15,7 @@ from .errors import FeatureMatchingError
 from .frozen import frozen
 from .given import discriminator_of
 from .layers import select_layers
-from .ranks import Ranks, current_ranks
+from .ranks import Processes, Ranks
 from .statistics import STATISTICS, at_least_float32, batch_mean, random_directions
 from .strength import Strength, gradient_unit
 
@@ -154,7 +154,7 @@ class FeatureMatching(nn.Module):
         if not layers:
             return generated.logits, Distance(fake.new_zeros(()))
         with torch.autocast(fake.device.type, enabled=False):  # statistics in half precision lose what they measure
-            distance = self.distance(features, generated.features, step=step, ranks=current_ranks())
+            distance = self.distance(features, generated.features, step=step, ranks=Processes())
         return generated.logits, distance
 
     def combine(self, adversarial: Tensor, distance: Distance, fake: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class FeatureMatching(nn.Module):
             return adversarial
         weight = self.ramped(distance.step)
         if fake.requires_grad and self.due(distance.step):
-            ranks, norms = current_ranks(), []
+            ranks, norms = Processes(), []
             for loss in (adversarial, distance.total):
                 unit = gradient_unit(loss, ranks)
                 (gradient,) = torch.autograd.grad(loss / unit, fake, retain_graph=True)
@@ -186,10 +186,6 @@ class FeatureMatching(nn.Module):
     def due(self, step: int, start: int = 0) -> bool:
         """Whether `step` measures the gradient share, which both losses have from `start` on."""
         return self.strength.due(step - max(start, self.start_step))
-
-    def review_due(self, step: int, start: int = 0) -> bool:
-        """Whether the balance is to be reviewed after `step`; `start` as for `due`."""
-        return self.strength.review_due(step - max(start, self.start_step))
 
     def distance(self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor], *, step: int, ranks: Ranks) -> Distance:
         """The distance between features (B, …) by layer; running means take in those of the real images."""

@@ -7,7 +7,6 @@ of what comes back are the logits, which calls they depend on, and where the hea
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,21 +42,7 @@ SHAPING = (
 )
 """Operations that leave the range of what they are given."""
 
-LOGITS = (
-    "logits",
-    "logit",
-    "validity",
-    "adv",
-    "prediction",
-    "predictions",
-    "pred",
-    "preds",
-    "output",
-    "outputs",
-    "out",
-    "score",
-    "scores",
-)
+LOGITS = ("logits", "logit", "validity", "adv", "prediction", "pred", "output", "out", "score")
 """Names under which a mapping may hold logits."""
 
 
@@ -124,17 +109,11 @@ def entries(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     elif isinstance(output, tuple | list):
         for i, value in enumerate(output):
             yield from entries(value, (*path, i))
-    elif dataclasses.is_dataclass(output):
-        for f in dataclasses.fields(output):
-            yield from entries(getattr(output, f.name), (*path, f.name))
-    elif hasattr(output, "logits"):
-        yield from entries(output.logits, (*path, "logits"))
 
 
 def at(output: Any, path: Path) -> Tensor:
     for step in path:
-        indexed = isinstance(output, Mapping | tuple | list)
-        output = output[step] if indexed else getattr(output, str(step))  # type: ignore[index]
+        output = output[step]
     return output
 
 
@@ -162,7 +141,7 @@ def logit_paths(output: Any, what: str, batch: int) -> tuple[Path, ...]:
     found = [(path, tensor) for path, tensor in entries(output) if tensor.shape[0] == batch]
     if any(tensor.requires_grad for _, tensor in found):  # what was detached are features
         found = [(path, tensor) for path, tensor in found if tensor.requires_grad]
-    if isinstance(output, Mapping) or dataclasses.is_dataclass(output):
+    if isinstance(output, Mapping):
         named = [name for name in LOGITS if any(path[0] == name for path, _ in found)]
         if named:
             found = [(path, tensor) for path, tensor in found if path[0] == named[0]]
@@ -286,13 +265,9 @@ class WalkedDiscriminator(nn.Module):
         sigmoid = [self._before_shaping(node) for node in logits]
         self.ends_in_sigmoid = all(_chain(node, ("Sigmoid",)) for node in sigmoid)
         calls, ways = list(recorder.caught), [ancestors([node]) for node in logits]
-        if all(node is None for node in logits):  # no graph to follow: the last layer is the head
-            last = max((i for i, c in enumerate(calls) if isinstance(recorder.modules[c], WEIGHTED)), default=0)
-            self.calls = tuple(calls[:last])
-        else:
-            head = ancestors(logits, stop=lambda node: _chain(node, PRODUCTS))
-            followers = _descendants(leaf, set().union(*ways))
-            self.calls = tuple(c for c in calls if recorder.nodes[c] in followers and recorder.nodes[c] not in head)
+        head = ancestors(logits, stop=lambda node: _chain(node, PRODUCTS))
+        followers = set().union(*ways)
+        self.calls = tuple(c for c in calls if recorder.nodes[c] in followers and recorder.nodes[c] not in head)
         self._name(recorder, ways)
         if not self.feature_names:
             raise FeatureMatchingError(
@@ -326,9 +301,8 @@ class WalkedDiscriminator(nn.Module):
                 if block:
                     blocks.append(call)
         whole = [b for b in blocks if all(c == b or _base(c).startswith(f"{_base(b)}.") for c in listed)]
-        blocks = [
-            b for b in blocks if b not in whole or len(listed) == 1
-        ]  # one that holds all others is the net itself
+        # one that holds all others is the net itself
+        blocks = [b for b in blocks if b not in whole or len(listed) == 1]
         outer = [c for c in listed if not any(_base(c).startswith(f"{_base(block)}.") for block in blocks)]
         sides = {
             c: (recorder.caught[c].shape[2:], *(recorder.nodes[c] in way for way in ways))  # of each scale its own
@@ -393,22 +367,3 @@ def thirds(names: Sequence[str]) -> list[Sequence[str]]:
 
 def _base(call: str) -> str:
     return call.partition("#")[0]
-
-
-def _descendants(leaf: Tensor, nodes: set[Any]) -> set[Any]:
-    """Those of the nodes that `leaf` leads to."""
-    later: dict[Any, list[Any]] = {}
-    starts = []
-    for node in nodes:
-        for earlier, _ in node.next_functions:
-            if earlier is not None:
-                later.setdefault(earlier, []).append(node)
-        if getattr(node, "variable", None) is leaf:
-            starts.append(node)
-    seen: set[Any] = set()
-    while starts:
-        node = starts.pop()
-        if node not in seen:
-            seen.add(node)
-            starts += later.get(node, ())
-    return seen
