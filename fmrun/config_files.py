@@ -8,8 +8,6 @@ from typing import Any
 
 from fmrun.errors import UserError, nearest, reading
 
-SUFFIXES = (".toml", ".yaml", ".yml", ".json")
-
 MOST_BYTES = 1_000_000
 MOST_VALUES = 10_000
 MOST_NESTED = 50
@@ -20,22 +18,19 @@ def read(path: Path) -> dict[str, Any]:
     """The top-level table of `path`; an empty file is an empty table."""
     suffix = path.suffix.lower()
     with reading(path):
-        if path.is_dir():
-            raise UserError(f"{path} is a folder, not a config file")
         if not path.exists():
             raise UserError(f"there is no file '{path}'{_neighbour(path)}")
-        if suffix not in SUFFIXES:
+        if suffix not in PARSERS:
             raise UserError(f"{path}: a config file ends in .toml, .yaml, .yml or .json")
-        if not path.is_file():
-            raise UserError(f"{path} is not a regular file; a config has to be one")
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB, too large for a config file")
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise UserError(
+                f"{path} is no regular file of at most {MOST_BYTES // 1_000_000} MB; a config has to be one"
+            )
         text = path.read_bytes().decode("utf-8-sig")
-        parsers: dict[str, Callable[[str], Any]] = {".toml": lambda text: tomllib.loads(f"{text}\n"), ".json": _json}
+        kind, parse = PARSERS[suffix]
         try:
-            data = parsers.get(suffix, _yaml)(text)
+            data = parse(text)
         except ValueError as error:
-            kind = {".toml": "TOML", ".json": "JSON"}.get(suffix, "YAML")
             raise UserError(f"{path}: it is not valid {kind} ({' '.join(str(error).split())})") from None
         if data is None:
             return {}
@@ -64,9 +59,9 @@ def check_size(data: Any, label: Path | str) -> None:
 
 def _neighbour(path: Path) -> str:
     try:
-        return nearest(path.name, sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES))
+        return nearest(path.name, sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in PARSERS))
     except OSError:
-        return f" (nor a folder '{path.parent}')" if str(path.parent) != "." else ""
+        return ""
 
 
 def _json(text: str) -> Any:
@@ -101,3 +96,11 @@ def _yaml(text: str) -> Any:
         raise ValueError(f"line {mark.line + 1}: {said}" if mark else said) from None
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"a value is not what its tag says: {error}") from None
+
+
+PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    ".toml": ("TOML", lambda text: tomllib.loads(f"{text}\n")),
+    ".yaml": ("YAML", _yaml),
+    ".yml": ("YAML", _yaml),
+    ".json": ("JSON", _json),
+}

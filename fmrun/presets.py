@@ -105,22 +105,9 @@ def render(key: str, value: Any) -> str:
     if value is None:
         return f"{key}=none"
     plain = (
-        isinstance(value, str)
-        and value.isprintable()
-        and value == value.strip()
-        and value[:1] not in ("", "'", '"', "[", "{")
+        isinstance(value, str) and value.isprintable() and value == value.strip() and value[:1] not in [*"'\"[{", ""]
     )
-    return f"{key}={value}" if plain else f"{key}={_toml(value)}"
-
-
-def _toml(value: Any) -> str:
-    """A value of JSON's types as TOML writes it inline. (TOML has no null: keys without a value are left out.)"""
-    if isinstance(value, dict):
-        inner = ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None)
-        return f"{{{inner}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(v) for v in value)}]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{key}={value}" if plain else f"{key}={json.dumps(value)}"
 
 
 # ---- the whole

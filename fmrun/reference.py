@@ -110,26 +110,19 @@ def pages() -> dict[str, str]:
 
 def stale(folder: Path = DOCS) -> list[str]:
     """Names of the files in `folder` that differ from what the schema says now."""
-    return [
-        name
-        for name, text in pages().items()
-        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
-    ]
+    files = {name: folder / name for name in pages()}
+    return [n for n, file in files.items() if not file.is_file() or file.read_text(encoding="utf-8") != pages()[n]]
 
 
-def main(arguments: list[str], folder: Path = DOCS) -> int:
-    if arguments not in ([], ["--check"]):
-        print("usage: python -m fmrun.reference [--check]", file=sys.stderr)
-        return 2
+def main(check: bool, folder: Path = DOCS) -> int:
     old = stale(folder)
-    if arguments:
-        for name in old:
-            print(f"docs/{name} is out of date; run python -m fmrun.reference", file=sys.stderr)
-        return 1 if old else 0
     for name in old:
-        (folder / name).write_text(pages()[name], encoding="utf-8", newline="\n")
-    return 0
+        if check:
+            print(f"docs/{name} is out of date; run python -m fmrun.reference", file=sys.stderr)
+        else:
+            (folder / name).write_text(pages()[name], encoding="utf-8", newline="\n")
+    return int(check and bool(old))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -18,7 +18,7 @@ from fmrun.config.fields import FIELDS, OPTIONAL, SECTIONS
 from fmrun.errors import UserError
 from fmrun.presets import Override, flatten, from_json, parse_set, render, resolve
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def sets(*texts, preset=None, file=None):

@@ -1,6 +1,8 @@
 """What every section of the schema has in common."""
 
+import json
 import tomllib
+from contextlib import suppress
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -38,13 +40,12 @@ class Section(BaseModel):
 
 
 def toml_value(text: str) -> Any:
-    """The TOML value `text`, or None where it is not one (TOML itself has no null)."""
-    if "\n" in text or "\r" in text:
-        return None
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return None
+    """The TOML, or else JSON, value `text`, or None where it is neither."""
+    for parse in (lambda: tomllib.loads(f"value = {text}")["value"], lambda: json.loads(text)):
+        with suppress(ValueError, RecursionError):
+            if "\n" not in text and "\r" not in text:
+                return parse()
+    return None
 
 
 @cache
