@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -61,6 +62,10 @@ def _way_out() -> str:
     )
 
 
+def _job(store: dist.Store) -> str:
+    return store.compare_set("fmrun/job", "", uuid.uuid4().hex).decode()
+
+
 def _meet(rank: int, size: int, patience: int) -> dist.Store:
     """The store that all processes are connected to; UserError where they are not within `patience` seconds."""
     met: list[Any] = []
@@ -96,6 +101,8 @@ class World:
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.job: str | None = None
+        """Under torchrun, an id that this launch has to itself and that the processes it restarts share."""
         self._host_group: Any = None
 
     @classmethod
@@ -104,15 +111,20 @@ class World:
         if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
             return cls()
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        elastic = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         if size == 1:
-            return cls()
+            world = cls()
+            with suppress(UserError):  # variables left over are none of one process's business
+                world.job = _job(_meet(0, 1, 10)) if elastic else None
+            return world
         world = cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
         cuda = _check_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         if cuda:
             torch.cuda.set_device(world.local_rank)
         store = _meet(rank, size, int(os.environ.get("FMRUN_RENDEZVOUS_TIMEOUT", "60")))
-        if "TORCHELASTIC_RESTART_COUNT" in os.environ:  # torchrun's store keeps the addresses of processes that died
-            store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        if elastic:  # torchrun's store keeps the addresses of processes that died
+            world.job = _job(store)
+            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         world._host_group = dist.new_group(backend="gloo") if cuda else None
         return world

@@ -22,6 +22,7 @@ from .checks import (
     check_start,
     compared,
     diagnose,
+    review_balance,
 )
 from .config import Config
 from .data.store import Images
@@ -191,6 +192,9 @@ class Session:
             while state.step < c.train.steps:
                 with self._own_errors():
                     state.advance(batches)
+                with state.task.eager():
+                    for sentence in review_balance(state, batches):
+                        self.report.warn(f"step {state.step}: {sentence}")
                 stopped = world.any(bool(self.stop.signal))
                 now = due(c, state.step, stopped=stopped, held_out=self.data.valid is not None, kid=kid)
                 row = self._row(now) if now.row else None

@@ -48,6 +48,7 @@ class Env(Record):
     cores: int | None = None
     threads: int | None = None
     code: dict[str, Code] = {}
+    job: str | None = None
 
 
 class Evaluation(Record):

@@ -310,10 +310,11 @@ def create(
     command: Sequence[str],
     code: Mapping[str, Any] | None = None,
     texts: Mapping[str, bytes] | None = None,
+    job: str | None = None,
 ) -> Run:
     """Make the folder of a new run: `name`, or `preset`-001, -002, … Two processes never get the same one.
 
-    `code` and `texts` are what `trust.record` notes of nets of the user's own.
+    `code` and `texts` are what `trust.record` notes of nets of the user's own; `job` is `World.job`.
     """
     check_new(runs_dir, name)
     draft = Run(runs_dir / f".{name or 'run'}.{secrets.token_hex(8)}.tmp")
@@ -326,7 +327,7 @@ def create(
         ) from error
     try:
         facts: dict[str, Any] = {"command": list(command), "preset": preset, **environment()}
-        facts |= {"code": code} if code else {}
+        facts |= {name: noted for name, noted in (("code", code), ("job", job)) if noted}
         with saving(runs_dir):
             draft.samples.mkdir()
             draft.checkpoints.mkdir()
@@ -408,6 +409,12 @@ def find(runs_dir: Path, name: str | None) -> Run:
         raise UserError(f"there is no run '{name}': {runs_dir} has no runs yet; `fmrun train` makes one")
     hint = nearest(name, names)
     raise UserError(f"there is no run '{name}' in {runs_dir}{hint or '; `fmrun runs` lists them'}")
+
+
+def of_job(runs_dir: Path, name: str | None, job: str | None) -> Run | None:
+    """The run, of this name if it is given, that processes of the same launch have begun (`World.job`), if any."""
+    runs = [] if job is None else all_runs(runs_dir) if name is None else [Run(runs_dir / name)]
+    return next((run for run in runs if run.env().get("job") == job), None)
 
 
 def all_runs(runs_dir: Path) -> list[Run]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,6 +35,9 @@ from .report import Reporter, counted, require_tensorboard
 from .runs import Run
 from .state import State
 from .tasks import Data, Monitor, kind
+
+LOW_RATE = 0.1
+"""Factor on the learning rates below which it is said."""
 
 
 def check_batch(config: Config, world: World) -> None:
@@ -130,6 +134,11 @@ def plan_lines(config: Config, state: State, data: Data) -> list[str]:
         f"training: steps {state.step} to {c.train.steps}, batch {c.train.batch_size}"
         + (f" over {state.world.size} processes" if state.world.size > 1 else ""),
     ]
+    schedule, first = c.optim.schedule, max(state.step, c.optim.schedule.warmup_steps)
+    if schedule.decay != "none" and first < c.train.steps and lr_factor(schedule, c.train.steps - 1) < LOW_RATE:
+        ahead = range(first, c.train.steps)
+        low = ahead[bisect_left(ahead, True, key=lambda step: lr_factor(schedule, step) < LOW_RATE)]
+        lines.append(f"learning rates: below a tenth of what is set from step {low} on (optim.schedule)")
     matching = task.discriminators[0].matching
     if matching is None:
         lines.append("feature matching: off")
@@ -198,7 +207,7 @@ def start(
         run = None
         with world.on_first_rank() as first:
             if first:
-                run = runs.create(runs_dir, name, preset, resolved, list(command), *trust.record(final))
+                run = runs.create(runs_dir, name, preset, resolved, list(command), *trust.record(final), world.job)
         run = world.from_first(run)
         assert run is not None
         report.note(f"run {run.name} in {run.path}")

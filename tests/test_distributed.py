@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from commands import (
     free_port,
     good,
     rows,
+    same_runs,
     saved,
+    spawn,
     status,
     steps,
     wait_for,
@@ -53,6 +56,17 @@ def two(*arguments: str) -> tuple[Done, Done]:
     first, second = (rank.end(120) for rank in ranks)
     assert first.code == second.code, first.err + second.err
     return first, second
+
+
+def ranks_of(launcher: int) -> dict[str, int]:
+    """Process ids of torchrun's workers, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == launcher:
+                variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+                found[variables["RANK"]] = int(folder.name)
+    return found
 
 
 def closeness(one: Path, other: Path, step: int, rel: float) -> None:
@@ -160,6 +174,24 @@ def test_the_first_step_in_float32_and_a_stop_of_torchrun() -> None:
     assert steps(RUNS / "two")[-1] == content["step"]
     assert stopped.err.count("stopped and saved at step") == 1
     good("resume", "two", "--steps", str(content["step"] + 1))
+
+
+RESTARTED = (*TINY, "--steps", "40", *s("log.every=5", "checkpoint.every=5"))
+
+
+def test_torchrun_restarts_killed_processes_and_the_run_ends_as_if_nothing_had_happened() -> None:
+    process = spawn("train", *RESTARTED, module=(*LAUNCH, free_port(), "--max-restarts", "3", "-m", "fmrun"))
+    checkpoints = RUNS / "dcgan-fm-001"
+    for rank, step in (("1", 5), ("0", 10)):
+        wait_for(lambda step=step: steps(checkpoints)[-1:] >= [step], process)
+        os.kill(ranks_of(process.pid)[rank], signal.SIGKILL)
+    done = finish(process)
+    assert done.code == 0, done.err
+    assert done.err.count("the processes were restarted; they go on with run dcgan-fm-001") == 2
+    assert [run.name for run in RUNS.iterdir()] == ["dcgan-fm-001"]
+    assert status(checkpoints)["state"] == "finished"
+    two("train", *RESTARTED, "--name", "whole")
+    same_runs(RUNS / "whole", checkpoints, 40)
 
 
 def test_a_batch_that_does_not_divide_is_one_sentence() -> None:

@@ -453,6 +453,15 @@ def test_a_run_is_not_extended_into_steps_at_a_learning_rate_of_zero() -> None:
     assert steps(RUNS / "run") == [4]
 
 
+def test_a_learning_rate_below_a_tenth_is_said_at_start_and_resume() -> None:
+    own = s("optim.schedule.decay=linear", "optim.schedule.decay_end=25")
+    assert (
+        "learning rates: below a tenth of what is set from step 23 on" in train(*own, "--steps", "25", "--dry-run").err
+    )
+    assert "below a tenth" not in train(*own, "--steps", "23", "--name", "run").err
+    assert "learning rates: below a tenth of what is set from step 23 on" in good("resume", "run", "--steps", "25").err
+
+
 def test_a_horizon_still_ahead_may_be_moved_and_gives_the_run_that_had_it_from_the_start() -> None:
     def own(end: int) -> tuple[str, ...]:
         ahead = ("optim.schedule.decay=linear", "optim.schedule.decay_start=5", f"optim.schedule.decay_end={end}")

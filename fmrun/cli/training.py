@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,17 +55,24 @@ def train(
 ) -> int:
     """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
     from ..data.places import refuse_missing
-    from ..presets import DEFAULT, changes, flatten, resolve
+    from ..presets import DEFAULT, changes, flatten, from_json, resolve
     from ..report import emit_json
-    from ..runs import check_new, numbered
+    from ..runs import check_new, numbered, of_job
 
     resolved = resolve(preset, config, as_overrides(context), trust_code=trust_code)
-    check_new(runs_dir, name)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun may have restarted this, and the run be its own
+        check_new(runs_dir, name)
     refuse_missing(resolved.data, resolved.task)
     label = preset or (config.stem if config is not None else DEFAULT)
     with joined(resolved.device) as (world, report):
         from .. import train as training
 
+        if restarted := world.from_first(of_job(runs_dir, name, world.job) if world.first else None):
+            report.note(f"the processes were restarted; they go on with run {restarted.name}")
+            return training.resume(restarted, from_json, report=report, world=world)
+        with world.on_first_rank() as first:
+            if first:
+                check_new(runs_dir, name)
         if dry_run:
 
             def show(final: Config) -> None:
