@@ -49,7 +49,9 @@ def test_a_seed_that_is_there_twice_is_no_second_sample() -> None:
     assert grouped([config(seed=0), config(seed=1), config(seed=0), config(seed=2)]) == [[0, 1, 3], [2]]
 
 
-@pytest.mark.parametrize("field", ["log__every", "checkpoint__every", "eval__num", "device", "data__workers"])
+@pytest.mark.parametrize(
+    "field", ["log__every", "checkpoint__every", "eval__num", "device", "data__workers", "threads"]
+)
 def test_what_is_not_the_experiment_makes_no_group(field: str) -> None:
     value = "cpu" if field == "device" else 7
     assert experiment(config(**{field: value})) == experiment(config())

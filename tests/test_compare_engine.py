@@ -15,7 +15,7 @@ from made_runs import nested
 from numpy.typing import NDArray
 from scipy import stats
 
-from fmrun.compare import compare
+from fmrun.compare.comparison import compare
 from fmrun.compare.measurements import FAILED, differences, holm, over_seeds, read, student
 from fmrun.runs import Run
 

@@ -172,6 +172,8 @@ def _work(item: Item, report: Reporter) -> int:
         if state == "running":
             time.sleep(0.1)
             continue
+        if state == "open" and (threads := item.run.env().get("threads")):
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # with another number a run is not the same to the bit
         try:
             code = call(item.command)
         except UserError as error:

@@ -2,7 +2,3 @@
 
 `comparison.compare` reads runs into plain data; `table`, `page` and `pictures` show it.
 """
-
-from .comparison import Comparison, compare
-
-__all__ = ["Comparison", "compare"]

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from ..config.fields import FIELDS
+from ..presets import FREE_ON_RESUME
 
-NOT_THE_EXPERIMENT = ("log.", "eval.", "checkpoint.", "data.workers", "data.cache", "data.root", "device")
+NOT_THE_EXPERIMENT = (*(key for key in FREE_ON_RESUME if key != "train.steps"), "data.root")
 """Fields that change what is written down, or how fast, but not what is learned."""
 
 WEIGHT = re.compile(r"(.*\bfeature_matching\.)weight")

@@ -70,9 +70,7 @@ class Item:
                 return ["train", *self.combination.train, "--seed", str(self.seed), "--name", self.name, *where]
             case "finished":
                 return ["eval", self.name, "--device", config.device, *where]
-        threads = self.run.env().get("threads")  # with another number of them a run is not the same to the bit
-        same = ["-s", f"threads={threads}"] if threads else []
-        return ["resume", self.name, "--steps", str(config.train.steps), *same, *where]
+        return ["resume", self.name, "--steps", str(config.train.steps), *where]
 
     def refuse_another(self) -> None:
         """UserError where the run that lies there is of another experiment."""
