@@ -118,8 +118,9 @@ def _check_start(state: State, batches: list[Batch]) -> Start:
         with frozen(role.net):
             _check_layers(role, plan.layers, images[0])
             hidden = _blind_layers(state, role, plan.layers, batches, images)
-        if matching is not None and state.step == 0 and state.world.any(hidden == plan.layers):
-            matching.strength.hold()
+        balanced = matching is not None and matching.strength.balanced
+        if matching is not None and balanced and state.step == 0 and state.world.any(hidden == plan.layers):
+            matching.strength.review(blind=True)
         plans = tuple(plan if d is role else DiscriminatorPlan() for d in task.discriminators)
         with restored_buffers(matching):
             log = _check_losses(state, role, StepPlan(plans, image_losses=image_losses), batches, images)
@@ -158,6 +159,34 @@ def _blind_layers(
         return ()
     with perturbed(role.net):
         return look(hidden)
+
+
+def review_balance(state: State, draws: list[list[Batch]]) -> list[str]:
+    """After a step on `draws`, look at the statistic of each discriminator whose balance has moved far: blind on all its
+    layers, its gradient is noise, and the balance goes back and stays. Sentences on those."""
+    said = []
+    task, step = state.task, state.step - 1
+    for role, plan in zip(task.discriminators, task.plan(step).discriminators, strict=True):
+        matching = role.matching
+        start = role.gan.start_step if plan.adversarial else 0
+        if (
+            matching is None
+            or not plan.measure
+            or not matching.review_due(step, start)
+            or not matching.strength.moved()
+        ):
+            continue
+        with restored_buffers(task.generator, role.net, matching), torch.no_grad(), frozen(role.net):
+            with frozen_running_stats(task.generator):
+                images = [task.generate(batch) for batch in draws[-1]]
+            real = features_of(role, draws[-1], [batch.real for batch in draws[-1]], plan.layers)
+            fake = features_of(role, draws[-1], images, plan.layers)
+            each = [blind(state, name, real[name], fake[name]) for name in plan.layers]
+        hidden = state.world.any(all(each))
+        matching.strength.review(hidden)
+        if hidden:
+            said.append(HELD.format(float(matching.strength.balance)))
+    return said
 
 
 def _refuse_dropout(task: Task) -> None:

@@ -23,6 +23,7 @@ from .checks import (
     check_start,
     compared,
     diagnose,
+    review_balance,
 )
 from .config import Config
 from .errors import Diverged, FmrunError
@@ -188,6 +189,9 @@ class Session:
             while state.step < c.train.steps:
                 with self._own_errors():
                     state.advance(batches)
+                with state.task.eager():
+                    for sentence in review_balance(state, batches):
+                        self.report.warn(f"step {state.step}: {sentence}")
                 stopped = world.any(bool(self.stop.signal))
                 now = due(c, state.step, stopped=stopped, held_out=self.valid is not None, kid=kid)
                 row = self._row(now) if now.row else None

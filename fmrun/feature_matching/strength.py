@@ -22,6 +22,12 @@ FOLLOW = 0.35
 """Error of the balance, as a difference of logarithms, from which on it is corrected at once; batches differ by about half
 of that."""
 
+MOVED = 100.0
+"""The balance may move by this factor before the statistic is looked at again."""
+
+REVIEW_EVERY = 8
+"""Measurements between two such looks, the only times at which training waits for the balance."""
+
 
 class Strength(nn.Module):
     """The balance and the share of one discriminator's feature matching. Its buffers are all the state it has.
@@ -36,6 +42,7 @@ class Strength(nn.Module):
     share: Tensor
     measured: Tensor
     held: Tensor
+    reviewed: Tensor
 
     def __init__(self, balanced: bool, measure_every: int, decay: float):
         super().__init__()
@@ -44,6 +51,7 @@ class Strength(nn.Module):
         self.register_buffer("share", torch.full((), math.nan))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))  # the statistic is blind: the balance stays
+        self.register_buffer("reviewed", torch.zeros(()))  # the balance at the last look; 0 before there was one
 
     def due(self, since: int) -> bool:
         """Whether the share is measured, so many steps after matching and the adversarial term have both begun."""
@@ -61,14 +69,32 @@ class Strength(nn.Module):
             error = (ratio / past).log().abs()
             gain = (error / FOLLOW).clamp(1 - self.decay, 1).where(self.measured, torch.ones_like(error))
             fresh = 1 / past.lerp(ratio, gain)
-            self.balance.copy_(torch.where(usable & ~self.held, fresh, self.balance))
+            lowest = self.reviewed / MOVED
+            highest = torch.where(self.reviewed > 0, self.reviewed * MOVED, torch.full_like(lowest, math.inf))
+            self.balance.copy_(torch.where(usable & ~self.held, fresh.clamp(lowest, highest), self.balance))
+            self.reviewed.copy_(torch.where(self.measured | ~usable, self.reviewed, self.balance))
             self.measured.logical_or_(usable)
         share = weight * self.balance * ratio
         self.share.copy_(torch.where(torch.isfinite(share), share, torch.full_like(share, math.nan)))
 
-    def hold(self) -> None:
-        """Keep the balance where it is: the statistic is blind, and there is nothing that the balance could weigh."""
-        self.held.fill_(self.balanced)
+    def review_due(self, since: int) -> bool:
+        """Whether the balance is to be reviewed after the step for which `due` is asked with the same number."""
+        return self.balanced and since >= 0 and since % (REVIEW_EVERY * self.measure_every) == 0
+
+    def moved(self) -> bool:
+        """Whether the balance has moved as far as it may without a look at the statistic. Waits for the device."""
+        reviewed, balance = float(self.reviewed), float(self.balance)
+        return reviewed > 0 and not reviewed / MOVED * 1.001 < balance < reviewed * MOVED / 1.001
+
+    @torch.no_grad()
+    def review(self, blind: bool) -> None:
+        """Take the outcome of a look at the statistic: where it is blind, the balance goes back to what it was at the last
+        one and stays; else it may move on."""
+        if blind:
+            self.balance.copy_(torch.where(self.reviewed > 0, self.reviewed, torch.ones_like(self.balance)))
+            self.held.fill_(True)
+        else:
+            self.reviewed.copy_(self.balance)
 
 
 def gradient_unit(loss: Tensor, ranks: Ranks) -> Tensor:

@@ -187,6 +187,10 @@ class FeatureMatching(nn.Module):
         """Whether `step` measures the gradient share, which both losses have from `start` on."""
         return self.strength.due(step - max(start, self.start_step))
 
+    def review_due(self, step: int, start: int = 0) -> bool:
+        """Whether the balance is to be reviewed after `step`; `start` as for `due`."""
+        return self.strength.review_due(step - max(start, self.start_step))
+
     def distance(self, real: Mapping[str, Tensor], fake: Mapping[str, Tensor], *, step: int, ranks: Ranks) -> Distance:
         """The distance between features (B, …) by layer; running means take in those of the real images."""
         means = self._running_means(real, ranks)
