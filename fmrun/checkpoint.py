@@ -147,12 +147,12 @@ def read(path: Path) -> Checkpoint:
 
 def read_meta(path: Path) -> Meta:
     """The metadata alone, from the file's header; tensors are neither loaded nor verified."""
-    try:
-        with reading(path), open(path, "rb") as file:
-            size = min(_header_size(file.read(8)), path.stat().st_size)
+    with reading(path), open(path, "rb") as file:
+        size = min(_header_size(file.read(8)), path.stat().st_size)
+        try:
             return _meta(file.read(size), path)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpoint(f"{path} is not a checkpoint of fmrun, or its beginning is damaged") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptCheckpoint(f"{path} is not a checkpoint of fmrun, or its beginning is damaged") from error
 
 
 def _problem(found: Checkpoint, path: Path) -> str | None:

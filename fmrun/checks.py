@@ -118,7 +118,8 @@ def _check_start(state: State, batches: list[Batch]) -> Start:
         with frozen(role.net):
             _check_layers(role, plan.layers, images[0])
             hidden = _blind_layers(state, role, plan.layers, batches, images)
-        if matching is not None and state.step == 0 and state.world.any(hidden == plan.layers):
+        balanced = matching is not None and matching.strength.balanced
+        if matching is not None and balanced and state.step == 0 and state.world.any(hidden == plan.layers):
             matching.strength.review(blind=True)
         plans = tuple(plan if d is role else DiscriminatorPlan() for d in task.discriminators)
         with restored_buffers(matching):

@@ -224,13 +224,14 @@ class Progress:
                 self._bar.stop()
 
     def line(self) -> str:
-        """`120/3000  812 img/s  ETA 3:12  d 0.6931  g 1.2`"""
+        """`120/3000  812 img/s  ETA 0:03:12  d 0.6931  g 1.2`"""
         parts = [f"{self.step}/{self.total}"]
-        if self._began is not None and self.step > self._began[1]:
-            seconds = (self.reporter.clock() - self._began[0]) / (self.step - self._began[1])
-            pace = f"{format_number(self.images_per_step / seconds)} img/s" if self.images_per_step and seconds else ""
+        began, first = self._began or (0.0, self.step)
+        if self.step > first and (elapsed := self.reporter.clock() - began) > 0:
+            seconds = elapsed / (self.step - first)
+            pace = f"{format_number(self.images_per_step / seconds)} img/s" if self.images_per_step else ""
             left = timedelta(seconds=round((self.total - self.step) * seconds))
-            parts += [pace, f"ETA {left}" if left else ""]
+            parts += [pace, f"ETA {left}" if self.step < self.total else ""]
         return "  ".join(filter(None, [*parts, format_metrics(self._metrics)]))
 
     def _show(self, now: float) -> None:

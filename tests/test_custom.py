@@ -1,6 +1,7 @@
 """Nets of the user's own: found, made, walked, read and cut short."""
 
 import copy
+import dataclasses
 import sys
 
 import pytest
@@ -150,9 +151,8 @@ class Returns(nn.Module):
         lambda y: (y, {"a": y}),
         lambda y: [y],
         lambda y: {"logits": y, "more": 0},
-        lambda y: DiscriminatorOutput(y, {}),
     ],
-    ids=["tensor", "tuple", "list", "mapping", "out"],
+    ids=["tensor", "tuple", "list", "mapping"],
 )
 def test_logits_may_come_in_several_ways(wrap):
     net = walked(Returns(wrap))
@@ -359,7 +359,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def typed(target: trust.Target) -> trust.Code:
-        trust.admit([trust.Named(target, typed=True)])
+        trust.admit([dataclasses.replace(target, typed=True)])
         return trust.admitted(target)
 
     monkeypatch.setattr(custom, "admitted", typed)

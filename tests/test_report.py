@@ -195,7 +195,7 @@ def test_speed_and_eta_leave_out_the_start() -> None:
 
 def test_last_line_comes_also_when_training_breaks() -> None:
     stream = io.StringIO()
-    reporter = Reporter(stream=stream)
+    reporter = Reporter(stream=stream, clock=Clock())
 
     def train() -> None:
         with reporter.progress(9) as progress:

@@ -79,7 +79,7 @@ def test_runs_dir_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not a folder"):
         new(tmp_path / "file")
-    with pytest.raises(UserError, match="Not a directory; make it writable or give another --runs-dir"):
+    with pytest.raises(UserError, match=r"cannot make a run in .*; make it writable or give another --runs-dir"):
         new(tmp_path / "file" / "below")
 
     def refuse(*_: object, **__: object) -> None:

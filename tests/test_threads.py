@@ -19,7 +19,7 @@ def test_threads_are_a_setting_that_is_recorded_and_checked() -> None:
     assert json.loads((run / "env.json").read_text())["threads"] == 2
     assert saved(run, 1).meta.machine["threads"] == 2
     done = Background("resume", "run", "-s", "threads=1", "--steps", "2").end()
-    assert any("number of threads: 2 then, 1 now" in line for line in done.warnings)
+    assert any("threads: 2 then, 1 now" in line for line in done.warnings)
 
 
 @pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "3"}])
