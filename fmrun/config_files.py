@@ -22,10 +22,10 @@ def read(path: Path) -> dict[str, Any]:
             raise UserError(f"there is no file '{path}'{_neighbour(path)}")
         if suffix not in PARSERS:
             raise UserError(f"{path}: a config file ends in .toml, .yaml, .yml or .json")
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            raise UserError(
-                f"{path} is no regular file of at most {MOST_BYTES // 1_000_000} MB; a config has to be one"
-            )
+        if not path.is_file():
+            raise UserError(f"{path} is not a regular file; a config has to be one")
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} is larger than {MOST_BYTES // 1_000_000} MB, too large for a config file")
         text = path.read_bytes().decode("utf-8-sig")
         kind, parse = PARSERS[suffix]
         try:

@@ -113,7 +113,6 @@ class Layers:
         from pydantic import ValidationError
 
         from .config import Config
-        from .config.fields import FIELDS
 
         tree: dict[str, Any] = {}
         for key, given in self.given.items():
@@ -121,10 +120,7 @@ class Layers:
             *sections, name = key.split(".")
             for section in sections:
                 inner = inner.setdefault(section, {})
-            if key in FIELDS:
-                inner[name] = given.value
-            else:  # a section that may be absent: absent, or there with its defaults
-                inner.setdefault(name, given.value)
+            inner.setdefault(name, given.value)  # a section that may be absent is, or is there with its defaults
         try:
             config = Config.model_validate(tree)
         except ValidationError as error:
@@ -165,14 +161,13 @@ class Layers:
     def stop_if_wrong(self) -> None:
         if not self.problems:
             return
-        parts: list[str] = []
-        last = ""
-        for label, message in self.problems[:MOST_ERRORS]:
-            parts.append(message if label == last or not label else f"{label}: {message}")
-            last = label
-        if len(self.problems) > MOST_ERRORS:
-            parts.append(f"and {len(self.problems) - MOST_ERRORS} more")
-        raise UserError(one_line("; ".join(parts)))
+        labels = ["", *(label for label, _ in self.problems)]
+        parts = [
+            message if label in ("", before) else f"{label}: {message}"
+            for before, (label, message) in zip(labels, self.problems, strict=False)
+        ]
+        more = [f"and {len(parts) - MOST_ERRORS} more"] if len(parts) > MOST_ERRORS else []
+        raise UserError(one_line("; ".join(parts[:MOST_ERRORS] + more)))
 
 
 def unknown(key: str) -> str:

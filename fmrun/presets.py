@@ -55,14 +55,9 @@ def describe(name: str) -> str:
 
 def load(name: str) -> dict[str, Any]:
     """The preset with its bases applied, unvalidated; without `description` and `extends`."""
-    chain = [name]
     data = _read(name)
-    while (base := data.get("extends")) is not None:
-        if base in chain:
-            raise UserError(f"preset '{chain[-1]}' extends itself: {' -> '.join([*chain, base])}")
-        chain.append(base)
-        data = _merge(_read(base), {k: v for k, v in data.items() if k not in META})
-    return {k: v for k, v in data.items() if k not in META}
+    own = {k: v for k, v in data.items() if k not in META}
+    return _merge(load(data["extends"]), own) if "extends" in data else own
 
 
 def _read(name: Any) -> dict[str, Any]:
@@ -71,18 +66,14 @@ def _read(name: Any) -> dict[str, Any]:
         if str(name).endswith((".toml", ".yaml", ".yml", ".json")):
             raise UserError(f"there is no preset '{name}'; a file goes with --config")
         raise UserError(f"there is no preset '{name}'{nearest(str(name), known)} (fmrun presets lists them)")
-    path = _folder() / f"{name}.toml"
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"preset '{name}' cannot be read: {error}") from None
+    return tomllib.loads((_folder() / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
     return merged
 
 
@@ -93,10 +84,9 @@ def parse_set(text: str) -> Override:
     """`KEY=VALUE` of `-s`; whether the field exists is seen when all is resolved."""
     key, equals, value = text.partition("=")
     key, flag = key.strip(), f"-s {one_line(text)}"
-    if not equals:
-        raise UserError(f"{flag}: there is no '='; write it as -s KEY=VALUE, like -s train.steps=100")
-    if not key:
-        raise UserError(f"{flag}: there is no field before '='; write it as -s KEY=VALUE, like -s train.steps=100")
+    if not equals or not key:
+        what = "field before '='" if equals else "'='"
+        raise UserError(f"{flag}: there is no {what}; write it as -s KEY=VALUE, like -s train.steps=100")
     return Override(flag, key, value.strip())
 
 

@@ -1,24 +1,11 @@
-"""A `losses:` list in the traiNNer-redux style, translated to fmrun's sections.
+"""A `losses:` list in the traiNNer-redux style, translated to fmrun's sections (see docs/config.md).
 
-    losses:
-      - type: featurematchingloss
-        loss_weight: 0.2
-        criterion: l1
-      - type: ganloss
-        gan_type: vanilla
-
-Each entry goes to the section `TYPES` names. An entry describes its loss completely: what it leaves out has
-the schema's default, never the preset's value, except that
-
-- a feature-matching entry without `loss_weight` has weight 1, and without `criterion` is `l1` (as everywhere
-  in that style), and `balance` is `none`: the raw sum, which is what its weight was chosen for;
-- without `match` it follows the task. That style's equation is `sample`, the distance between the features of
-  an upscaled picture and of its own original, and holds wherever such pairs exist. In `generate` there are
-  none, and `sample` between unrelated pictures pulls every image to the mean of the data, so `mean` is taken
-  there, with the same criterion. `match: sample` in the entry insists.
-
-Without a feature-matching entry the preset's feature matching stands. What remains of the list, if anything
-does, replaces the preset's losses: what it does not name is gone, the adversarial term too.
+An entry describes its loss completely: what it leaves out has the schema's default, never the preset's value, except that
+a feature-matching entry without `loss_weight` has weight 1, without `criterion` is `l1`, and has `balance` `none`: the raw
+sum, which is what its weight was chosen for. That style's statistic is `sample`, the distance to an image's own original;
+in `generate` there is none, and `sample` would pull every image to the mean of the data, so `mean` is taken there unless
+the entry says `match: sample`. Without a feature-matching entry the preset's stands; what remains of the list, if anything
+does, replaces the preset's losses, the adversarial one too.
 """
 
 from dataclasses import dataclass, field

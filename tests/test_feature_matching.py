@@ -463,24 +463,3 @@ def test_a_step_on_the_head_matches_logits():
     distance = (d(image).logits - d(batch.real).logits.detach()).square().mean()
     (expected,) = torch.autograd.grad(0.1 * distance, image)
     assert torch.allclose(got, expected, rtol=1e-9, atol=1e-18)
-
-
-@pytest.mark.parametrize("ratio", [1e6, 1e-6])
-@pytest.mark.parametrize("blind", [False, True])
-def test_a_balance_that_moves_far_waits_for_a_look_at_the_statistic(ratio, blind):
-    module = matching(balance="gradient")
-    module.strength.measure(number(3.0), number(1.0), number(0.1))
-    module.strength.measure(number(3.0 * ratio), number(1.0), number(0.1))
-    limit = 300.0 if ratio > 1 else 0.03
-    assert module.strength.balance.item() == pytest.approx(limit)
-    assert module.strength.moved()
-    module.strength.review(blind)
-    assert module.strength.balance.item() == pytest.approx(3.0 if blind else limit)
-    module.strength.measure(number(3.0 * ratio), number(1.0), number(0.1))
-    assert module.strength.balance.item() == pytest.approx(3.0 if blind else limit * (100 if ratio > 1 else 0.01))
-
-
-def test_the_balance_is_reviewed_after_every_eighth_measurement():
-    module = matching(balance="gradient", start_step=5, measure_every=10)
-    assert [s for s in range(200) if module.review_due(s)] == [5, 85, 165]
-    assert not any(matching(balance="none").review_due(s) for s in range(200))

@@ -88,13 +88,6 @@ def test_bases_are_merged_deeply(folder):
     assert presets.load("c") == {"seed": 2, "train": {"steps": 6, "batch_size": 8}}
 
 
-def test_a_circle_of_presets_is_one_sentence(folder):
-    (folder / "a.toml").write_text('extends = "b"\n')
-    (folder / "b.toml").write_text('extends = "a"\n')
-    with pytest.raises(UserError, match=r"^preset 'b' extends itself: a -> b -> a$"):
-        presets.load("a")
-
-
 def test_listing_presets_imports_no_pydantic():
     code = (
         "import sys; from fmrun import presets; presets.names(); presets.describe('dcgan'); "

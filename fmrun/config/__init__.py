@@ -30,8 +30,7 @@ class Config(Section):
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:N` or `mps`."""
 
     threads: int | None = Field(default=None, ge=1, le=1024)
-    """Threads that compute on a CPU; `none` leaves it to torch, which takes one a core, or OMP_NUM_THREADS. With another
-    number a run is not the same to the bit."""
+    """CPU threads; `none` leaves it to torch. With another number a run is not the same to the bit."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
     """Arithmetic of the nets: `auto` is bf16 on a GPU that has it, else fp32; fp16 scales its loss; fp64 is for
@@ -41,16 +40,13 @@ class Config(Section):
     """Compile both nets with `torch.compile`: slow to start, faster after."""
 
     compile_mode: Literal["default", "reduce-overhead"] = "default"
-    """With `compile`: what `torch.compile` aims at. `reduce-overhead` replays CUDA graphs of the compiled nets, for more
-    memory."""
+    """With `compile`: the mode of `torch.compile`; `reduce-overhead` replays CUDA graphs, for more memory."""
 
     cuda_graphs: bool = False
-    """Record each kind of step as a CUDA graph once it has come a few times, and replay it: the same numbers without the
-    time that launching kernels one by one takes, for more memory. One NVIDIA GPU."""
+    """Record each kind of step as a CUDA graph and replay it: the same numbers, faster, for more memory. One NVIDIA GPU."""
 
     deterministic: bool = True
-    """Use only deterministic GPU kernels, so that a resumed run equals an uninterrupted one to the bit. Always so on
-    CPU."""
+    """Use only deterministic GPU kernels, so that a resumed run equals an uninterrupted one to the bit."""
 
     data: DataConfig = DataConfig()
     """Where the images come from."""

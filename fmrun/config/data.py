@@ -44,12 +44,10 @@ class DataConfig(Section):
     """Processes that decode images when they are streamed."""
 
     valid_path: str | None = None
-    """Images held out of training (same forms as `path`). `none` uses the bundled validation images when `path`
-    is bundled, else a `valid_fraction` of the data."""
+    """Images held out of training, as `path`. `none` takes the bundled ones, else a `valid_fraction` of the data."""
 
     valid_fraction: float = Field(default=0.0, ge=0.0, le=0.5)
-    """Share of the data held out for validation when `valid_path` is `none` and the data is not bundled; which
-    images depends on the seed."""
+    """Share of the data held out where `valid_path` is `none` and the data is not bundled, chosen by the seed."""
 
     scale: Literal[1, 2, 3, 4] = 2
     """Super-resolution: factor from the low to the high resolution."""
@@ -61,12 +59,10 @@ class DataConfig(Section):
     """Super-resolution: turn each patch by 0, 90, 180 or 270 degrees."""
 
     crops_per_image: int = Field(default=1, ge=1, le=1024)
-    """Super-resolution: neighbouring patches cut from one image; more than 1 saves decoding where images are
-    streamed."""
+    """Super-resolution: patches cut from one image at a time; more than 1 saves decoding where images are streamed."""
 
     lr_path: str | None = None
-    """Super-resolution: folder of the low-resolution images, of the same names as those of `path`. `none` makes them
-    by `degradation`."""
+    """Super-resolution: folder of low-resolution images named as those of `path`; `none` makes them by `degradation`."""
 
     valid_lr_path: str | None = None
     """Super-resolution: folder of the low-resolution images of `valid_path`."""

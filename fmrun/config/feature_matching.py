@@ -50,8 +50,7 @@ class FeatureMatchingConfig(Section):
     """Steps over which the weight grows linearly from zero."""
 
     layer_weights: Literal["uniform"] | LayerWeights = "uniform"
-    """One non-negative weight per layer, in the order of the layers as `fmrun probe-layers` lists them, or
-    `uniform` (all 1)."""
+    """One non-negative weight per layer, in the order of `fmrun probe-layers`, or `uniform` (all 1)."""
 
     estimator: Literal["batch", "unbiased", "running"] = "batch"
     """For `match = "mean"`: plain batch means; `unbiased` subtracts their sampling noise (`l2` only, may be
@@ -68,8 +67,7 @@ class FeatureMatchingConfig(Section):
     """For `match = "sliced"`: random directions drawn each step."""
 
     measure_every: int = Field(default=8, ge=1, le=10**9)
-    """Steps between measurements of the gradient share (and updates of the balance); the first 32 steps are
-    each measured."""
+    """Steps between measurements of the gradient share and updates of the balance; the first 32 are all measured."""
 
     balance_decay: float = Field(default=0.4, ge=0.0, lt=1.0)
     """Smoothing of the balance: weight of its past at each measurement, less where the error is large."""

@@ -40,8 +40,7 @@ class GanLossConfig(Section):
     """Scales the generator's adversarial term only."""
 
     start_step: int = Field(default=0, ge=0, le=10**9)
-    """The generator's adversarial term acts from this step on; the discriminator trains from when that or feature
-    matching first reads it."""
+    """The generator's adversarial term acts from this step on; the discriminator trains once it or matching is read."""
 
     ramp: int = Field(default=0, ge=0, le=10**9)
     """Steps over which the generator's adversarial term grows linearly to its weight."""
@@ -84,8 +83,7 @@ class FrequencyLossConfig(ImageLossConfig):
     """Exponent of the focal weight |difference of the spectra|^alpha; 0 weighs all frequencies alike."""
 
     patch_factor: int = Field(default=1, ge=1, le=1024)
-    """Cuts the image into so many rows and columns of patches, each with a spectrum of its own; must divide its
-    height and width."""
+    """Rows and columns of patches, each with a spectrum of its own; must divide the image's height and width."""
 
     average_spectrum: bool = True
     """Average the spectra over the batch before they are compared."""

@@ -33,8 +33,7 @@ class GeneratorConfig(_Net):
     """`dcgan`: channels of the last hidden layer; each layer before it has twice as many."""
 
     features: int | None = Field(default=None, ge=1, le=1024)
-    """Super-resolution: channels of the hidden layers. `none` is the file's of `init`, else the architecture's
-    own."""
+    """Super-resolution: channels of the hidden layers. `none` is the file's of `init`, else the architecture's own."""
 
     blocks: int | None = Field(default=None, ge=1, le=256)
     """`compact`, `realplksr`, `esrgan`: convolutions or blocks. `none` is the file's of `init`, else the
@@ -44,8 +43,7 @@ class GeneratorConfig(_Net):
     """`realplksr`: side of its large kernels. `none` is the file's of `init`, else 17."""
 
     norm: bool | None = None
-    """`span`: shift and scale images by the mean and range of its training data. `none` is the file's of `init`, else
-    false."""
+    """`span`: normalise images by its training data. `none` is the file's of `init`, else false."""
 
     layer_norm: bool | None = None
     """`realplksr`: layer norm in place of group norm. `none` is the file's of `init`, else false."""
@@ -54,8 +52,7 @@ class GeneratorConfig(_Net):
     """`realplksr`: upsample by DySample. `none` is the file's of `init`, else false."""
 
     unshuffle: bool | None = None
-    """`esrgan`, up to x2: compute at a quarter of the high resolution, as Real-ESRGAN does. `none` is the file's of `init`,
-    else false."""
+    """`esrgan`, up to x2: compute at a quarter of the high resolution. `none` is the file's of `init`, else false."""
 
     latent_dim: int = Field(default=100, ge=1, le=4096)
     """`dcgan`: length of the standard normal latent vector."""

@@ -15,13 +15,11 @@ class TrainConfig(Section):
     """Images per update, over all processes and micro-batches."""
 
     accumulate: int = Field(default=1, ge=1, le=2**20)
-    """Micro-batches an update is computed in, to save memory. Exact for per-image terms and for feature matching;
-    batch norm sees each micro-batch by itself."""
+    """Micro-batches an update is computed in, to save memory; batch norm sees each micro-batch by itself."""
 
     update: Literal["alternating", "simultaneous"] = "alternating"
-    """`alternating` updates the discriminator, then the generator against it. `simultaneous` updates both at once from
-    one discriminator pass over each set of images (Mescheder et al. 2017): another algorithm, and a cheaper one,
-    feature matching costing no pass of its own."""
+    """`alternating` updates the discriminator, then the generator against it; `simultaneous` both at once from the same
+    discriminator passes (Mescheder et al. 2017): another algorithm, and a cheaper one."""
 
     d_updates: int = Field(default=1, ge=1, le=1024)
     """Discriminator updates per step, each on fresh images."""
@@ -58,7 +56,7 @@ class CheckpointConfig(Section):
 
     best: str | None = "auto"
     """Metric (a key of metrics.jsonl) whose best checkpoint is kept as well; `none` keeps none. `auto` is the KID measured
-    in training (`eval.kid_every`), and for super-resolution, or where it is not measured, `none`."""
+    in training (`eval.kid_every`) where there is one."""
 
     best_mode: Literal["min", "max"] = "min"
     """Whether the best value of `best` is the smallest or the largest."""
@@ -86,27 +84,23 @@ class LogConfig(Section):
 
 class EvalConfig(Section):
     every: int = Field(default=500, ge=0, le=10**9)
-    """Steps between measurements on held-out images (how far the discriminator tells them from training images);
-    0 turns them off."""
+    """Steps between measurements on held-out images; 0 turns them off."""
 
     num: int = Field(default=500, ge=2, le=10**7)
     """Held-out images used."""
 
     kid_every: int = Field(default=1000, ge=0, le=10**9)
-    """Images from noise: steps between quick measurements of KID, of images of the averaged generator against training
-    images (not those that `fmrun eval` measures against, as far as there are others), with one more at the end of a run
-    that is at least so long; 0 turns them off. They stand in metrics.jsonl under the name of their extractor, as
-    `eval/kid_mobilenet_v2`, or `eval/kid` with Inception."""
+    """Images from noise: steps between quick measurements of KID against training images, with one more at the end of a
+    run that is at least so long; 0 turns them off. They stand in metrics.jsonl as `eval/kid_mobilenet_v2`, or `eval/kid`
+    with Inception."""
 
     kid_num: int = Field(default=500, ge=10, le=10**7)
-    """Images generated for one of them, and real ones compared with. Few make it quick, not exact: `fmrun eval` measures
-    better."""
+    """Generated and real images in each of these measurements; `fmrun eval` takes more and is more exact."""
 
     kid_extractor: Literal["auto", "inception", "mobilenet_v2"] = "auto"
-    """Net whose features are compared. `auto` takes one whose weights are on the machine (on a CPU MobileNetV2 before
-    Inception, which is thirty times as slow there), or none; nothing is downloaded."""
+    """Net whose features are compared. `auto` takes one whose weights are on the machine (on a CPU first MobileNetV2, which
+    is faster), or none; nothing is downloaded."""
 
     perceptual: Literal["auto", "dists", "lpips", "mobilenet", "none"] = "auto"
-    """Super-resolution: perceptual distance measured beside PSNR and SSIM, on pretrained nets (`dists`, `lpips`: extra
-    `perceptual`; `mobilenet`: a weighted distance between MobileNetV2's features). `auto` takes the first whose weights
-    are there, or none."""
+    """Super-resolution: perceptual distance measured beside PSNR and SSIM (`dists`, `lpips`: extra `perceptual`). `auto`
+    takes the first whose weights are there, or none."""
