@@ -86,6 +86,7 @@ def dots(rows: Sequence[Row], label: str, levels: Levels = (), width: float = WI
         ax.set(xlim=(left, right), ylim=(heights.sum(), 0))
         ax.set_xlabel(textwrap.fill(label, int(width / 8)))
         ax.set_yticks(ys, names)
+        ax.locator_params(axis="x", nbins=5)
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False, axis="y")
     return figure
