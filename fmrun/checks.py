@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from .errors import UserError
 from .feature_matching import FeatureMatching
@@ -22,7 +21,7 @@ from .rng import torch_generator
 from .simultaneous import one_augmentation
 from .state import State
 from .step import StepLog, discriminator_loss, image_gradients
-from .tasks import Batch, DiscriminatorPlan, DiscriminatorRole, StepPlan, Task
+from .tasks import Batch, DiscriminatorPlan, DiscriminatorRole, StepPlan
 from .tasks.pair import feature_matching
 
 LOOK = 8
@@ -101,7 +100,7 @@ def check_start(state: State, batches: list[list[Batch]]) -> Start:
 def _check_start(state: State, batches: list[Batch]) -> Start:
     task, images, start = state.task, [], Start()
     if state.config.own_nets and len(batches) > 1:
-        _refuse_dropout(task)
+        _refuse_noise(state, batches)
     with frozen_running_stats(task.generator):
         for batch in batches:
             image = task.generate(batch)
@@ -189,12 +188,27 @@ def review_balance(state: State, draws: list[list[Batch]]) -> list[str]:
     return said
 
 
-def _refuse_dropout(task: Task) -> None:
-    nets = (task.generator, *(role.net for role in task.discriminators))
-    if any(isinstance(module, _DropoutNd) for net in nets for module in net.modules()):
+@torch.no_grad()
+def _refuse_noise(state: State, batches: list[Batch]) -> None:
+    """UserError for nets of the user's own that draw random numbers, where a step runs them twice on a micro-batch and
+    takes the second time for the first."""
+    task, batch = state.task, batches[0]
+
+    def drawn(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        looked = [role(batch.real, None, logits=True).logits for role in task.discriminators]
+        return [task.generate(batch), *(scale for logits in looked if logits is not None for scale in scales(logits))]
+
+    with (
+        torch.random.fork_rng(),
+        frozen_running_stats(task.generator, *(c.net for c in task.discriminators)),
+        frozen(*(d.net for d in task.discriminators)),
+    ):
+        noisy = any(not torch.equal(a, b) for a, b in zip(drawn(1), drawn(2), strict=True))
+    if noisy:
         raise UserError(
-            "train.accumulate runs nets twice on each micro-batch, and a target here has dropout, so that the second time "
-            "is not the first; leave train.accumulate out, or the dropout"
+            "train.accumulate runs nets twice on each micro-batch, and a target here draws random numbers (dropout or noise), "
+            "so that the second time is not the first; leave train.accumulate out, or the random layers"
         )
 
 

@@ -218,10 +218,10 @@ def test_what_cannot_be_is_one_sentence(name: str) -> None:
     assert not RUNS.exists()
 
 
-def test_dropout_is_refused_where_nets_run_twice() -> None:
+def test_noise_is_refused_where_nets_run_twice() -> None:
     done = fmrun("train", *BARE, *MAKER, "-s", "train.accumulate=2")
     assert done.code == 2
-    assert "a target here has dropout" in done.errors[0]
+    assert "a target here draws random numbers" in done.errors[0]
 
 
 def test_an_upscaler_must_make_images_of_the_right_size() -> None:
