@@ -75,7 +75,7 @@ def _usage(error: Exception) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(message)
         return 0
-    said = " ".join(message.split()).rstrip(".")
+    said = " ".join(message.split()).rstrip(".").replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     _tell(f"{said}; {context.command_path if context else 'fmrun'} --help shows what there is", everywhere=None)
     return 2

@@ -48,6 +48,10 @@ def until(condition: Callable[[], Any], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def whole(run: Path, count: int) -> bool:
     """Every step once."""
     return [row["step"] for row in rows(run)] == list(range(1, count + 1))
@@ -139,16 +143,15 @@ def test_a_job_that_is_preempted_saves_and_goes_on_from_the_queue() -> None:
     """Through submitit's own local executor: real processes, which it starts, signals and starts again."""
     pytest.importorskip("submitit")
     nets = ("generator.width=4", "discriminator.width=4", "data.path=images.npz", "device=cpu")
-    (job,) = jobs(1, *nets, "train.steps=400", "log.every=1", "eval.every=0", "train.batch_size=8")
+    (job,) = jobs(1, *nets, "train.steps=200", "log.every=1", "eval.every=0", "train.batch_size=8")
     item = job.item
     with ThreadPoolExecutor(1) as pool:
         end = pool.submit(lambda: list(launch.slurm([job], Children(), S / "submitit", None, {}, "local")))
         until(lambda: item.run.metrics_file.exists() or end.done())
-        trains = Path(f"/proc/{status(item.run.path)['pid']}/stat").read_text()
-        os.kill(int(trains.rpartition(")")[2].split()[1]), signal.SIGUSR2)  # its parent: the job
+        os.kill(parent(status(item.run.path)["pid"]), signal.SIGUSR2)  # the job
         assert end.result(180) == [job]
     assert item.state == "finished"
-    assert whole(item.run.path, 400)
+    assert whole(item.run.path, 200)
     said = job.log.read_text()
     assert re.search(r"stopped and saved at step \d+", said)
     assert said.count("$ fmrun sweep") == 2
@@ -171,12 +174,16 @@ def test_runs_of_a_lost_machine_go_on_elsewhere() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={**place, "include_dashboard": False})
     try:
         lost = cluster.add_node(**place)
-        flags = (*LONG, *WEIGHTS, "--steps", "400")
+        flags = (*LONG, *WEIGHTS, "--steps", "200")
         process = spawn("sweep", *flags, "--name", "s", "--launcher", "ray", env={"RAY_ADDRESS": cluster.address})
         until(lambda: any(trains(file.parent, lost) for file in S.glob("*/metrics.jsonl")))
         (run,) = (file.parent for file in S.glob("*/metrics.jsonl") if trains(file.parent, lost))
+        trainer = status(run)["pid"]
+        os.kill(trainer, signal.SIGSTOP)
+        worker = parent(trainer)
         cluster.remove_node(lost, allow_graceful=False)
-        os.kill(status(run)["pid"], signal.SIGKILL)  # all processes of a lost machine are gone
+        until(lambda: not Path(f"/proc/{worker}").exists())
+        os.kill(trainer, signal.SIGKILL)  # all processes of a lost machine are gone
         done = finish(process, 240)
     finally:
         cluster.shutdown()
@@ -186,7 +193,7 @@ def test_runs_of_a_lost_machine_go_on_elsewhere() -> None:
     logs = "".join((S / "logs" / f"{name}.log").read_text() for name in names)
     assert logs.count("$ fmrun sweep") == 3
     for name in names:
-        assert whole(S / name, 400)
+        assert whole(S / name, 200)
         assert timeless(S / name) == timeless(Path("runs/alone") / name)
     speed = re.compile(r"(?m)(  [\d.]+x)?  +\d+$|^images/s.*$|  (step cost  )?images/s$|-+$")
     assert speed.sub("", done.out) == speed.sub("", alone.out)

@@ -145,7 +145,7 @@ def _limits(values: Collection[float], ends: Collection[float], levels: Collecti
 
 def encode(figure: Figure, kind: str) -> bytes:
     """The figure as an `svg`, `pdf` or `png` file: the same bytes for the same figure."""
-    dates: dict[str, Any] = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
+    dates = {"svg": dict.fromkeys(("Creator", "Date", "Format", "Type")), "pdf": {"CreationDate": None}}
     buffer = io.BytesIO()
     with _styled():
         figure.savefig(buffer, format=kind, metadata=dates.get(kind))
