@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .feature_matching import FeatureMatching
+from .feature_matching.discriminator import scales
 from .feature_matching.frozen import frozen, frozen_running_stats
 from .feature_matching.walked import said
 from .models.norm import perturbed, restored_buffers
