@@ -132,8 +132,18 @@ _SERVER.set_forkserver_preload(
         "torch._dynamo",
         *(
             f"fmrun.{m}"
-            for m in ("__main__", "cli", "train", "sample", "compare.table", "sweep.launch", "sweep.preflight")
+            for m in (
+                "__main__",
+                "cli",
+                "train",
+                "sample",
+                "records",
+                "compare.table",
+                "sweep.launch",
+                "sweep.preflight",
+            )
         ),
+        "filelock",
     ]
 )
 
