@@ -80,8 +80,8 @@ def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        reason = "; ".join(textwrap.shorten(line, 150) for line in str(error).splitlines()[1:3])
         raise UserError(
-            f"{field}: '{path}' holds another net than this config describes ({textwrap.shorten(reason, 300)}): check "
+            f"{field}: '{path}' holds another net than this config describes ({reason}): check "
             "type, width, norm, image size and scale"
         ) from None
