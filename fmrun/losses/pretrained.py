@@ -132,7 +132,7 @@ def find_weights(backbone: Backbone, field: str) -> Path:
             f'{cache_folder()} (`python -c "import torchvision; torchvision.models.{backbone.model}'
             f"(weights='IMAGENET1K_V1')\"` downloads it there)"
             + (
-                f", name the file with -s {field}.weights=FILE, or leave the loss out with -s {field}=none"
+                f", or name the file with -s {field}.weights=FILE, or leave the loss out with -s {field}=none"
                 if own
                 else ""
             )

@@ -86,11 +86,11 @@ def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str,
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        reason = "; ".join(textwrap.shorten(line, 150) for line in str(error).splitlines()[1:3])
         other = _other_settings(file, field, config) if config is not None else {}
         fix = f"add {flags(other)}" if other else "check type, width, norm, image size and scale"
         raise UserError(
-            f"{field}: '{path}' holds another net than this config describes ({textwrap.shorten(reason, 300)}): {fix}"
+            f"{field}: '{path}' holds another net than this config describes ({reason}): {fix}"
         ) from None
 
 
