@@ -11,6 +11,7 @@ from PIL import Image
 
 from fmrun.config.data import DataConfig
 from fmrun.data.pairs import open_pairs
+from fmrun.data.sources import open_images
 from fmrun.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -71,11 +72,6 @@ def test_resume_goes_on_with_the_same_images_only() -> None:
         Image.fromarray(noise_images(1)[0]).save(folder / "text.png")
 
 
-def test_nothing_unreadable_is_nothing_to_say() -> None:
-    write_folder(Path("pictures"), count=10)
-    assert trained(*SKIP, "--steps", "1", "--name", "run").warnings == []
-
-
 def test_a_wrong_size_is_not_unreadable() -> None:
     folder = spoilt()
     Image.new("L", (30, 20)).save(folder / "odd.png")
@@ -84,12 +80,15 @@ def test_a_wrong_size_is_not_unreadable() -> None:
     assert "empty.png" not in error
 
 
-def test_what_is_held_out_is_left_out_too() -> None:
+def test_what_is_held_out_is_left_out_too(capsys: pytest.CaptureFixture[str]) -> None:
     held = write_folder(Path("held"), count=4)
     write_folder(Path("pictures"), count=10)
     (held / "001.png").write_bytes(b"")
-    (warning,) = trained(*SKIP, "-s", "data.valid_path=held", "--steps", "1", "--name", "run").warnings
-    assert "1 in 'held' (001.png)" in warning
+    config = DataConfig(path="pictures", valid_path="held", image_size=28, skip_unreadable=True)
+    _, valid = open_images(config, 0)
+    assert valid is not None
+    assert len(valid) == 3
+    assert "1 in 'held' (001.png)" in capsys.readouterr().err
 
 
 def test_nothing_left_is_one_sentence() -> None:
@@ -169,8 +168,8 @@ def test_what_a_run_held_out_is_measured_as_it_was_or_it_is_said(own_extractor: 
     assert changed in warning
 
 
-@pytest.mark.parametrize("way", [("--data", "others"), ("-s", "data.path=others")])
-def test_other_images_have_files_left_out_of_their_own(own_extractor: tuple[str, ...], way: tuple[str, ...]) -> None:
+def test_other_images_have_files_left_out_of_their_own(own_extractor: tuple[str, ...]) -> None:
+    way = ("--data", "others")
     write_folder(Path("pictures"), count=10)
     trained("--steps", "1", "--name", "run")
     write_folder(Path("others"), count=20)

@@ -31,28 +31,14 @@ MARGIN = 8
 Blur reaches farther than that only where the image is small in between."""
 
 
-class Bicubic(NamedTuple):
-    """Antialiased bicubic downsampling to the low-resolution size: see `filters.bicubic_down`."""
-
-    def __str__(self) -> str:
-        return "bicubic"
-
-
 class Blur(NamedTuple):
     sigma: tuple[float, float]
     angle: float
-
-    def __str__(self) -> str:
-        low, high = sorted(self.sigma)
-        return f"blur {high:.1f}" if low == high else f"blur {low:.1f}/{high:.1f}"
 
 
 class Sinc(NamedTuple):
     cutoff: float
     radius: int
-
-    def __str__(self) -> str:
-        return f"ringing {self.cutoff:.2f}"
 
 
 class Resize(NamedTuple):
@@ -61,9 +47,6 @@ class Resize(NamedTuple):
     factor: float
     kernel: str
     of_low: bool
-
-    def __str__(self) -> str:
-        return f"to LR {self.kernel}" if self.of_low and self.factor == 1 else f"x{self.factor:.2f} {self.kernel}"
 
 
 class Noise(NamedTuple):
@@ -74,25 +57,17 @@ class Noise(NamedTuple):
     grey: bool
     seed: int
 
-    def __str__(self) -> str:
-        kind = f"Poisson {self.amount:.1f}" if self.poisson else f"noise {self.amount:.0f}"
-        return f"grey {kind}" if self.grey else kind
-
 
 class Jpeg(NamedTuple):
     quality: int
 
-    def __str__(self) -> str:
-        return f"JPEG {self.quality}"
+
+Step = Blur | Sinc | Resize | Noise | Jpeg
+Recipe = tuple[Step, ...]
 
 
-Step = Bicubic | Blur | Sinc | Resize | Noise | Jpeg
-
-
-def recipe(config: settings.DegradationConfig, rng: np.random.Generator) -> tuple[Step, ...]:
-    """The steps that `config` and `rng` make of one image."""
-    if config.kind == "bicubic":
-        return (Bicubic(),)
+def recipe(config: settings.DegradationConfig, rng: np.random.Generator) -> Recipe:
+    """The steps that a chain and `rng` make of one image."""
     # all numbers are drawn whatever is switched on
     passes = [_pass(part, rng, second) for second, part in enumerate((config.first, config.second))]
     ringing = _sinc(config.sinc, rng.random(3))
@@ -107,12 +82,13 @@ def recipe(config: settings.DegradationConfig, rng: np.random.Generator) -> tupl
     return (*steps, *to_low)
 
 
-def degrade(image: np.ndarray, steps: tuple[Step, ...], scale: int) -> np.ndarray:
-    """uint8 `(H, W, C)`, its sides multiples of `scale`, to uint8 `(H / scale, W / scale, C)`.
+def degrade(image: np.ndarray, steps: Recipe | None, scale: int) -> np.ndarray:
+    """uint8 `(H, W, C)`, its sides multiples of `scale`, to uint8 `(H / scale, W / scale, C)`; without steps it is made
+    smaller by `filters.bicubic_down`.
 
     C is 1, 3 (RGB) or 4 (RGBA; transparency is neither noisy nor compressed).
     """
-    if isinstance(steps[0], Bicubic):
+    if steps is None:
         return bicubic_down(image, scale)
     high = image.shape[:2]
     low = (high[0] // scale, high[1] // scale)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import signal
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,14 +22,14 @@ from ..errors import UserError
 from ..rng import numpy_generator
 from .files import each
 from .memory import available_on, gigabytes
-from .store import Images, channels_first
+from .store import Images, Window, channels_first
 
 if TYPE_CHECKING:
-    from .degrade import Step
+    from .degrade import Recipe
     from .pairs import Pairs
 
 NO_ROOM = (
-    "the processes that decode images cannot hand them over in shared memory ({}); decode without them: "
+    "the processes that decode images failed, most likely for lack of (shared) memory ({}): use none with "
     "-s data.workers=0, or give it more room: docker run --shm-size=8g"
 )
 
@@ -39,14 +39,6 @@ class PairBatch(NamedTuple):
 
     low: Tensor
     high: Tensor
-
-
-class Corner(NamedTuple):
-    """Where a window lies in the (low-resolution) image, and the steps of its degradation, where that is random."""
-
-    top: int
-    left: int
-    steps: tuple[Step, ...] | None = None
 
 
 def order(seed: int, count: int, position: int, n: int) -> np.ndarray:
@@ -122,31 +114,26 @@ class Windows:
                 rows[:, 3] += 4 * (u[:, 3] < 0.5)
         return rows[self.part]
 
-    def corners(self, draw: int, rows: np.ndarray) -> list[Corner]:
-        """Where the windows of `rows(draw)` lie, and what is done to them."""
-        corners = [Corner(top, left) for _, top, left, _ in rows.tolist()]
-        if isinstance(self.data, Images) or not self.data.random:
-            return corners
+    def recipes(self, draw: int) -> Sequence[Recipe | None]:
+        """How each of this rank's windows of a draw is degraded, where that is random."""
         places = range(self.global_batch)[self.part]
-        recipes = (self.data.recipe(numpy_generator(self.seed, "degrade", draw, place)) for place in places)
-        return [corner._replace(steps=steps) for corner, steps in zip(corners, recipes, strict=True)]
+        if isinstance(self.data, Images) or not self.data.random:
+            return [None] * len(places)
+        return [self.data.recipe(numpy_generator(self.seed, "degrade", draw, place)) for place in places]
 
     def read(self, draw: int) -> Tensor:
         """This rank's windows of a draw in one tensor, uint8 `(bytes,)`, for `split` to take apart."""
-        rows = self.rows(draw)
-        corners = self.corners(draw, rows)
+        rows, recipes = self.rows(draw), self.recipes(draw)
         flat = torch.empty(len(rows) * self._bytes, dtype=torch.uint8)
         parts = [part.numpy() for part in self.split(flat)]
-        wanted: dict[int, list[int]] = {}
-        for k, image in enumerate(rows[:, 0].tolist()):
-            wanted.setdefault(image, []).append(k)
-        groups = list(wanted.items())
+        groups = [(image, np.flatnonzero(rows[:, 0] == image).tolist()) for image in dict.fromkeys(rows[:, 0].tolist())]
 
         def one(i: int) -> None:
             image, places = groups[i]
-            for k, sides in zip(places, self.data.cut(image, [corners[k] for k in places], self.side), strict=True):
-                for part, side in zip(parts, sides, strict=True):
-                    part[k] = turned(side, int(rows[k, 3]))
+            windows = [Window(int(rows[k, 1]), int(rows[k, 2]), self.side, self.side) for k in places]
+            for part, cut in zip(parts, self.data.cut(image, windows, [recipes[k] for k in places]), strict=True):
+                for k, window in zip(places, cut, strict=True):
+                    part[k] = turned(window, int(rows[k, 3]))
 
         each(one, len(groups))
         return flat
@@ -165,21 +152,26 @@ class Windows:
     def held(self, device: torch.device) -> list[Callable[[Tensor], Tensor]]:
         """For each side, a function from `rows` on `device` to windows there, of images that are kept, also there."""
         if self._whole:
-            return [_whole_images(images, self._hflip, device) for images in self.data.stores]
+            return [_whole_images(images, device) for images in self.data.stores]
         return [
             _patches(images, self.side, factor, device)
             for images, factor in zip(self.data.stores, self.data.factors, strict=True)
         ]
 
 
-def _whole_images(images: Images, hflip: bool, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _whole_images(images: Images, device: torch.device) -> Callable[[Tensor], Tensor]:
     assert images.pixels is not None
     stacked = images.pixels.to(device).view(-1, images.size, images.size, images.channels)
     places = torch.from_numpy(images.starts // images.size**2).to(device)
 
     def gather(rows: Tensor) -> Tensor:
         made = stacked.index_select(0, places[rows[:, 0]])
-        return torch.where((rows[:, 3] >= 4)[:, None, None, None], made.flip(2), made) if hflip else made
+        if device.type != "cpu":  # what is mirrored is known there only
+            return torch.where((rows[:, 3] >= 4)[:, None, None, None], made.flip(2), made)
+        pixels = made.numpy()
+        for k in np.flatnonzero(rows[:, 3].numpy() >= 4):
+            pixels[k] = pixels[k, :, ::-1]
+        return made
 
     return gather
 
@@ -282,17 +274,14 @@ class Stream:
         if self._workers == 0:
             batch = self._made(draw)
             return batch.pin_memory() if self._pin else batch
-        if self._batches is None:
-            self._batches = self._ahead(draw)
         try:
+            if self._batches is None:
+                self._batches = self._ahead(draw)
             made = next(self._batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError) as error:  # its locks lie in shared memory too
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            made = (
-                "a process that decodes images died, most likely for lack of (shared) memory: "
-                "use fewer with -s data.workers=N, or none with -s data.workers=0"
-            )
+            made = NO_ROOM.format(str(error).splitlines()[0])
         if isinstance(made, str):
             self.close()
             raise UserError(made)
@@ -315,10 +304,7 @@ class Stream:
             worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # else it would draw from the global one
         )
-        try:
-            batches = iter(loader)
-        except OSError as error:  # its locks lie in shared memory too
-            raise UserError(NO_ROOM.format(error)) from error
+        batches = iter(loader)
         # Also when the interpreter exits: workers that ignore SIGTERM would outlive a plain exit.
         self._stop = weakref.finalize(self, _shut_down, batches)
         return batches

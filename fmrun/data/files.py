@@ -1,12 +1,10 @@
-"""Image files: found in folders, opened upright, and checked whole, with all that is wrong named at once."""
+"""Image files: found in folders, opened upright, and brought to a size."""
 
-import hashlib
 import os
 import stat
 import struct
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -56,9 +54,7 @@ DECODER_ERRORS = (
 """What Pillow's decoders raise over damaged files."""
 
 BAD = {
-    "missing": ("missing, or broken links", "so restore or remove them"),
-    "denied": ("not readable", "so give yourself permission (chmod u+r)"),
-    "unreadable": ("not readable from this disk", "so copy them elsewhere or remove them"),
+    "unreadable": ("missing or not readable", "so restore them, give yourself permission (chmod u+r) or remove them"),
     "empty": ("empty files", "so copy them again or remove them"),
     "foreign": (f"not {', '.join(FORMATS[:-1])} or {FORMATS[-1]} inside", "so convert or remove them"),
     "damaged": ("cut short or damaged", "so copy them again or remove them"),
@@ -69,7 +65,7 @@ BAD = {
 }
 """What can be wrong with an image, and what to do about it; for `size` that depends on what is wanted."""
 
-UNREADABLE = ("missing", "denied", "unreadable", "empty", "foreign", "damaged")
+UNREADABLE = ("unreadable", "empty", "foreign", "damaged")
 """What is wrong with files that `data.skip_unreadable` leaves out."""
 
 
@@ -77,18 +73,8 @@ class BadImage(Exception):
     """An image that cannot be used; `kind` is a key of `BAD`, `detail` its size if that is what is wrong."""
 
     def __init__(self, kind: str, detail: str = "") -> None:
-        assert kind in BAD, kind
         super().__init__(kind, detail)
-        self.kind = kind
-        self.detail = detail
-
-
-class Header(NamedTuple):
-    """What is known of an image file before it is decoded; its size is that of the pixels as they are stored."""
-
-    width: int
-    height: int
-    grey: bool
+        self.kind, self.detail = kind, detail
 
 
 class Entry(NamedTuple):
@@ -98,44 +84,21 @@ class Entry(NamedTuple):
     size: int
     sha256: str
 
-    @classmethod
-    def of(cls, name: str, data: bytes) -> "Entry":
-        return cls(name, len(data), hashlib.sha256(data).hexdigest())
-
 
 # ---- one file
-
-
-def read_header(path: Path) -> Header:
-    """Size and kind of an image file from its first bytes. Raises BadImage."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise BadImage("foreign")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise BadImage("empty")
-            file.seek(0)
-            with opened(file) as image:
-                return Header(*image.size, image.mode in GREY)
-    except OSError as error:
-        raise _unreadable(error) from error
 
 
 def content(path: Path) -> bytes:
     """The bytes of an image file. Raises BadImage."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise BadImage("foreign")
         data = path.read_bytes()
     except OSError as error:
-        raise _unreadable(error) from error
+        raise BadImage("unreadable") from error
     if not data:
         raise BadImage("empty")
     return data
-
-
-def _unreadable(error: OSError) -> BadImage:
-    if isinstance(error, PermissionError):
-        return BadImage("denied")
-    return BadImage("missing" if isinstance(error, FileNotFoundError) else "unreadable")
 
 
 def opened(file: object) -> Image.Image:
@@ -189,18 +152,6 @@ class Square(NamedTuple):
     size: int
     fit: str
 
-    def of(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width that an image of this size is brought to. Raises BadImage if it cannot be."""
-        padded = self.size == 32 and (width, height) == (28, 28)
-        wrong = BadImage("size", f"{width}×{height}")
-        if self.fit == "exact" and (width, height) != (self.size, self.size) and not padded:
-            raise wrong
-        if min(width, height) < SMALLEST_SIDE:
-            raise BadImage("tiny")
-        if self.fit == "pad" and max(width, height) > self.size:
-            raise wrong
-        return self.size, self.size
-
     def remedy(self, sizes: set[tuple[int, int]]) -> tuple[str, str]:
         """What is wrong with images of these sizes, and what to add to the command."""
         what = f"larger than {self.size}×{self.size}" if self.fit == "pad" else f"not {self.size}×{self.size}"
@@ -213,18 +164,24 @@ class Square(NamedTuple):
         return what, "add " + " or ".join(fixes)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        self.of(*image.size)
-        if image.size == (self.size, self.size):
+        """Raises BadImage."""
+        width, height, size = *image.size, self.size
+        if (width, height) == (size, size):
             return image
+        if (self.fit == "exact" and (size, width, height) != (32, 28, 28)) or (
+            self.fit == "pad" and max(image.size) > size
+        ):
+            raise BadImage("size", f"{width}×{height}")
+        if min(image.size) < SMALLEST_SIDE:
+            raise BadImage("tiny")
         if self.fit == "crop":
             side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
+            left, top = (width - side) // 2, (height - side) // 2
             box = (left, top, left + side, top + side)
-            if side == self.size:
-                return image.crop(box)
-            return image.resize((self.size, self.size), Image.Resampling.LANCZOS, box=box)
-        canvas = Image.new(image.mode, (self.size, self.size))
-        canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
+            # resized to their own size, Pillow's images may change
+            return image.crop(box) if side == size else image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+        canvas = Image.new(image.mode, (size, size))
+        canvas.paste(image, ((size - width) // 2, (size - height) // 2))
         return canvas
 
 
@@ -234,14 +191,11 @@ class Middle(NamedTuple):
     multiple: int
     smallest: int
 
-    def of(self, width: int, height: int) -> tuple[int, int]:
-        """As `Square.of`."""
-        if min(width, height) < self.smallest:
-            raise BadImage("tiny")
-        return height // self.multiple * self.multiple, width // self.multiple * self.multiple
-
     def __call__(self, image: Image.Image) -> Image.Image:
-        height, width = self.of(*image.size)
+        """Raises BadImage."""
+        if min(image.size) < self.smallest:
+            raise BadImage("tiny")
+        width, height = (side // self.multiple * self.multiple for side in image.size)
         if image.size == (width, height):
             return image
         left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -293,42 +247,31 @@ def each(work: Callable[[int], T], count: int, progress: Progress | None = None,
 
 
 def find(field: str, root: Path) -> list[str]:
-    """Relative names of all images under `root`, sorted; what is left out is said: other files, hidden ones, and
-    folders of thumbnails. Linked folders are entered once. `field` is the setting named in errors."""
+    """Relative names of all images under `root`, sorted; how many other files are left out is said. Hidden files, and
+    folders of thumbnails, are passed over. Linked folders are entered once. `field` is the setting named in errors."""
     names: list[str] = []
     others: list[str] = []
-    passed: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     failures: list[OSError] = []
-
-    def aside(name: str) -> bool:
-        return name.startswith(".") or name in THUMBNAILS
-
     for folder, folders, files in os.walk(root, followlinks=True, onerror=failures.append):
         place = os.stat(folder)
         if (place.st_dev, place.st_ino) in seen:
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
-        passed.update(f"{name} folder" for name in folders if aside(name))
-        folders[:] = [name for name in folders if not aside(name)]
-        passed["hidden file"] += sum(map(aside, files))
-        for file in (file for file in files if not aside(file)):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in THUMBNAILS]
+        for file in (file for file in files if not file.startswith(".")):
             image = file.lower().endswith(SUFFIXES)
             (names if image else others).append((Path(folder) / file).relative_to(root).as_posix())
     if failures:
         shown = [f"'{error.filename}' ({error.strerror})" for error in failures]
         raise UserError(f"{field}: cannot list {few(shown)}: give yourself permission (chmod u+rx)")
     if names:
-        endings = Counter(Path(name).suffix.lower() or "extensionless" for name in others)
-        parts = [f"{count} {ending}" for ending, count in endings.most_common()]
-        parts += [counted(count, what) for what, count in passed.most_common() if count]
-        if parts:
-            note_once(f"'{root}': {few(parts)} left out")
+        if others:
+            note_once(f"'{root}': {counted(len(others), 'file')} left out ({few(sorted(others))})")
         return sorted(names)
-    arrays = sorted(name for name in others if "ubyte" in name or name.endswith(".npz"))
+    arrays = sorted((name for name in others if "ubyte" in name or name.endswith(".npz")), key=lambda n: "labels" in n)
     if arrays:
-        best = next((name for name in arrays if "train" in name and "images" in name), arrays[0])
-        raise UserError(f"{field}: '{root}' holds no image files but '{best}': give that file, {root / best}")
+        raise UserError(f"{field}: '{root}' holds no image files but '{arrays[0]}': give that file, {root / arrays[0]}")
     what = f"no images, only other files ({few(sorted(others))})" if others else "no files"
     raise UserError(f"{field}: '{root}' holds {what}: give a folder with {', '.join(SUFFIXES)} files")

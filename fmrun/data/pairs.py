@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,16 +14,14 @@ from ..config.data import DataConfig
 from ..config.degradation import DegradationConfig
 from ..errors import UserError, nearest
 from ..rng import numpy_generator
-from .check import Side, look_at
-from .degrade import BICUBIC_MARGIN, MARGIN, Step, degrade, recipe
-from .files import SMALLEST_SIDE, Middle, Progress, find
+from .check import Side, scan
+from .degrade import BICUBIC_MARGIN, MARGIN, Recipe, degrade, recipe
+from .files import SMALLEST_SIDE, Middle, Progress, each, find
+from .filters import bicubic_down
 from .memory import available_ram
 from .places import few, missing
 from .sources import is_bundled, open_splits
 from .store import Images, Window, files_identity
-
-if TYPE_CHECKING:
-    from .feed import Corner
 
 BUNDLED = {"photographs": Path(__file__).parent / "bundled" / "photos"}
 SCALES = (1, 2, 3, 4)
@@ -98,23 +95,20 @@ class Pairs:
         assert self.low is not None
         return self.low, self.high
 
-    def cut(self, index: int, corners: "Sequence[Corner]", side: int) -> list[tuple[np.ndarray, ...]]:
-        """Patches `(side, side, C)` and `(scale · side, scale · side, C)` of one pair of images, which is decoded once for
-        all of them."""
+    def cut(self, index: int, windows: Sequence[Window], recipes: Sequence[Recipe | None]) -> list[list[np.ndarray]]:
+        """Of each side of one pair of images, which is decoded once for all of them, the parts `(h, w, C)` in these
+        low-resolution windows; `recipes` are what random degradations do to them."""
         scale = self.scale
-        inner = [Window(corner.top, corner.left, side, side) for corner in corners]
         if self.low is not None:
-            highs = self.high.windows(index, [window.times(scale) for window in inner])
-            return list(zip(self.low.windows(index, inner), highs, strict=True))
-        outer = [self._with_margin(index, window) for window in inner]
+            return [self.low.windows(index, windows), self.high.windows(index, [w.times(scale) for w in windows])]
+        outer = [self._with_margin(index, window) for window in windows]
         wides = self.high.windows(index, [window.times(scale) for window in outer])
-        pairs: list[tuple[np.ndarray, ...]] = []
-        for corner, o, wide in zip(corners, outer, wides, strict=True):
-            top, left = corner.top - o.top, corner.left - o.left
-            low = degrade(wide, corner.steps or self.recipe(None), scale)[top : top + side, left : left + side]
-            top, left, whole = top * scale, left * scale, side * scale
-            pairs.append((low, wide[top : top + whole, left : left + whole]))
-        return pairs
+        inner = [Window(w.top - o.top, w.left - o.left, w.height, w.width) for w, o in zip(windows, outer, strict=True)]
+        lows = [degrade(wide, steps, scale) for wide, steps in zip(wides, recipes, strict=True)]
+        return [
+            [window.of(low) for window, low in zip(inner, lows, strict=True)],
+            [window.times(scale).of(wide) for window, wide in zip(inner, wides, strict=True)],
+        ]
 
     def _with_margin(self, index: int, window: Window) -> Window:
         """A low-resolution window and what its degradation needs around it, as far as there is any."""
@@ -125,10 +119,9 @@ class Pairs:
         right = min(width, window.left + window.width + margin)
         return Window(top, left, bottom - top, right - left)
 
-    def recipe(self, rng: np.random.Generator | None) -> tuple[Step, ...]:
-        """The steps from a high- to a low-resolution image; only random ones need `rng`."""
-        assert self.degradation is not None
-        return recipe(self.degradation, rng if rng is not None else np.random.default_rng(0))
+    def recipe(self, rng: np.random.Generator) -> Recipe | None:
+        """The steps from a high- to a low-resolution image, where they are random."""
+        return recipe(self.degradation, rng) if self.degradation is not None and self.random else None
 
     def whole(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A pair of whole images for validation, uint8 `(C, h, w)` and `(C, scale · h, scale · w)`.
@@ -142,7 +135,8 @@ class Pairs:
             low = degrade(high, self.recipe(numpy_generator(0, "degrade-valid", index)), self.scale)
             if self.high.nbytes // self.scale**2 <= available_ram() // 4:
                 self._degraded[index] = low
-        return _planes(low), _planes(high)
+        planes = (np.ascontiguousarray(image.transpose(2, 0, 1)) for image in (low, high))
+        return torch.from_numpy(next(planes)), torch.from_numpy(next(planes))
 
     def take(self, indices: np.ndarray) -> "Pairs":
         """These pairs, in this order."""
@@ -166,10 +160,6 @@ class Pairs:
         """The files of each pair."""
         sides = [images.files.entries for images in (self.high, self.low) if images is not None and images.files]
         return list(zip(*sides, strict=True))
-
-
-def _planes(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def open_pairs(
@@ -228,14 +218,14 @@ def _open(
     will do."""
     problems: list[str] = []
     scale, paired = config.scale, len(places) == 2
+    bicubic = not paired and config.degradation.kind == "bicubic"
     found = [find(*place) for place in places]
     totals = [len(names) for names in found]
     if paired:
         found = _matched(problems, places, found, scale)
-    shrink = scale if not paired and config.degradation.kind == "bicubic" else None
-    sides = [Side(*places[0], found[0], Middle(1 if paired else scale, SMALLEST_SIDE), shrink)]
-    sides += [Side(*place, names, Middle(1, 1)) for place, names in zip(places[1:], found[1:], strict=True)]
-    sides = look_at(sides, config, channels, progress)
+    shapes = (Middle(1 if paired else scale, SMALLEST_SIDE), Middle(1, 1))
+    sides = [Side(*place, names, shape) for place, names, shape in zip(places, found, shapes, strict=False)]
+    chosen, keep = scan(sides, config, channels, progress, more=1 + 1 / scale**2 if bicubic else 1)
     for side, total in zip(sides, totals, strict=True):
         problems += side.report(total, config.skip_unreadable)
     if paired:
@@ -243,7 +233,16 @@ def _open(
     problems += _too_small(sides[0], patch, scale)
     if problems:
         raise UserError("; ".join(problems))
-    high, low = sides[0].images, sides[1].images if paired else sides[0].small
+    high, *others = (side.images(chosen, keep) for side in sides)
+    low = others[0] if others else None
+    if bicubic and keep:
+        low = Images.room(high.name, chosen, high.sizes // scale)
+        views = [low.view(i) for i in range(len(low))]
+
+        def shrink(i: int) -> None:
+            views[i][:] = bicubic_down(high.view(i), scale)
+
+        each(shrink, len(views))
     return Pairs(high.name, high, low, scale, None if paired else config.degradation)
 
 
@@ -289,15 +288,19 @@ def _partner(name: str, known: Collection[str], scale: int) -> str:
 
 def _mismatches(high: Side, low: Side, scale: int, channels: int | None) -> list[str]:
     """What is wrong with pairs of images that are each in order."""
-    both = [i for i in range(len(high.names)) if i not in high.bad and i not in low.bad]
+    both = [
+        (high.found[h], low.found[l])
+        for h, l in zip(high.names, low.names, strict=True)
+        if h in high.found and l in low.found
+    ]
     sentences = []
-    odd = [i for i in both if (high.sizes[i] != scale * low.sizes[i]).any()]
+    odd = [(h, l) for h, l in both if h.size != (scale * l.size[0], scale * l.size[1])]
     if odd:
-        shown = [f"{_stem(high.names[i])} {_size(high.sizes[i])} from {_size(low.sizes[i])}" for i in odd]
-        true = {s for s in SCALES if all((high.sizes[i] == s * low.sizes[i]).all() for i in both)}
+        shown = [f"{_stem(h.entry.name)} {_size(h.size)} from {_size(l.size)}" for h, l in odd]
+        true = {s for s in SCALES if all(h.size == (s * l.size[0], s * l.size[1]) for h, l in both)}
         fix = f"set -s data.scale={true.pop()}" if true else f"make each HR side {scale} times its LR side"
         sentences.append(f"data.scale: {len(odd)} of {len(both)} pairs are not ×{scale} ({few(shown)}), so {fix}")
-    mixed = [high.names[i] for i in both if high.headers[i].grey != low.headers[i].grey]
+    mixed = [h.entry.name for h, l in both if h.grey != l.grey]
     if mixed and channels is None:
         sentences.append(
             f"{low.setting}: {len(mixed)} of {len(both)} pairs are grey on one side and in colour on the other "
@@ -307,13 +310,13 @@ def _mismatches(high: Side, low: Side, scale: int, channels: int | None) -> list
 
 
 def _too_small(high: Side, patch: int, scale: int) -> list[str]:
-    good = [i for i in range(len(high.names)) if i not in high.bad]
-    small = [i for i in good if high.sizes[i].min() < patch]
+    good = [high.found[name] for name in high.names if name in high.found]
+    small = [file for file in good if min(file.size) < patch]
     if not small:
         return []
-    shown = [f"{high.names[i]} {_size(high.sizes[i])}" for i in small]
+    shown = [f"{file.entry.name} {_size(file.size)}" for file in small]
     step = 8 * scale
-    fits = int(min(high.sizes[i].min() for i in small)) // step * step
+    fits = min(min(file.size) for file in small) // step * step
     fix = f"set -s data.patch_size={fits} or remove them" if fits >= 32 else "remove them"
     return [
         f"{high.setting}: {len(small)} of {len(good)} images are smaller than data.patch_size {patch} "
@@ -321,7 +324,7 @@ def _too_small(high: Side, patch: int, scale: int) -> list[str]:
     ]
 
 
-def _size(size: np.ndarray) -> str:
+def _size(size: tuple[int, int]) -> str:
     return f"{size[1]}×{size[0]}"
 
 

@@ -2,10 +2,8 @@
 
 import gzip
 import lzma
-import math
 import os
 import pickle
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -19,9 +17,9 @@ from ..config.data import DataConfig
 from ..errors import UserError, nearest, reading
 from ..report import counted
 from ..rng import numpy_generator
-from .check import Side, look_at
+from .check import Side, scan
 from .files import DECODER_ERRORS, BadImage, Progress, Square, find
-from .places import NAMED, missing
+from .places import few, missing
 from .store import Images
 
 Raw = tuple[np.ndarray, np.ndarray | None]
@@ -48,9 +46,6 @@ TORCHVISION: dict[str, dict[str, Any]] = {
 NPZ_IMAGES = ("images", "x_train", "arr_0")
 NPZ_LABELS = ("labels", "y_train")
 NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
-
-LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)
-"""Pillow's integers for ITU-R 601 luma, so that an array and a folder of the same images agree."""
 
 
 class BadFile(Exception):
@@ -131,10 +126,11 @@ def is_bundled(path: str) -> bool:
 def _folder(field: str, path: str, config: DataConfig, channels: int | None, progress: Progress | None) -> Images:
     root = Path(path).expanduser()
     names = find(field, root)
-    (side,) = look_at([Side(field, root, names, Square(config.image_size, config.fit))], config, channels, progress)
-    if said := side.report(len(side.names), config.skip_unreadable):
+    side = Side(field, root, names, Square(config.image_size, config.fit))
+    chosen, keep = scan([side], config, channels, progress)
+    if said := side.report(len(names), config.skip_unreadable):
         raise UserError(said[0])
-    return side.images
+    return side.images(chosen, keep)
 
 
 def _array(field: str, path: str, raw: Raw, config: DataConfig, channels: int | None) -> Images:
@@ -153,22 +149,19 @@ def _array(field: str, path: str, raw: Raw, config: DataConfig, channels: int | 
     if labels is not None and len(labels) != count:
         raise UserError(f"{field}: '{path}' has {count} images and {len(labels)} labels: take both from one set")
     shape = Square(config.image_size, config.fit)
-    size = shape.size
     try:
-        shape.of(width, height)
+        shape(Image.new("L", (width, height)))
     except BadImage as problem:
-        sizes = {(width, height)}
-        what, fix = shape.remedy(sizes) if problem.kind == "size" else ("too small", "take other images")
+        what, fix = shape.remedy({(width, height)}) if problem.kind == "size" else ("too small", "take other images")
         raise UserError(f"{field}: the {count} images in '{path}' are {width}×{height}, {what}: {fix}") from problem
     if channels == 3 and images.shape[3] == 1:
         images = np.repeat(images, 3, axis=3)
     elif channels == 1 and images.shape[3] == 3:
-        images = np.stack([(image @ LUMA + 0x8000) >> 16 for image in images]).astype(np.uint8)[..., None]
+        images = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])[..., None]
+    size = shape.size
     if shape.fit == "crop" and (height, width) != (size, size):
-        made = [
-            np.asarray(shape(Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image))) for image in images
-        ]
-        images = np.stack(made).reshape(count, size, size, -1)
+        pictures = (Image.fromarray(image[..., 0] if image.shape[2] == 1 else image) for image in images)
+        images = np.stack([np.asarray(shape(picture)) for picture in pictures]).reshape(count, size, size, -1)
     else:
         gaps = [((size - side) // 2, (size - side + 1) // 2) for side in (height, width)]
         images = np.pad(images, [(0, 0), *gaps, (0, 0)])
@@ -201,64 +194,27 @@ def read_file(path: Path) -> Raw:
     """An idx-ubyte (also gzipped) or npz file, told apart by content; `BadFile` says what it is instead."""
     with path.open("rb") as file:
         start = file.read(4)
-    if not start:
-        raise BadFile("is empty: copy it again")
     if start.startswith(b"PK"):
         return read_npz(path)
     if start.startswith((b"\x1f\x8b", b"\0\0")) or "ubyte" in path.name:
-        return read_idx_pair(path)
-    if start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")):
-        raise BadFile(f"is a single image: give its folder, {path.parent}")
-    if start.startswith(b"\x93NUM"):
-        raise BadFile("is an npy file: save the array with numpy.savez_compressed and give the .npz file")
-    raise BadFile("is of unknown type: give a folder of images, an idx-ubyte(.gz) or .npz file, or torchvision:NAME")
-
-
-def read_idx_pair(path: Path) -> Raw:
-    """An idx file of images, with the labels of the file beside it if it follows the usual names."""
-    images = read_idx(path)
-    if images.ndim == 1:
-        twin = _twin(path, "labels", "images", "idx1", "idx3")
-        raise BadFile(f"holds labels: give the file of images{f', {twin}' if twin else ''}")
-    twin = _twin(path, "images", "labels", "idx3", "idx1")
-    if twin is None:
+        images = read_idx(path)
+        if images.ndim == 1:
+            raise BadFile("holds labels: give the file of images")
         return images, None
-    labels = read_idx(twin)
-    if labels.ndim != 1:
-        raise BadFile(f"has a file {twin.name} beside it that holds no labels: replace or remove that one")
-    return images, labels.astype(np.int64)
-
-
-def _twin(path: Path, this: str, that: str, this_idx: str, that_idx: str) -> Path | None:
-    """The file beside `path` that holds the labels of its images, or the other way round."""
-    name = path.name.replace(this, that).replace(this_idx, that_idx)
-    if name == path.name:
-        return None
-    bare = name.removesuffix(".gz")
-    return next((p for p in (path.with_name(n) for n in (name, bare, bare + ".gz")) if p.is_file()), None)
+    raise BadFile("is of unknown type: give a folder of images, an idx-ubyte(.gz) or .npz file, or torchvision:NAME")
 
 
 def read_idx(path: Path) -> np.ndarray:
     """The array in an idx-ubyte file, gzipped or not: magic `00 00 08 ndim`, big-endian sizes, bytes."""
     data = path.read_bytes()
-    if not data:
-        raise BadFile(f"is empty ({path.name}): copy it again")
-    if data.startswith(b"\x1f\x8b"):
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise BadFile(f"is cut short or damaged ({path.name}): copy it again") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[3] not in (1, 3, 4):
-        raise BadFile(f"is no idx-ubyte file ({path.name} starts otherwise): give one, an .npz or a folder")
-    if data[2] != 8:
-        raise BadFile(f"holds idx numbers that are not bytes ({path.name}): convert them to 0 to 255")
-    head = 4 + 4 * data[3]
-    shape = struct.unpack(f">{data[3]}I", data[4:head]) if len(data) >= head else None
-    if shape is None or len(data) - head < math.prod(shape):
-        raise BadFile(f"is cut short ({path.name}): copy it again")
-    if len(data) - head > math.prod(shape):
-        raise BadFile(f"is longer than its header says ({path.name}): copy it again")
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+    try:
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        if data[:3] != b"\0\0\x08":
+            raise BadFile("is no idx-ubyte file of bytes: give one, an .npz file or a folder of images")
+        head = 4 + 4 * data[3]
+        return np.frombuffer(data, np.uint8, offset=head).reshape(np.frombuffer(data[4:head], ">u4"))
+    except (EOFError, OSError, IndexError, ValueError, zlib.error) as error:
+        raise BadFile("is cut short or damaged: copy it again") from error
 
 
 def read_npz(path: Path) -> Raw:
@@ -267,18 +223,16 @@ def read_npz(path: Path) -> Raw:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             names = list(file.files)
             key = next((name for name in NPZ_IMAGES if name in names), names[0] if len(names) == 1 else None)
-            if names and key is None:
-                raise BadFile(f"has arrays {', '.join(names[:NAMED])}: name the one with the images 'images'")
-            images = file[key] if key else None
+            if key is None:
+                raise BadFile(f"holds {few(names) or 'no arrays'}: name the array of the images 'images'")
+            images = file[key]
             labels = next((file[name] for name in NPZ_LABELS if name in names), None)
     except NPZ_ERRORS as error:
         if "pickle" in str(error):
             raise BadFile("holds Python objects, which are not loaded: save plain uint8 arrays") from error
         raise BadFile("is cut short or damaged, or no .npz file: copy it again") from error
-    if not isinstance(images, np.ndarray):
-        raise BadFile("is a zip file without arrays: unpack it and give the folder of images")
-    if images.dtype != np.uint8:
-        raise BadFile(f"holds '{key}' as {images.dtype}: save it as uint8, 0 to 255")
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        raise BadFile(f"holds '{key}' as {getattr(images, 'dtype', 'no array')}: save it as uint8, 0 to 255")
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.size != len(labels):
         return images, None
     return images, labels.reshape(-1).astype(np.int64)
@@ -305,12 +259,7 @@ def read_torchvision(name: str, root: str) -> Raw:
             f'get it with python -c "from torchvision.datasets import *; {call}"'
         ) from error
     images = np.asarray(data.data)
-    if name == "EMNIST":  # its files hold every letter transposed
-        images = images.transpose(0, 2, 1)
-    labels = getattr(data, "targets", getattr(data, "labels", None))
-    if name == "QMNIST" and labels is not None:
-        labels = labels[:, 0]
-    return images, None if labels is None or options.get("split") == "unlabeled" else np.asarray(labels, dtype=np.int64)
+    return (images.transpose(0, 2, 1) if name == "EMNIST" else images), None  # its files hold every letter transposed
 
 
 def read_bundled(name: str, split: str) -> Raw:

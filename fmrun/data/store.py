@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import UserError
 from .files import BAD, BadImage, Entry, Middle, Square, converted, decode, each
+
+if TYPE_CHECKING:
+    from .degrade import Recipe
 
 PART = 1024
 """Images read at a time for a fingerprint."""
@@ -27,6 +30,10 @@ class Window(NamedTuple):
 
     def times(self, scale: int) -> "Window":
         return Window(*(scale * side for side in self))
+
+    def of(self, image: np.ndarray) -> np.ndarray:
+        """That part of `image` (H, W, C), without copying it."""
+        return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 class Files(NamedTuple):
@@ -107,9 +114,11 @@ class Images:
     def stores(self) -> "tuple[Images, ...]":
         return (self,)
 
-    def cut(self, index: int, corners: Sequence[Any], side: int) -> list[tuple[np.ndarray, ...]]:
+    def cut(
+        self, index: int, windows: "Sequence[Window]", _recipes: "Sequence[Recipe | None]"
+    ) -> list[list[np.ndarray]]:
         """As `Pairs.cut`, of one side."""
-        return [(window,) for window in self.windows(index, [Window(c.top, c.left, side, side) for c in corners])]
+        return [self.windows(index, windows)]
 
     # reading
 
@@ -128,23 +137,21 @@ class Images:
         """Windows of one image, `(H, W, C)` each; it is decoded once for all of them."""
         if self.pixels is not None:
             image = self.view(index)
-            return [image[w.top : w.top + w.height, w.left : w.left + w.width] for w in windows]
-        assert self.files is not None
-        path = self.files.root / self.files.entries[index].name
-        try:
-            shaped = self.files.shape(converted(decode(path), self.channels))
-            if (shaped.height, shaped.width) != tuple(self.sizes[index].tolist()):
-                raise BadImage("size", f"{shaped.width}×{shaped.height}")
-        except BadImage as problem:
-            what = BAD[problem.kind][0] or f"{problem.detail} px"
-            raise UserError(
-                f"'{path}' was fine before the first step and is now unusable ({what}): "
-                "restore it, then continue with `fmrun resume`"
-            ) from problem
-        boxes = ((w.left, w.top, w.left + w.width, w.top + w.height) for w in windows)
-        return [
-            np.asarray(shaped.crop(box)).reshape(w.height, w.width, -1) for w, box in zip(windows, boxes, strict=True)
-        ]
+        else:
+            assert self.files is not None
+            path = self.files.root / self.files.entries[index].name
+            try:
+                image = np.asarray(self.files.shape(converted(decode(path), self.channels)))
+                if image.shape[:2] != tuple(self.sizes[index].tolist()):
+                    raise BadImage("size", f"{image.shape[1]}×{image.shape[0]}")
+            except BadImage as problem:
+                what = BAD[problem.kind][0] or f"{problem.detail} px"
+                raise UserError(
+                    f"'{path}' was fine before the first step and is now unusable ({what}): "
+                    "restore it, then continue with `fmrun resume`"
+                ) from problem
+            image = image.reshape(*image.shape[:2], self.channels)
+        return [window.of(image) for window in windows]
 
     def read(self, indices: Any) -> torch.Tensor:
         """The images at `indices` (any sequence of integers), all of one size: uint8 `(B, C, S, S)` on the CPU."""

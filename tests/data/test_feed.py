@@ -123,9 +123,8 @@ def test_turning_and_mirroring_are_switches_and_every_place_is_reached(tmp_path:
 
 def test_no_two_patches_share_their_random_numbers(folder: Path) -> None:
     patches = windows(made(folder, "chain", "ram"), global_batch=8)
-    drawn = [row for draw in range(5) for row in patches.corners(draw, patches.rows(draw))]
-    assert len({corner.steps for corner in drawn}) == 40
-    assert len({corner[:2] for corner in drawn}) > 30
+    assert len({steps for draw in range(5) for steps in patches.recipes(draw)}) == 40
+    assert len({tuple(row[1:3]) for draw in range(5) for row in patches.rows(draw).tolist()}) > 30
 
 
 # ---- the same numbers everywhere
@@ -137,7 +136,7 @@ def test_no_two_patches_share_their_random_numbers(folder: Path) -> None:
     draw=st.integers(0, 1000),
     crops=st.integers(1, 4),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_ranks_share_out_the_global_batch(folder: Path, kind: str, ranks: int, draw: int, crops: int) -> None:
     images = data(folder, kind, "ram")
     size = 6 // ranks
@@ -148,26 +147,16 @@ def test_ranks_share_out_the_global_batch(folder: Path, kind: str, ranks: int, d
     assert equal(whole, tuple(map(torch.cat, zip(*shares, strict=True))))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "kind"), [*((0, kind) for kind in KINDS), (2, "images"), (2, "chain")])
 def test_streaming_equals_ram(folder: Path, kind: str, workers: int) -> None:
-    """11 or 5 images in draws of 6 cross epochs; draw 4 starts amid one; the last three are out of sequence."""
-    held = feed(data(folder, kind, "ram"), slice(2, 6))
+    """11 or 5 images in draws of 6 cross epochs; draw 4 starts amid one; the last two are out of sequence."""
+    held = feed(data(folder, kind, "ram"), slice(2, 6), workers=workers)  # which degrade at random, if anything does
     streamed = feed(data(folder, kind, "none"), slice(2, 6), cache="none", workers=workers, start=4)
     assert (held.placement, streamed.placement) == ("ram", "none")
-    for draw in [4, 5, 6, 7, 1, 2, 2]:
+    for draw in [4, 5, 1, 1]:
         assert equal(held.batch(draw), streamed.batch(draw)), draw
     streamed.close()
     held.close()
-
-
-def test_degrading_by_workers_equals_degrading_here(folder: Path) -> None:
-    pairs = made(folder, "chain", "ram")
-    here, there = feed(pairs, workers=0), feed(pairs, workers=2)
-    assert here.placement == there.placement == "ram"
-    for draw in range(4):
-        assert equal(here.batch(draw), there.batch(draw))
-    there.close()
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -178,7 +167,7 @@ def test_a_streamed_patch_is_part_of_the_downsampled_whole(tmp_path: Path, scale
         feed(opened(tmp_path, scale=scale, cache=c, patch_size=48), patch_size=48) for c in ("ram", "none")
     )
     assert (held.placement, streamed.placement) == ("ram", "none")
-    for draw in range(10):
+    for draw in range(3):
         assert equal(held.batch(draw), streamed.batch(draw)), draw
 
 
@@ -211,8 +200,7 @@ def test_draws_and_seeds_differ_and_repeat_whatever_the_threads(folder: Path) ->
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("kind", ["images", "chain"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("kind", "workers"), [("images", 1), ("chain", 0)])
 def test_a_stream_leaves_the_global_generators_alone(folder: Path, kind: str, workers: int) -> None:
     source = feed(data(folder, kind, "none"), cache="none", workers=workers)
     before, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
@@ -262,8 +250,7 @@ def test_a_gpu_gets_the_same_windows(folder: Path, kind: str, cache: str) -> Non
 # ---- what goes wrong
 
 
-@pytest.mark.parametrize("kind", ["images", "bicubic"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("kind", "workers"), [("images", 1), ("bicubic", 0)])
 def test_a_file_that_turns_bad_is_named(tmp_path: Path, kind: str, workers: int) -> None:
     for i in range(3):
         save(tmp_path / "images" / f"{i}.png", picture(32, 32, seed=i))
@@ -300,7 +287,7 @@ signal.signal(signal.SIGTERM, lambda *_: None)
 feed.batch(0)
 workers = [worker.pid for worker in feed._stream._batches._workers]
 os.killpg(0, signal.SIGTERM)
-for draw in range(1, 30):
+for draw in range(1, 12):
     feed.batch(draw)
 print(*workers, flush=True)
 raise SystemExit(5)

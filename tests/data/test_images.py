@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,20 +87,10 @@ def test_bundled_images_are_padded_with_black_by_default() -> None:
 # arrays
 
 
-@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-images.idx3-ubyte", "odd"])
-@pytest.mark.parametrize("zipped", [False, True])
-def test_idx(tmp_path: Path, name: str, zipped: bool) -> None:
-    labels = np.arange(5, dtype=np.uint8)
-    pack, end = (gzip.compress, ".gz") if zipped else (bytes, "")
-    (tmp_path / (name + end)).write_bytes(pack(idx(GREY)))
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels))  # plain beside zipped is found too
-    (tmp_path / "train-labels.idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
-    images = train(tmp_path / (name + end), image_size=28)
-    np.testing.assert_array_equal(pixels(images), GREY[:, None])
-    assert (images.labels is not None) == (name != "odd")
-    if images.labels is not None:
-        assert images.labels.dtype == np.int64
-        assert images.labels.tolist() == [0, 1, 2, 3, 4]
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_idx(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "odd").write_bytes(pack(idx(GREY)))
+    np.testing.assert_array_equal(pixels(train(tmp_path / "odd", image_size=28)), GREY[:, None])
 
 
 @pytest.mark.parametrize("key", ["images", "x_train", "arr_0", "sole"])
@@ -125,8 +116,6 @@ def test_torchvision_mnist(tmp_path: Path) -> None:
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(5, dtype=np.uint8)))
     images = train("torchvision:MNIST", root=str(tmp_path))
     np.testing.assert_array_equal(pixels(images), pad(GREY[:, None], 32))
-    assert images.labels is not None
-    assert images.labels.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_torchvision_emnist_is_turned_upright(tmp_path: Path) -> None:
@@ -153,8 +142,6 @@ def test_torchvision_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(datasets.CIFAR10, "meta", named)
     images = train("torchvision:CIFAR10", root=str(tmp_path))
     np.testing.assert_array_equal(pixels(images), COLOUR)
-    assert images.labels is not None
-    assert images.labels.tolist() == [4, 3, 2, 1, 0]
 
 
 # folders
@@ -182,7 +169,7 @@ def test_what_is_no_image_is_counted_and_said(tmp_path: Path, capsys: pytest.Cap
     for name in ("a.txt", "album/b.TXT", "readme", ".DS_Store"):
         (tmp_path / name).write_text("no image")
     assert [entry.name for entry in train(tmp_path).files.entries] == ["a.png", "album/b.png"]  # type: ignore[union-attr]
-    said = "2 .txt, 1 extensionless, 2 hidden files, 1 .thumbnails folder, 1 @eaDir folder left out"
+    said = "3 files left out (a.txt, album/b.TXT, readme)"
     assert capsys.readouterr().err == f"'{tmp_path}': {said}\n"
 
 
