@@ -89,9 +89,7 @@ def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str,
         reason = "; ".join(textwrap.shorten(line, 150) for line in str(error).splitlines()[1:3])
         other = _other_settings(file, field, config) if config is not None else {}
         fix = f"add {flags(other)}" if other else "check type, width, norm, image size and scale"
-        raise UserError(
-            f"{field}: '{path}' holds another net than this config describes ({reason}): {fix}"
-        ) from None
+        raise UserError(f"{field}: '{path}' holds another net than this config describes ({reason}): {fix}") from None
 
 
 def _other_settings(file: Path, field: str, config: Config) -> dict[str, Any]:
