@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,8 @@ def test_runs_of_a_lost_machine_go_on_elsewhere() -> None:
         worker = parent(trainer)
         cluster.remove_node(lost, allow_graceful=False)
         until(lambda: not Path(f"/proc/{worker}").exists())
-        os.kill(trainer, signal.SIGKILL)  # all processes of a lost machine are gone
+        with suppress(ProcessLookupError):
+            os.kill(trainer, signal.SIGKILL)  # all processes of a lost machine are gone
         done = finish(process, 240)
     finally:
         cluster.shutdown()
