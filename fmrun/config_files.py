@@ -18,6 +18,8 @@ def read(path: Path) -> dict[str, Any]:
     """The top-level table of `path`; an empty file is an empty table."""
     suffix = path.suffix.lower()
     with reading(path):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, not a config file")
         if not path.exists():
             raise UserError(f"there is no file '{path}'{_neighbour(path)}")
         if suffix not in PARSERS:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fmrun import overlay, presets
 from fmrun.config import Config
 from fmrun.config.acting import ACTS, idle
-from fmrun.config.fields import FIELDS, OPTIONAL, SECTIONS
+from fmrun.config.fields import FIELDS, NONE_WORDS, OPTIONAL, SECTIONS
 from fmrun.errors import UserError
 from fmrun.presets import Override, flatten, from_json, parse_set, render, resolve
 
@@ -131,7 +131,9 @@ def values(schema: dict):
         return st.floats(low, high, allow_nan=False, allow_infinity=False, **ends)
     if kind == "object":
         return st.just({})
-    return {"null": st.none(), "boolean": st.booleans()}.get(kind, TEXT.filter(bool))
+    return {"null": st.none(), "boolean": st.booleans()}.get(
+        kind, TEXT.filter(lambda text: text and text not in NONE_WORDS)
+    )  # which say none
 
 
 @st.composite

@@ -73,9 +73,8 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
     write(tmp_path, "", "exp.toml")
     with pytest.raises(UserError, match=r"^--config: there is no file '.*exp.tml'; did you mean 'exp.toml'\?$"):
         resolve(None, tmp_path / "exp.tml", [])
-    (tmp_path / "folder.toml").mkdir()
-    with pytest.raises(UserError, match="is not a regular file"):
-        resolve(None, tmp_path / "folder.toml", [])
+    with pytest.raises(UserError, match="is a folder, not a config file"):
+        resolve(None, tmp_path, [])
     with pytest.raises(UserError, match="there is no file"):
         resolve(None, tmp_path / "nowhere" / "exp.toml", [])
 

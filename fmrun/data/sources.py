@@ -201,6 +201,8 @@ def read_file(path: Path) -> Raw:
         if images.ndim == 1:
             raise BadFile("holds labels: give the file of images")
         return images, None
+    if start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")):
+        raise BadFile(f"is a single image: give its folder, {path.parent}")
     raise BadFile("is of unknown type: give a folder of images, an idx-ubyte(.gz) or .npz file, or torchvision:NAME")
 
 
@@ -210,7 +212,9 @@ def read_idx(path: Path) -> np.ndarray:
     try:
         data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
         if data[:3] != b"\0\0\x08":
-            raise BadFile("is no idx-ubyte file of bytes: give one, an .npz file or a folder of images")
+            raise BadFile(
+                "is no idx-ubyte file, or its numbers are not bytes: convert them to 0 to 255, or give other images"
+            )
         head = 4 + 4 * data[3]
         return np.frombuffer(data, np.uint8, offset=head).reshape(np.frombuffer(data[4:head], ">u4"))
     except (EOFError, OSError, IndexError, ValueError, zlib.error) as error:
@@ -224,7 +228,9 @@ def read_npz(path: Path) -> Raw:
             names = list(file.files)
             key = next((name for name in NPZ_IMAGES if name in names), names[0] if len(names) == 1 else None)
             if key is None:
-                raise BadFile(f"holds {few(names) or 'no arrays'}: name the array of the images 'images'")
+                raise BadFile(
+                    f"has {'arrays ' + few(names) if names else 'no arrays'}: name the one with the images 'images'"
+                )
             images = file[key]
             labels = next((file[name] for name in NPZ_LABELS if name in names), None)
     except NPZ_ERRORS as error:

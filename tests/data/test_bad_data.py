@@ -197,12 +197,12 @@ PLACES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "one image": (lambda p: (p.mkdir(), good(p, 1)), "holds 1 image and at least 2 are needed: add more"),
     "zero bytes": (lambda p: p.touch(), "is of unknown type"),
     "unknown type": (lambda p: p.write_text("hello there"), "is of unknown type: give a folder of images"),
-    "single image": (lambda p: Image.fromarray(GOOD).save(p, "PNG"), "is of unknown type: give a folder of images"),
+    "single image": (lambda p: Image.fromarray(GOOD).save(p, "PNG"), "is a single image: give its folder"),
     "idx cut short": (lambda p: p.write_bytes(idx(BYTES)[:-1]), "is cut short or damaged: copy it again"),
     "idx header cut": (lambda p: p.write_bytes(idx(BYTES)[:9]), "is cut short or damaged: copy it again"),
     "idx too long": (lambda p: p.write_bytes(idx(BYTES) + b"x"), "is cut short or damaged: copy it again"),
     "idx wrong magic": (lambda p: p.write_bytes(b"\0\0\x09\x07" + bytes(50)), "is no idx-ubyte file"),
-    "idx of floats": (lambda p: p.write_bytes(idx(BYTES, 0x0D)), "is no idx-ubyte file of bytes"),
+    "idx of floats": (lambda p: p.write_bytes(idx(BYTES, 0x0D)), "or its numbers are not bytes: convert them"),
     "idx of labels": (lambda p: p.write_bytes(idx(BYTES[0, 0])), "holds labels: give the file of images"),
     "idx without images": (lambda p: p.write_bytes(idx(BYTES[:0])), "array of shape (0, 28, 28): images are"),
     "idx of one image": (lambda p: p.write_bytes(idx(BYTES[:1])), "holds 1 image and at least 2"),
@@ -223,7 +223,7 @@ PLACES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "npz of several": (
         lambda p: npz(p, a=BYTES, b=BYTES),
-        "holds a, b: name the array of the images 'images'",
+        "has arrays a, b: name the one with the images 'images'",
     ),
     "npz of a table": (
         lambda p: npz(p, BYTES[0]),
@@ -237,7 +237,7 @@ PLACES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: npz(p, images=BYTES, labels=np.arange(4)),
         "has 3 images and 4 labels: take both from one set",
     ),
-    "npz without any": (lambda p: npz(p), "holds no arrays: name the array of the images 'images'"),
+    "npz without any": (lambda p: npz(p), "has no arrays: name the one with the images 'images'"),
     "zip of images": (zip_of_images, "holds 'a.png' as no array: save it as uint8, 0 to 255"),
 }
 
