@@ -177,7 +177,7 @@ DATA: dict[str, tuple[Make | None, str, tuple[str, ...]]] = {
         ("4 of 4", "not 28×28", "-s data.image_size=32"),
     ),
     "everything at once": (many_bad, "d", ("3 of 7", "a.png", "b.png", "c.png 40×40")),
-    "wrong magic": (idx(b"\1\2\3\4"), "d-ubyte", ("is no idx-ubyte file", "give one")),
+    "wrong magic": (idx(b"\1\2\3\4"), "d-ubyte", ("is no idx-ubyte file", "give other images")),
     "idx of floats": (idx(b"\0\0\x0d\3"), "d-ubyte", ("not bytes", "convert")),
     "idx of labels": (idx(b"\0\0\x08\1" + struct.pack(">I", 3), b"abc"), "d-ubyte", ("holds labels", "give the file")),
     "idx cut short": (cut_idx, "d-ubyte.gz", ("is cut short", "copy it again")),
@@ -224,7 +224,7 @@ def test_config_files_that_are_none() -> None:
     Path("folder").mkdir()
     Path("base.toml").write_text("seed = = 1")
     refused(fmrun(*t("--config", "base.toml")), ("--config: base.toml: it is not valid TOML", "line 1"))
-    refused(fmrun(*t("--config", "folder")), ("--config: folder is a folder",))
+    refused(fmrun(*t("--config", "folder")), ("--config: folder is a folder, not a config file",))
     refused(fmrun(*t("--config", "bsae.toml")), ("--config: there is no file 'bsae.toml'", "did you mean 'base.toml'?"))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fmrun.config.data import DataConfig
 from fmrun.data.sources import open_images
 from fmrun.errors import UserError
-from fmrun.evaluate import Asked, table, upscale
+from fmrun.evaluate import Asked, restored, table
 from fmrun.measures import lone_precision, measure
 from fmrun.metrics import extractors
 from fmrun.metrics.distribution import SCORES, kid
@@ -346,8 +346,8 @@ def test_upscalers_are_measured_beside_bicubic() -> None:
 
 def upscaled_by_nearest(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Measures enlarging by nearest neighbour, one photograph, under a config with these settings."""
-    monkeypatch.setattr(upscale, "perceptual_metrics", lambda device: {})
-    found = upscale.Measure(Asked(num=1), CPU, Reporter(quiet_rank=True))
+    monkeypatch.setattr(restored, "perceptual_metrics", lambda device: {})
+    found = restored.Measure(Asked(num=1), CPU, Reporter(quiet_rank=True))
 
     class Nearest(nn.Upsample):
         def __init__(self) -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -114,7 +115,7 @@ def test_the_how_to_is_fmruns_step_on_the_same_weights_and_data(monkeypatch: pyt
     monkeypatch.setitem(
         pair.DISCRIMINATORS, "dcgan", lambda c, image, rng: WalkedDiscriminator(howto.discriminator(1, 4), image)
     )
-    monkeypatch.setattr(generate, "build_generator", lambda config, channels: Maps())
+    monkeypatch.setattr(generate, "KIND", replace(generate.KIND, generator=lambda config, channels: Maps()))
     state = tiny_state(
         data__image_size=32,
         train__batch_size=8,

@@ -26,6 +26,7 @@ from fmrun.health import Health
 from fmrun.models.upscalers import ARCHITECTURES, build_upscaler, settle
 from fmrun.presets import resolve
 from fmrun.state import State
+from fmrun.tasks.upscale import UpscaleData, UpscaleMonitor
 from fmrun.train import warnings
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -431,7 +432,9 @@ def test_large_validation_images_are_measured_in_tiles(monkeypatch: pytest.Monke
     state = make_state()
     sizes: list[torch.Size] = []
     state.task.average.register_forward_hook(lambda net, args, out: sizes.append(args[0].shape))
-    image = state.task.upscale(torch.from_numpy(picture(40, 900)).permute(2, 0, 1))
+    image = UpscaleMonitor(state.task, UpscaleData(state.config)).upscale(
+        torch.from_numpy(picture(40, 900)).permute(2, 0, 1)
+    )
     assert image.shape == (1, 3, 80, 1800)
     assert len(sizes) > 1
     assert max(size[3] for size in sizes) < 450

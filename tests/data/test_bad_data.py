@@ -36,7 +36,7 @@ def message(path: Path | str, task: str = "images", **options: Any) -> str:
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith("data.")
-    assert len(text) < (600 if task == "images" else 2000)
+    assert len(text.replace(str(Path(path).parent), "")) < (500 if task == "images" else 2000)
     return text
 
 
