@@ -44,7 +44,7 @@ train: setup
 	@$(BIN)/fmrun train --preset dcgan-fm
 
 test: $(VENV)/.installed-dev $(VENV)/.installed-offline
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 DEVICE ?= cuda
 gpu: $(VENV)/.installed-dev $(VENV)/.installed-offline

@@ -138,7 +138,7 @@ def read(path: Path) -> Checkpoint:
         try:
             meta = _meta(data[8 : 8 + _header_size(data)], path)
             found = Checkpoint(meta, safetensors.torch.load(data))
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptCheckpoint(f"{path} cannot be read by this version of fmrun: {error}") from error
     if problem := _problem(found, path):
         raise CorruptCheckpoint(f"{path} is not as fmrun writes it: {problem}")
@@ -151,7 +151,7 @@ def read_meta(path: Path) -> Meta:
         size = min(_header_size(file.read(8)), path.stat().st_size)
         try:
             return _meta(file.read(size), path)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptCheckpoint(f"{path} is not a checkpoint of fmrun, or its beginning is damaged") from error
 
 

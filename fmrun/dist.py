@@ -56,6 +56,14 @@ def _check_devices(device: str, here: int) -> bool:
     return device != "cpu" and count > 0
 
 
+def _number(name: str, default: int = 0) -> int:
+    """A number that a launcher has put into the environment."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{name} is '{text}', and must be a whole number: {_way_out()}")
+    return int(text)
+
+
 def _way_out() -> str:
     return (
         f"start fmrun with torchrun, or in one process after `unset {' '.join(v for v in LAUNCHER if v in os.environ)}`"
@@ -110,18 +118,18 @@ class World:
         """The world that torchrun describes in the environment, joined; a world of one outside torchrun."""
         if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
             return cls()
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        rank, size = _number("RANK"), _number("WORLD_SIZE")
         elastic = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         if size == 1:
             world = cls()
             with suppress(UserError):  # variables left over are none of one process's business
                 world.job = _job(_meet(0, 1, 10)) if elastic else None
             return world
-        world = cls(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
-        cuda = _check_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        world = cls(rank, size, _number("LOCAL_RANK", 0))
+        cuda = _check_devices(device, _number("LOCAL_WORLD_SIZE", size))
         if cuda:
             torch.cuda.set_device(world.local_rank)
-        store = _meet(rank, size, int(os.environ.get("FMRUN_RENDEZVOUS_TIMEOUT", "60")))
+        store = _meet(rank, size, _number("FMRUN_RENDEZVOUS_TIMEOUT", 60))
         if elastic:  # torchrun's store keeps the addresses of processes that died
             world.job = _job(store)
             store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)

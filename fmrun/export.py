@@ -24,7 +24,7 @@ from .models.upscalers import settle, title_of
 from .runs import saving, write_atomic
 from .sample import Source
 
-ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript", "onnx_ir")
 ONNX_OPSET = 18
 ONNX_TOLERANCE = 1e-3
 """Largest difference, relative to the largest value, that another runtime's rounding may make."""

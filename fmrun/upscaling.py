@@ -103,6 +103,10 @@ def plan(source: Path, out: Path, scale: int, *, overwrite: bool = False) -> lis
     many, to_file = source.is_dir(), out.suffix.lower() in SUFFIXES and not out.is_dir()
     if to_file and (many or out.suffix.lower() not in WRITTEN):
         raise UserError(f"--out {out}: give a folder" + ("" if many else f", or a name ending in {', '.join(WRITTEN)}"))
+    if many and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f"--out {out} lies in the folder of --input, whose next pictures would be its own: give another"
+        )
     names = [Path(name) for name in (find("--input", source) if many else [source.name])]
     made = [out if to_file else out / name.with_name(f"{name.stem}_x{scale}.png") for name in names]
     jobs = [(source / name if many else source, target) for name, target in zip(names, made, strict=True)]

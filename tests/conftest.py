@@ -30,6 +30,14 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+LONG = ("test_gpu", "test_sweep_launch", "test_tasks", "test_distributed", "test_sweep", "test_trust", "test_cli")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder that is the current one, with 40 grey images of 28 px in `images.npz`."""

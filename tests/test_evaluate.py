@@ -450,3 +450,12 @@ def test_an_extractor_that_gives_no_numbers_is_named(monkeypatch: pytest.MonkeyP
     blank = Extractor("blank", lambda images: images.float().mean((2, 3)) / 0, weights="0", resize="none")
     with pytest.raises(UserError, match="'blank' gives NaN or infinities"):
         blank.all([torch.zeros(2, 3, 8, 8, dtype=torch.uint8)], CPU)
+
+
+def test_a_damaged_checkpoint_is_left_out(small_extractor: str) -> None:
+    train("--steps", "4", "--name", "run", "-s", "checkpoint.every=2")
+    paths = sorted((RUNS / "run" / "checkpoints").iterdir())
+    paths[0].write_bytes(paths[0].read_bytes()[:-1] + b"\xff\xfe")
+    done = good("eval", "--extractor", small_extractor, "--num", "12", "--step", "2", "--step", "4")
+    assert "it is left out" in done.warnings[0]
+    assert "is damaged" in refused("--extractor", small_extractor, "--num", "12", "--step", "2")

@@ -182,6 +182,8 @@ def _work(item: Item, report: Reporter) -> int:
                 break
             if item.state == state:  # else another process was faster
                 raise
+        if state == "finished":  # and evaluated, as far as it can be
+            break
     report.note(f"run {item.name} is {item.state}")
     return code or (DIVERGED if item.state == "diverged" else OK)
 

@@ -9,7 +9,7 @@ import torch
 
 from .. import trust
 from ..config.tables import TASKS
-from ..errors import UserError
+from ..errors import UserError, reading
 from ..grid import encode_png, grid
 from ..report import Reporter
 from ..runs import Run
@@ -61,4 +61,9 @@ def _last_sheet(run: Run) -> tuple[str, bytes]:
     sheets = sorted(run.samples.glob(f"step-{'[0-9]' * 8}.png"))
     if not sheets:
         raise UserError(f"{run.name} has drawn no samples")
-    return f"step {int(sheets[-1].stem[5:]):,}: low resolution, bicubic, generated, original", sheets[-1].read_bytes()
+    with reading(sheets[-1]):
+        if not sheets[-1].is_file():
+            raise UserError(f"{sheets[-1]} is not a regular file")
+        return f"step {int(sheets[-1].stem[5:]):,}: low resolution, bicubic, generated, original", sheets[
+            -1
+        ].read_bytes()

@@ -76,8 +76,11 @@ def lost(comparison: Comparison, place: int) -> str:
     """In which runs a group's score is: `did not diverge (3 of 5)`, where others diverged or are unfinished; else empty."""
     group, column = comparison.groups[place], comparison.column
     score = None if column is None else column.scores(comparison.by)[place]
-    gone = {m.state for m in group.members if score is not None and m.name not in score.runs and m.state != "finished"}
-    if not gone or score is None:
+    if score is None:
+        return ""
+    have = score.runs if comparison.by == "last" else ()  # the best so far of an unfinished run is not its best
+    gone = {member.state for member in group.members if member.state != "finished" and member.name not in have}
+    if not gone:
         return ""
     what = {"diverged": "did not diverge", "failed": "did not fail"}
     words = dict.fromkeys(what.get(state, "is finished") for state in sorted(gone))

@@ -116,7 +116,7 @@ def scan(
             f"{sides[0].setting}: the decoded images take {gigabytes(needed)} and {gigabytes(free)} of RAM is free: "
             "stream them with -s data.cache=none"
         )
-    return chosen, 0 < needed <= limit
+    return chosen, 0 < needed <= limit and all(file.pixels is not None for file in found)
 
 
 def _leave_out(sides: list[Side]) -> None:

@@ -279,9 +279,9 @@ class Stream:
                 self._batches = self._ahead(draw)
             made = next(self._batches)
         except (RuntimeError, OSError) as error:  # its locks lie in shared memory too
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            if self._batches is not None and "DataLoader worker" not in str(error):
                 raise
-            made = NO_ROOM.format(str(error).splitlines()[0])
+            made = NO_ROOM.format(" ".join(str(error).split()))
         if isinstance(made, str):
             self.close()
             raise UserError(made)

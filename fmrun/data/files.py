@@ -5,6 +5,7 @@ import stat
 import struct
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -247,28 +248,38 @@ def each(work: Callable[[int], T], count: int, progress: Progress | None = None,
 
 
 def find(field: str, root: Path) -> list[str]:
-    """Relative names of all images under `root`, sorted; how many other files are left out is said. Hidden files, and
-    folders of thumbnails, are passed over. Linked folders are entered once. `field` is the setting named in errors."""
+    """Relative names of all images under `root`, sorted; what is left out is said: other files, hidden ones, and
+    folders of thumbnails. Linked folders are entered once. `field` is the setting named in errors."""
     names: list[str] = []
     others: list[str] = []
+    passed: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     failures: list[OSError] = []
+
+    def aside(name: str) -> bool:
+        return name.startswith(".") or name in THUMBNAILS
+
     for folder, folders, files in os.walk(root, followlinks=True, onerror=failures.append):
         place = os.stat(folder)
         if (place.st_dev, place.st_ino) in seen:
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in THUMBNAILS]
-        for file in (file for file in files if not file.startswith(".")):
+        passed.update(f"{name} folder" for name in folders if aside(name))
+        folders[:] = [name for name in folders if not aside(name)]
+        passed["hidden file"] += sum(map(aside, files))
+        for file in (file for file in files if not aside(file)):
             image = file.lower().endswith(SUFFIXES)
             (names if image else others).append((Path(folder) / file).relative_to(root).as_posix())
     if failures:
         shown = [f"'{error.filename}' ({error.strerror})" for error in failures]
         raise UserError(f"{field}: cannot list {few(shown)}: give yourself permission (chmod u+rx)")
     if names:
-        if others:
-            note_once(f"'{root}': {counted(len(others), 'file')} left out ({few(sorted(others))})")
+        endings = Counter(Path(name).suffix.lower() or "extensionless" for name in others)
+        parts = [f"{count} {ending}" for ending, count in endings.most_common()]
+        parts += [counted(count, what) for what, count in passed.most_common() if count]
+        if parts:
+            note_once(f"'{root}': {few(parts)} left out")
         return sorted(names)
     arrays = sorted((name for name in others if "ubyte" in name or name.endswith(".npz")), key=lambda n: "labels" in n)
     if arrays:

@@ -6,7 +6,7 @@ and what real images score against real ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -85,7 +85,7 @@ def evaluate(
     for target, config, paths in zip(targets, configs, wanted, strict=True):
         own = []
         changed = False
-        for found in map(checkpoint.read, paths):
+        for found in _readable(target, paths, report):
             if as_trained and not changed and found.meta.data != measure.open(config).train.fingerprint:
                 changed = True
                 report.warn(
@@ -164,6 +164,19 @@ def _wanted(target: Run | Path, asked: Asked) -> list[Path]:
     best = (target.status().get("best") or {}).get("step")
     steps = sorted(set(asked.steps)) or [step for step in known if step in (known[-1], best)]
     return [checkpoint.path_of(target.checkpoints, step) for step in steps]
+
+
+def _readable(target: Run | Path, paths: Sequence[Path], report: Reporter) -> Iterator[checkpoint.Checkpoint]:
+    """Checkpoints one by one; a damaged one is left out with a warning, unless all are."""
+    broken = []
+    for path in paths:
+        try:
+            yield checkpoint.read(path)
+        except checkpoint.CorruptCheckpoint as error:
+            broken.append(path)
+            if len(broken) == len(paths):
+                raise
+            report.warn(f"{error}; it is left out")
 
 
 def _mark(records: list[dict[str, Any]], target: Run | Path, headline: str) -> None:

@@ -42,7 +42,10 @@ SHAPING = (
 )
 """Operations that leave the range of what they are given."""
 
-LOGITS = ("logits", "logit", "validity", "adv", "prediction", "pred", "output", "out", "score")
+LOGITS = (
+    *("logits", "logit", "validity", "adv", "prediction", "predictions", "pred", "preds"),
+    *("output", "outputs", "out", "score", "scores"),
+)
 """Names under which a mapping may hold logits."""
 
 
@@ -266,7 +269,7 @@ class WalkedDiscriminator(nn.Module):
         self.ends_in_sigmoid = all(_chain(node, ("Sigmoid",)) for node in sigmoid)
         calls, ways = list(recorder.caught), [ancestors([node]) for node in logits]
         head = ancestors(logits, stop=lambda node: _chain(node, PRODUCTS))
-        followers = set().union(*ways)
+        followers = _descendants(leaf, set().union(*ways))
         self.calls = tuple(c for c in calls if recorder.nodes[c] in followers and recorder.nodes[c] not in head)
         self._name(recorder, ways)
         if not self.feature_names:
@@ -367,3 +370,22 @@ def thirds(names: Sequence[str]) -> list[Sequence[str]]:
 
 def _base(call: str) -> str:
     return call.partition("#")[0]
+
+
+def _descendants(leaf: Tensor, nodes: set[Any]) -> set[Any]:
+    """Those of the nodes that `leaf` leads to."""
+    later: dict[Any, list[Any]] = {}
+    starts = []
+    for node in nodes:
+        for earlier, _ in node.next_functions:
+            if earlier is not None:
+                later.setdefault(earlier, []).append(node)
+        if getattr(node, "variable", None) is leaf:
+            starts.append(node)
+    seen: set[Any] = set()
+    while starts:
+        node = starts.pop()
+        if node not in seen:
+            seen.add(node)
+            starts += later.get(node, ())
+    return seen

@@ -86,7 +86,7 @@ def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str,
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = "; ".join(textwrap.shorten(line, 150) for line in str(error).splitlines()[1:3])
+        reason = textwrap.shorten("; ".join(textwrap.shorten(line, 150) for line in str(error).splitlines()[1:]), 600)
         other = _other_settings(file, field, config) if config is not None else {}
         fix = f"add {flags(other)}" if other else "check type, width, norm, image size and scale"
         raise UserError(f"{field}: '{path}' holds another net than this config describes ({reason}): {fix}") from None

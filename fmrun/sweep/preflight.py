@@ -28,6 +28,7 @@ def _check(combinations: Sequence[Combination], elsewhere: bool) -> tuple[int, s
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in every command that computes
     import torch
 
+    from .. import trust
     from ..dist import World
     from ..metrics.extractors import HOW, available
     from ..precision import choose_device
@@ -38,6 +39,7 @@ def _check(combinations: Sequence[Combination], elsewhere: bool) -> tuple[int, s
     gpus, unscored = 0, ""
     for one in combinations:
         config = one.config.model_copy(update=here)
+        trust.admit(trust.targets(config), trust_code=True)  # as the process that started this one has
         try:
             if choose_device(config.device).type == "cuda" and ":" not in config.device:
                 gpus = torch.cuda.device_count()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..augment import NUMBERS
-from ..checkpoint import CorruptCheckpoint, read_meta
+from ..checkpoint import read_meta
 from ..config import Config
 from ..data.feed import Feed, PairBatch, Windows
 from ..data.files import Progress
@@ -104,7 +104,7 @@ def _is_checkpoint(path: str) -> bool:
     try:
         read_meta(Path(path))
         return True
-    except CorruptCheckpoint:
+    except UserError:
         return False
 
 

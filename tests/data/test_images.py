@@ -169,7 +169,7 @@ def test_what_is_no_image_is_counted_and_said(tmp_path: Path, capsys: pytest.Cap
     for name in ("a.txt", "album/b.TXT", "readme", ".DS_Store"):
         (tmp_path / name).write_text("no image")
     assert [entry.name for entry in train(tmp_path).files.entries] == ["a.png", "album/b.png"]  # type: ignore[union-attr]
-    said = "3 files left out (a.txt, album/b.TXT, readme)"
+    said = "2 .txt, 1 extensionless, 2 hidden files, 1 .thumbnails folder, 1 @eaDir folder left out"
     assert capsys.readouterr().err == f"'{tmp_path}': {said}\n"
 
 
