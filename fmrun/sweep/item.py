@@ -79,7 +79,8 @@ class Item:
         config = self.combination.config
         here = config.model_copy(update={"data": located(config.data, config.task)})
         for key, (was, now) in differences([self.run.config(), here.model_dump(mode="json")]).items():
-            if key not in DECIDED_BY_DATA and not key.startswith(FREE_ON_RESUME):
+            settled = key.startswith("generator.") and now is None  # by the file of generator.init
+            if key not in DECIDED_BY_DATA and not settled and not key.startswith(FREE_ON_RESUME):
                 raise UserError(
                     f"run {self.name} in {self.folder} is of {key}={was}, and this sweep is of {key}={now}; give another "
                     f"--name, or vary {key} with --over"
