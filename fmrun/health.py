@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean, median
-from typing import Any
 
-Row = dict[str, Any]
+Row = dict[str, float]
+"""A row of metrics.jsonl."""
 Rule = Callable[[Sequence[Row]], str | None]
 
 NO_EFFECT = 0.01

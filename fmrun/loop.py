@@ -28,15 +28,12 @@ from .config import Config
 from .data.store import Images
 from .errors import Diverged, FmrunError
 from .grid import save_png
-from .health import Health, share_sentence
+from .health import Health, Row, share_sentence
 from .metrics.quick import TrainingKid, extractor_name, metric_name, why_not
 from .report import Reporter, TensorBoard
 from .runs import Run, saving
 from .state import State
 from .tasks import Data, Monitor
-
-Row = dict[str, float]
-"""A row of metrics.jsonl."""
 
 
 class Stop:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from ..augment import NUMBERS
 from ..config import Config
-from ..data.feed import Feed, Windows, order
+from ..data.feed import Feed, order
 from ..data.files import Progress
 from ..data.sources import open_images
 from ..data.store import Images, to_float, to_uint8
@@ -26,7 +25,7 @@ from ..models.norm import restored_buffers
 from ..models.weights import load_weights
 from ..rng import torch_generator
 from . import Batch, Data, Kind, Raw, Task
-from .pair import PairTask
+from .pair import PairTask, feed_of
 
 CALIBRATION_IMAGES = 512
 
@@ -69,21 +68,12 @@ class Generate(PairTask):
         part = world.local_slice(whole)
         noise_rng = torch_generator(config.seed, "latent", draw, device=self.device)
         noise = torch.randn(whole, config.generator.latent_dim, generator=noise_rng, device=self.device)
-        numbers = None
-        if config.train.augment:
-            rng = torch_generator(config.seed, "augment", draw, device=self.device)
-            numbers = torch.rand(2, whole, NUMBERS, generator=rng, device=self.device)[:, part]
         real = to_float(raw, self.dtype).contiguous(memory_format=torch.channels_last)
         noise = noise[part].to(self.dtype)
         count = config.train.accumulate
         return [
-            Batch(real=r, noise=n, augment=None if a is None else a.to(self.dtype))
-            for r, n, a in zip(
-                real.chunk(count),
-                noise.chunk(count),
-                numbers.chunk(count, dim=1) if numbers is not None else [None] * count,
-                strict=True,
-            )
+            Batch(real=r, noise=n, augment=a)
+            for r, n, a in zip(real.chunk(count), noise.chunk(count), self.augmentation(draw), strict=True)
         ]
 
     def generate(self, batch: Batch) -> Tensor:
@@ -123,15 +113,7 @@ class GenerateData:
         self.config = config.model_copy(update={"data": data})
 
     def feed(self, world: World, device: torch.device, start: int, *, cache: str = "auto", workers: int = 0) -> Feed:
-        config = self.config
-        windows = Windows(
-            self.train,
-            seed=config.seed,
-            global_batch=config.train.batch_size,
-            part=world.local_slice(config.train.batch_size),
-            hflip=config.data.hflip,
-        )
-        return Feed(windows, device=device, cache=cache, workers=workers, start=start)
+        return feed_of(self.train, self.config, world, device, start, cache=cache, workers=workers)
 
     def describe(self) -> str:
         train, valid = self.train, self.valid

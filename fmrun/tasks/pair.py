@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..augment import NUMBERS
 from ..config import Config
+from ..data.feed import Feed, Windows
+from ..data.pairs import Pairs
+from ..data.store import Images
 from ..dist import World
 from ..errors import UserError
 from ..feature_matching import FeatureMatching
@@ -105,6 +109,33 @@ class _Kept(nn.Module):
         return DiscriminatorOutput(logits, {name: feature.clone() for name, feature in out.features.items()})
 
 
+def feed_of(
+    images: Images | Pairs,
+    config: Config,
+    world: World,
+    device: torch.device,
+    start: int,
+    *,
+    cache: str,
+    workers: int,
+    patch_size: int | None = None,
+    rotate: bool = False,
+    crops_per_image: int = 1,
+) -> Feed:
+    """This process's share of the windows of each draw, from draw `start` on; without `patch_size` of whole images."""
+    windows = Windows(
+        images,
+        seed=config.seed,
+        global_batch=config.train.batch_size,
+        part=world.local_slice(config.train.batch_size),
+        patch_size=patch_size,
+        hflip=config.data.hflip,
+        rotate=rotate,
+        crops_per_image=crops_per_image,
+    )
+    return Feed(windows, device=device, cache=cache, workers=workers, start=start)
+
+
 class PairTask:
     """A generator, its moving average and one discriminator, placed, matched and compiled as the config says.
 
@@ -179,6 +210,15 @@ class PairTask:
         self, batch: Batch, image: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]
     ) -> dict[str, Tensor]:
         return {}
+
+    def augmentation(self, draw: int) -> list[Tensor | None]:
+        """The augmentation of each micro-batch, drawn for the global batch and sliced; None without one."""
+        config, whole = self.config, self.config.train.batch_size
+        if not config.train.augment:
+            return [None] * config.train.accumulate
+        rng = torch_generator(config.seed, "augment", draw, device=self.device)
+        drawn = torch.rand(2, whole, NUMBERS, generator=rng, device=self.device)[:, self.world.local_slice(whole)]
+        return list(drawn.to(self.dtype).chunk(config.train.accumulate, dim=1))
 
     @torch.no_grad()
     def copy_buffers(self) -> None:

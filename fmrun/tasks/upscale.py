@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..augment import NUMBERS
 from ..checkpoint import read_meta
 from ..config import Config
-from ..data.feed import Feed, PairBatch, Windows
+from ..data.feed import Feed, PairBatch
 from ..data.files import Progress
 from ..data.filters import bicubic_up
 from ..data.pairs import Pairs, open_pairs
@@ -44,7 +43,7 @@ from ..rng import torch_generator
 from ..tiling import Tiles
 from ..tiling import upscale as upscale_in_tiles
 from . import Batch, Data, Kind, Raw, Task
-from .pair import PairTask
+from .pair import PairTask, feed_of
 
 PARAMS = {name: architecture.params for name, architecture in ARCHITECTURES.items()}
 
@@ -181,17 +180,11 @@ class Upscale(PairTask):
     def prepare(self, raw: Raw, draw: int) -> list[Batch]:
         """Patches in [-1, 1]; augmentation is drawn for the global batch and sliced."""
         assert isinstance(raw, PairBatch)
-        config, whole = self.config, self.config.train.batch_size
-        count = config.train.accumulate
-        numbers: list[Tensor | None] = [None] * count
-        if config.train.augment:
-            rng = torch_generator(config.seed, "augment", draw, device=self.device)
-            drawn = torch.rand(2, whole, NUMBERS, generator=rng, device=self.device)[:, self.world.local_slice(whole)]
-            numbers = list(drawn.to(self.dtype).chunk(count, dim=1))
+        count = self.config.train.accumulate
         low, high = (self._float(x) for x in raw)
         return [
             Batch(real=h, condition=l, augment=a)
-            for h, l, a in zip(high.chunk(count), low.chunk(count), numbers, strict=True)
+            for h, l, a in zip(high.chunk(count), low.chunk(count), self.augmentation(draw), strict=True)
         ]
 
     def _float(self, images: Tensor) -> Tensor:
@@ -239,18 +232,19 @@ class UpscaleData:
         self.config = config.model_copy(update={"data": data, "generator": generator})
 
     def feed(self, world: World, device: torch.device, start: int, *, cache: str = "auto", workers: int = 0) -> Feed:
-        config = self.config
-        windows = Windows(
+        data = self.config.data
+        return feed_of(
             self.train,
-            seed=config.seed,
-            global_batch=config.train.batch_size,
-            part=world.local_slice(config.train.batch_size),
-            patch_size=config.data.patch_size,
-            hflip=config.data.hflip,
-            rotate=config.data.rotate,
-            crops_per_image=config.data.crops_per_image,
+            self.config,
+            world,
+            device,
+            start,
+            cache=cache,
+            workers=workers,
+            patch_size=data.patch_size,
+            rotate=data.rotate,
+            crops_per_image=data.crops_per_image,
         )
-        return Feed(windows, device=device, cache=cache, workers=workers, start=start)
 
     def describe(self) -> str:
         train, valid = self.train, self.valid
