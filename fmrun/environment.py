@@ -50,12 +50,18 @@ def _git_revision() -> str | None:
     """The revision checked out in the current folder. Read from files: git itself would run what the folder's own
     configuration names."""
     here = Path.cwd()
-    git = next(folder / ".git" for folder in (here, *here.parents) if (folder / ".git").is_dir())
+    git = next(folder / ".git" for folder in (here, *here.parents) if (folder / ".git").exists())
+    if git.is_file():  # a work tree or submodule, whose repository lies elsewhere
+        git = git.parent / _text(git).removeprefix("gitdir:").strip()
     head = _text(git / "HEAD").strip()
-    branch = head.removeprefix("ref:").strip()
-    packed = re.findall(rf"^(\w+) {re.escape(branch)}$", _text(git / "packed-refs"), re.MULTILINE)
-    found = (head, _text(git / branch).strip(), *packed)
-    return next((line for line in found if re.fullmatch(r"[0-9a-f]{40,64}", line)), None)
+    name = head.removeprefix("ref:").strip()
+    lines = [line for folder in (git, git / _text(git / "commondir").strip()) for line in _refs(folder, name)]
+    return next((line for line in (head, *lines) if re.fullmatch(r"[0-9a-f]{40,64}", line)), None)
+
+
+def _refs(git: Path, name: str) -> list[str]:
+    packed = [line.partition(" ")[0] for line in _text(git / "packed-refs").splitlines() if line.endswith(f" {name}")]
+    return [_text(git / name).strip(), *packed]
 
 
 def _text(path: Path) -> str:

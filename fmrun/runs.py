@@ -44,9 +44,22 @@ def write_atomic(path: Path, *parts: bytes | memoryview, mode: int = 0o666) -> N
 
 
 def clean(folder: Path) -> None:
-    """Remove what `write_atomic` leaves in a run's folder where its process was killed. Call under the run's lock."""
+    """Remove the temporary files of `write_atomic` whose process was killed."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if (process := re.fullmatch(r"\..+\.\w+\.(\d+)\.tmp", path.name)) and not _is_alive(int(process[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end it
+        return process == os.getpid()
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def make_folder(folder: Path) -> None:

@@ -20,7 +20,7 @@ from .models.layout import placed
 from .precision import set_determinism
 from .presets import from_json
 from .report import Reporter
-from .runs import Run
+from .runs import Run, clean
 from .state import without_init
 from .tasks import kind
 from .tasks.generate import latents
@@ -160,6 +160,7 @@ def sample(
     noise = interpolation(seed, num, interpolate, latent_dim) if interpolate else None
     made = draw(source, latents(seed, "sample", range(num), latent_dim) if noise is None else noise)
     paths = [place / f"{stem}-{i:05d}.png" for i in range(num)] if individual else [place]
+    clean(paths[0].parent)
     for path, image in zip(paths, made if individual else [grid(made, columns or interpolate)], strict=True):
         save_png(image, path)
     return paths

@@ -20,6 +20,7 @@ from .data.places import few
 from .errors import UserError, reading
 from .photos import WRITTEN, read, top_value, write
 from .report import Reporter
+from .runs import clean
 from .tiling import Tiles, bands, running
 
 SLICE = 32
@@ -139,6 +140,8 @@ def upscale_photos(
     """
     with reading(source):
         jobs = plan(source, out, scale, overwrite=overwrite)
+    for folder in {target.parent for _, target in jobs}:
+        clean(folder)
     if tiles.feather:
         report.note("this generator sees further than its tiles overlap; they are blended where they meet")
     bad: dict[str, list[str]] = defaultdict(list)

@@ -120,9 +120,11 @@ def data_preview(
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
     resolved = resolve(preset, config, as_overrides(context), trust_code=trust_code)
     refuse_missing(resolved.data, resolved.task)
+    from ..runs import clean
     from ..tasks import kind
 
     images = kind(resolved.task).open(resolved)
+    clean(out.parent)
     images.draw(out, rows)
     emit(escape(str(out)))
     return 0

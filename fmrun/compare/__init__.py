@@ -2,3 +2,7 @@
 
 `comparison.compare` reads runs into plain data; `table`, `page` and `pictures` show it.
 """
+
+import logging
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # else it warns where the home folder cannot be written
