@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .environment import cpu_model
 from .errors import SaveError, UserError, reading
-from .runs import make_folder, write_atomic
+from .files import make_folder, write_atomic
 
 KEY = "fmrun"
 BLANK = b"0" * 64

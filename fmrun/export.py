@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import FmrunError, UserError
+from .files import saving, write_atomic
 from .models.upscalers import settle, title_of
-from .runs import saving, write_atomic
 from .sample import Source
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript", "onnx_ir")

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .data.store import to_uint8
-from .runs import make_folder, saving, write_atomic
+from .files import make_folder, saving, write_atomic
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:

@@ -27,11 +27,12 @@ from .checks import (
 from .config import Config
 from .data.store import Images
 from .errors import Diverged, FmrunError
+from .files import saving
 from .grid import save_png
 from .health import Health, Row, share_sentence
 from .metrics.quick import TrainingKid, extractor_name, metric_name, why_not
 from .report import Reporter, TensorBoard
-from .runs import Run, saving
+from .runs import Run
 from .state import State
 from .tasks import Data, Monitor
 

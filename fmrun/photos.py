@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from .data.files import BadImage, content, opened
 from .errors import reading
-from .runs import make_folder, saving, write_atomic
+from .files import make_folder, saving, write_atomic
 
 WRITTEN = {
     ".png": {"filter": "paeth"},

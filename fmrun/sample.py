@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from . import checkpoint, trust
 from .config import Config
 from .errors import UserError
+from .files import clean
 from .grid import grid, save_png, to_uint8
 from .models.custom import expecting_old_code
 from .models.layout import placed
 from .precision import set_determinism
 from .presets import from_json
 from .report import Reporter
-from .runs import Run, clean
+from .runs import Run
 from .state import without_init
 from .tasks import kind
 from .tasks.generate import latents
@@ -82,7 +83,7 @@ def named_code(target: Run | Path) -> list[trust.Target]:
         with suppress(UserError):  # what cannot be read is left out, or refused, when it is opened
             content = checkpoint.read_meta(file).config
             if content != seen:  # all but always the same
-                found += trust.targets(from_json(content), str(file), run)
+                found += trust.targets(from_json(content), str(file), {} if run is None else run.code())
                 seen = content
     return found
 

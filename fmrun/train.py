@@ -22,6 +22,7 @@ from .data.places import located, refuse_missing
 from .data.store import unlike
 from .dist import World
 from .errors import OK, Diverged, FmrunError, UserError, nearest
+from .files import clean, saving, to_json, write_atomic
 from .loop import Session, Stop, explain
 from .memory import is_out_of_memory, within_memory
 from .metrics.extractors import HOW, available
@@ -251,7 +252,7 @@ def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Repo
     if found is not None:
         _refuse_edits(run, config, found)
         _refuse_other_past(run, config, found)
-    for target in trust.changed(config, run):
+    for target in trust.changed(config, run.code()):
         report.warn(
             f"the code of {target} is not what run {run.name} was started with; that lies in {run.path / 'code'}"
         )
@@ -405,11 +406,11 @@ def _work(
 def _begin(run: Run, state: State, resumed: bool) -> None:
     """Make the folder that of a run which is about to take the step after the state's."""
     for folder in (run.path, run.checkpoints, run.samples):
-        runs.clean(folder)
+        clean(folder)
     if resumed:
         run.cut_back(state.step)
-        with runs.saving(run.config_file):
-            runs.write_atomic(run.config_file, runs.to_json(state.config.model_dump(mode="json")))
+        with saving(run.config_file):
+            write_atomic(run.config_file, to_json(state.config.model_dump(mode="json")))
     run.write_status(state="running", step=state.step, steps=state.config.train.steps, exit_code=None, message=None)
 
 

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .errors import SaveError, UserError, reading
+from .files import exclusive, saving, to_json, write_atomic
 from .report import warn_once
-from .runs import Run, exclusive, saving, to_json, write_atomic
 
 if TYPE_CHECKING:
     from .config import Config
@@ -252,10 +253,9 @@ _ADMITTED: dict[str, Code] = {}
 """What this process may import, by `Target.key`."""
 
 
-def targets(config: Config, where: str = "", run: Run | None = None) -> list[Target]:
-    """All code that a config names, which was read from the file `where`. A run's code is looked for first where it was when
-    the run was started."""
-    noted = {} if run is None else run.code()
+def targets(config: Config, where: str = "", noted: Mapping[str, Any] = MappingProxyType({})) -> list[Target]:
+    """All code that a config names, which was read from the file `where`. A run's code, of which it has `noted` what `record`
+    gave, is looked for first where it was when the run was started."""
     folders = {section: Path(code["folder"]) for section, code in noted.items() if code.get("folder")}
     return [
         Target(section, net.target, net.params, where, folder=folders.get(section))
@@ -437,7 +437,6 @@ def record(config: Config) -> tuple[dict[str, Any], dict[str, bytes]]:
     return facts, texts
 
 
-def changed(config: Config, run: Run) -> list[str]:
-    """The targets whose code is not what the run was started with."""
-    noted = run.code()
+def changed(config: Config, noted: Mapping[str, Any]) -> list[str]:
+    """The targets whose code is not what a run was started with, which has `noted` what `record` gave."""
     return [t.name for t in targets(config) if t.field in noted and noted[t.field]["sha256"] != admitted(t).digest]

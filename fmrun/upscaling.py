@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from .data.files import BAD, SUFFIXES, BadImage, find, quiet
 from .data.places import few
 from .errors import UserError, reading
+from .files import clean
 from .photos import WRITTEN, read, top_value, write
 from .report import Reporter
-from .runs import clean
 from .tiling import Tiles, bands, running
 
 SLICE = 32

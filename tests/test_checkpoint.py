@@ -29,7 +29,7 @@ from fmrun.checkpoint import (
     steps,
 )
 from fmrun.errors import SaveError, UserError
-from fmrun.runs import clean
+from fmrun.files import clean
 
 
 def meta(step: int, **changes: Any) -> Meta:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from commands import SMALL, TINY, Done, finish, fmrun, good, saved, status, steps, train, write_folder
 
-from fmrun import runs
+from fmrun import files, grid, runs
+from fmrun import train as training
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -107,7 +108,7 @@ def test_any_other_file_that_cannot_be_written(what: str, monkeypatch: pytest.Mo
     """As above without a disk to fill: each kind of file refuses in turn, in the middle of a run."""
     train("--name", "run", "--steps", "2")
     before = saved(Path("runs/run"), 2)
-    write = runs.write_atomic
+    write = files.write_atomic
 
     def full(path: Path, *parts: bytes) -> None:
         # the status is written at the start as well
@@ -116,14 +117,12 @@ def test_any_other_file_that_cannot_be_written(what: str, monkeypatch: pytest.Mo
         write(path, *parts)
 
     def full_append(run: runs.Run, row: dict[str, object]) -> None:
-        with runs.saving(run.metrics_file):
+        with files.saving(run.metrics_file):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    from fmrun import grid
-
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_atomic", full)
-        patch.setattr(grid, "write_atomic", full)
+        for module in (runs, grid, training):
+            patch.setattr(module, "write_atomic", full)
         if what == "metrics.jsonl":
             patch.setattr(runs.Run, "append_metrics", full_append)
         error = refused(fmrun("resume", "run", "--steps", "8", "-s", "log.every=4", "-s", "log.sample_every=4"))

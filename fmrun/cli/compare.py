@@ -42,8 +42,9 @@ def compare(
     from ..compare.comparison import compare as read
     from ..compare.comparison import to_json
     from ..compare.table import text
+    from ..files import saving, write_atomic
     from ..report import Reporter, emit, emit_json
-    from ..runs import find, saving, write_atomic
+    from ..runs import find
 
     if html is not None and (html.is_dir() or html.suffix.lower() not in (".html", ".htm")):
         raise UserError(f"--html {html}: a page is a file whose name ends in .html")

@@ -73,7 +73,7 @@ def probe_layers(
             raise UserError("give a run, or --preset and --config, not both")
         folder = find(runs_dir, run)
         resolved = revise(folder.config(), overrides, FREE_IN_PROBE)
-        trust.admit(trust.targets(resolved, str(folder.config_file), folder), trust_code)
+        trust.admit(trust.targets(resolved, str(folder.config_file), folder.code()), trust_code)
         if any(
             override.key == "data.path" for override in overrides
         ):  # none of the run's other folders belongs to these images
@@ -120,7 +120,7 @@ def data_preview(
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
     resolved = resolve(preset, config, as_overrides(context), trust_code=trust_code)
     refuse_missing(resolved.data, resolved.task)
-    from ..runs import clean
+    from ..files import clean
     from ..tasks import kind
 
     images = kind(resolved.task).open(resolved)

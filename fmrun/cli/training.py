@@ -121,7 +121,7 @@ def resume(
 
     def change(saved: dict[str, Any]) -> Config:
         config = revise(saved, overrides, free)
-        trust.admit(trust.targets(config, str(found.config_file), found), trust_code)
+        trust.admit(trust.targets(config, str(found.config_file), found.code()), trust_code)
         return config.model_copy(update={"data": located(config.data, config.task)})
 
     with joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):

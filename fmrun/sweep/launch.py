@@ -18,8 +18,8 @@ from types import FrameType
 from typing import Any
 
 from ..errors import UserError
+from ..files import make_folder
 from ..report import divert_prints
-from ..runs import make_folder
 from .item import Item
 
 POLL = 0.1
