@@ -161,8 +161,8 @@ def _blind_layers(
         return look(hidden)
 
 
-def review_balance(state: State, draws: list[list[Batch]]) -> list[str]:
-    """After a step on `draws`, look at the statistic of each discriminator whose balance has moved far: blind on all its
+def review_balance(state: State, batches: list[list[Batch]]) -> list[str]:
+    """After a step on `batches`, look at the statistic of each discriminator whose balance has moved far: blind on all its
     layers, its gradient is noise, and the balance goes back and stays. Sentences on those."""
     said = []
     task, step = state.task, state.step - 1
@@ -178,9 +178,9 @@ def review_balance(state: State, draws: list[list[Batch]]) -> list[str]:
             continue
         with restored_buffers(task.generator, role.net, matching), torch.no_grad(), frozen(role.net):
             with frozen_running_stats(task.generator):
-                images = [task.generate(batch) for batch in draws[-1]]
-            real = features_of(role, draws[-1], [batch.real for batch in draws[-1]], plan.layers)
-            fake = features_of(role, draws[-1], images, plan.layers)
+                images = [task.generate(batch) for batch in batches[-1]]
+            real = features_of(role, batches[-1], [batch.real for batch in batches[-1]], plan.layers)
+            fake = features_of(role, batches[-1], images, plan.layers)
             each = [blind(state, name, real[name], fake[name]) for name in plan.layers]
         hidden = state.world.any(all(each))
         matching.strength.review(hidden)
@@ -337,7 +337,7 @@ def enumerate_names(names: Sequence[str]) -> str:
     return f"layer '{names[0]}'" if len(names) == 1 else "layers " + ", ".join(names)
 
 
-def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
+def diagnose(state: State, batches: list[list[Batch]], net: int) -> str:
     """Repeat the update that was not finite, on the weights from just before it, and say what was the first to be so.
 
     `net` is 0 for the discriminator, 1 for the generator.
@@ -359,10 +359,10 @@ def diagnose(state: State, draws: list[list[Batch]], net: int) -> str:
     state.set_scalars(state.step)
     d_updates = state.config.train.d_updates
     try:
-        for batches in draws[:d_updates] if net == 0 else draws[d_updates - 1 :]:
+        for micro_batches in batches[:d_updates] if net == 0 else batches[d_updates - 1 :]:
             first.clear()
             with frozen_running_stats(*nets.values()):
-                terms, gradients = (_replay_d if net == 0 else _replay_g)(state, batches)
+                terms, gradients = (_replay_d if net == 0 else _replay_g)(state, micro_batches)
             if bad := [n for n, v in terms.items() if not n.startswith(OF_GRADIENTS) and not torch.isfinite(v)]:
                 where = f"; the first layer with a value that is not finite is {first[0]}" if first else ""
                 return f"{min(bad, key=_place)} is not finite{where}"

@@ -25,7 +25,7 @@ from .step import StepLog
 from .tasks import Batch, StepPlan
 
 T = TypeVar("T")
-Draws = list[list[Batch]]
+Batches = list[list[Batch]]
 
 WARM_UP = 3
 """Steps of a plan that run unrecorded first, as torch's notes on whole-network capture advise."""
@@ -74,11 +74,11 @@ class StepGraphs:
         self.replays = 0
         self._seen: Counter[StepPlan] = Counter()
         self._recorded: dict[StepPlan, tuple[StepLog, Callable[[], None]]] = {}
-        self._inputs: Draws | None = None
+        self._inputs: Batches | None = None
 
-    def run(self, plan: StepPlan, draws: Draws, work: Callable[[Draws], StepLog]) -> StepLog:
-        """`work(draws)`, a step of this plan. The next step writes over the tensors returned."""
-        inputs = self._take(draws)
+    def run(self, plan: StepPlan, batches: Batches, work: Callable[[Batches], StepLog]) -> StepLog:
+        """`work(batches)`, a step of this plan. The next step writes over the tensors returned."""
+        inputs = self._take(batches)
         if plan not in self._recorded:
             self._seen[plan] += 1
             if self._seen[plan] <= WARM_UP:
@@ -97,16 +97,16 @@ class StepGraphs:
         self.replays += 1
         return StepLog(terms)
 
-    def _take(self, draws: Draws) -> Draws:
-        """The draws, in the place where recorded steps look for them."""
+    def _take(self, batches: Batches) -> Batches:
+        """The batches, in the place where recorded steps look for them."""
         if self._inputs is None:
-            self._inputs = copy.deepcopy(draws)
-        for kept, value in zip(_tensors(self._inputs), _tensors(draws), strict=True):
+            self._inputs = copy.deepcopy(batches)
+        for kept, value in zip(_tensors(self._inputs), _tensors(batches), strict=True):
             assert kept.shape == value.shape
             kept.copy_(value)
         return self._inputs
 
 
-def _tensors(draws: Draws) -> list[Tensor]:
-    values = [(b.real, b.noise, b.condition, b.augment) for micro_batches in draws for b in micro_batches]
+def _tensors(batches: Batches) -> list[Tensor]:
+    values = [(b.real, b.noise, b.condition, b.augment) for micro_batches in batches for b in micro_batches]
     return [tensor for tensors in values for tensor in tensors if tensor is not None]

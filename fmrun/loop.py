@@ -165,7 +165,7 @@ class Session:
         self.run, self.state, self.data, self.monitor = run, state, data, monitor
         self.report, self.stop, self.world, self.config = report, stop, state.world, state.config
         c = self.config
-        start = state.step * state.draws_per_step
+        start = state.step * state.batches_per_step
         self.feed = data.feed(state.world, state.device, start, cache=c.data.cache, workers=c.data.workers)
         self.board: TensorBoard | None = None
         if c.log.tensorboard and self.world.first:

@@ -70,7 +70,7 @@ def _fits(config: Config, world: World) -> bool:
         state = State(config, device, world, fresh=False)
         state.step = config.full_step
         blank = kind(config.task).blank(config, world, device)
-        state.advance([state.task.prepare(blank, d) for d in range(state.draws_per_step)])
+        state.advance([state.task.prepare(blank, d) for d in range(state.batches_per_step)])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

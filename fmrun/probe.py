@@ -87,7 +87,7 @@ def probe(
         notes.append("the nets are as a run starts with them: gap and share describe untrained nets")
     batches = None
     if images is not None:
-        feed = images.feed(state.world, device, state.step * state.draws_per_step)
+        feed = images.feed(state.world, device, state.step * state.batches_per_step)
         try:
             batches = state.prepare(feed, state.step)[0]
         finally:
@@ -207,20 +207,20 @@ def examine(
     return result
 
 
-def gap(real: Tensor, fake: Tensor, paired: bool = False) -> float:
+def gap(real: Tensor, fake: Tensor, has_targets: bool = False) -> float:
     """How far apart the features (B, …) of real and generated images are, in units of how far each spreads:
 
         (||mu_r - mu_g||^2 - (tr S_r + tr S_g) / B) / ((tr S_r + tr S_g) / 2)
 
     means mu and variances S per position. The numerator is unbiased: 0 on average where the means are equal (so a
     little below as often as above), and comparable between layers of any scale and width. Behind a batch norm, which sees each
-    batch whole, features of a batch are not independent, and it comes out too low. Of `paired` images, an image
-    and its original at the same place, it is the mean of ||f_r - f_g||^2 over the same denominator: 0 where they are
+    batch whole, features of a batch are not independent, and it comes out too low. Where images have targets (`has_targets`),
+    each at the place of its own, it is the mean of ||f_r - f_g||^2 over the same denominator: 0 where they are
     equal, 2 where they have nothing in common.
     """
     real, fake = real.cpu().double(), fake.cpu().double()
     spread = (real.var(0) + fake.var(0)).sum()
-    if paired:
+    if has_targets:
         return float((real - fake).square().sum() / len(real) / (spread / 2))
     distance = (real.mean(0) - fake.mean(0)).square().sum()
     return float((distance - spread / len(real)) / (spread / 2))

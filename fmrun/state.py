@@ -91,7 +91,7 @@ class State:
                 self.optimisers[role.name] = optimiser
 
     @property
-    def draws_per_step(self) -> int:
+    def batches_per_step(self) -> int:
         """Global batches a step takes: the last discriminator update shares its own with the first generator update."""
         return self.config.train.d_updates + self.config.train.g_updates - 1
 
@@ -128,8 +128,8 @@ class State:
 
     def prepare(self, feed: Feed, step: int) -> list[list[Batch]]:
         """The batches of `step`: for each draw its micro-batches."""
-        first = step * self.draws_per_step
-        return [self.task.prepare(feed.batch(d), d) for d in range(first, first + self.draws_per_step)]
+        first = step * self.batches_per_step
+        return [self.task.prepare(feed.batch(d), d) for d in range(first, first + self.batches_per_step)]
 
     def set_scalars(self, step: int) -> None:
         """Put the numbers that depend on the step alone onto the device."""

@@ -70,10 +70,10 @@ def _run(arguments: list[str], out: int, env: dict[str, str], cwd: Path) -> None
 CALL = command.call
 
 
-def call(arguments: list[str]) -> int:
+def call(context: Any, arguments: list[str]) -> int:
     """A command that an item needs; of `fmrun eval` what it leaves, a KID that depends on the run's seed and weight."""
     if arguments[0] != "eval":
-        return CALL(arguments)
+        return CALL(context, arguments)
     if not Path(EVALUATED).exists():
         raise UserError("there are no weights here")
     run = Run(Path(arguments[arguments.index("--runs-dir") + 1]) / arguments[1])

@@ -10,10 +10,10 @@ from commands import fmrun, good
 from made_runs import MACHINE, SETTINGS, config, made_run, read_outs
 from scipy import stats
 
-from fmrun.compare.comparison import Comparison, compare, to_json
+from fmrun.compare.comparison import Comparison, compare
 from fmrun.compare.configs import differences, experiment, group_names, grouped
 from fmrun.compare.measurements import holm
-from fmrun.compare.table import scores, text
+from fmrun.compare.table import scores, text, to_json
 from fmrun.compare.verdict import margins, verdict
 from fmrun.errors import UserError
 from fmrun.measures import measure

@@ -220,7 +220,7 @@ def deterministic() -> Any:
 def gpu_advance(state: State, steps: int) -> None:
     for _ in range(steps):
         draws = [
-            state.task.prepare(raw.to(state.device), state.step * state.draws_per_step + i)
+            state.task.prepare(raw.to(state.device), state.step * state.batches_per_step + i)
             for i, raw in enumerate(raws_of(state))
         ]
         state.advance(draws)
@@ -230,7 +230,8 @@ def raws_of(state: State) -> list[torch.Tensor]:
     rng = torch.Generator().manual_seed(state.step)
     blank = kind(state.config.task).blank(state.config, state.world, state.device)
     return [
-        torch.randint(0, 256, tuple(blank.shape), generator=rng, dtype=torch.uint8) for _ in range(state.draws_per_step)
+        torch.randint(0, 256, tuple(blank.shape), generator=rng, dtype=torch.uint8)
+        for _ in range(state.batches_per_step)
     ]
 
 

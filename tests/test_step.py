@@ -266,7 +266,7 @@ def test_without_penalties_none_is_planned():
 @pytest.mark.parametrize(("d_updates", "g_updates"), list(itertools.product((1, 2, 3), (1, 2))))
 def test_each_update_takes_a_draw_and_the_last_of_one_net_shares_with_the_first_of_the_other(d_updates, g_updates):
     state = tiny_state(train__d_updates=d_updates, train__g_updates=g_updates, feature_matching__weight=0.1)
-    assert state.draws_per_step == d_updates + g_updates - 1
+    assert state.batches_per_step == d_updates + g_updates - 1
     draws = draws_of(state)
     index = {id(micro[0]): i for i, micro in enumerate(draws)}
     made, graphs, generate = [], [], state.task.generate

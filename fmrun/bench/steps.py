@@ -77,10 +77,10 @@ class TimedState(State):
         self.begun: list[float] = []
         self.ended: list[float] = []
 
-    def advance(self, draws: list[list[Batch]]) -> None:
+    def advance(self, batches: list[list[Batch]]) -> None:
         wait(self.device)
         self.begun.append(time.perf_counter())
-        super().advance(draws)
+        super().advance(batches)
         wait(self.device)
         self.ended.append(time.perf_counter())
 

@@ -1,14 +1,20 @@
-"""The command line: parse, call one function, return its exit code. Nothing heavy is imported before a command runs."""
+"""The command line: parse, call one function, return its exit code. Nothing heavy is imported before a command runs.
+
+Each file of this folder that has a function of its own name is a command.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Annotated
 
 import typer
 
 from .. import __version__
-from . import bench, listing, looking, measuring, pictures, sweep, training
-from .compare import compare
+
+ORDER = ("train", "resume", "probe_layers", "data_preview", "sample", "eval", "compare", "sweep", "bench", "export")
+"""In which the help lists commands; others follow."""
 
 app = typer.Typer(
     name="fmrun",
@@ -38,18 +44,6 @@ def _main(
     """
 
 
-for command in (
-    training.train,
-    training.resume,
-    looking.probe_layers,
-    looking.data_preview,
-    pictures.sample,
-    measuring.eval,
-    compare,
-    sweep.sweep,
-    bench.bench,
-    pictures.export,
-    listing.presets,
-    listing.runs,
-):
-    app.command()(command)
+for name in (*ORDER, *(module.name for module in iter_modules(__path__) if module.name not in ORDER)):
+    if command := getattr(import_module(f".{name}", __name__), name, None):
+        app.command()(command)

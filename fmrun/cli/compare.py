@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import UserError
-from .options import RUNS, Json, RunsDir, TrustCode, choose_device, complete_runs
+from . import options
 
 
 def compare(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN...", help="Two runs or more.", autocompletion=complete_runs)
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Two runs or more.", autocompletion=options.complete_runs),
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with curves and pictures.")] = None,
     figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each figure as PDF and PNG.")] = None,
@@ -31,17 +32,16 @@ def compare(
         typer.Option(
             metavar="RUN",
             help="Compare the others with this (default: the one without feature matching).",
-            autocompletion=complete_runs,
+            autocompletion=options.complete_runs,
         ),
     ] = None,
-    runs_dir: RunsDir = RUNS,
-    trust_code: TrustCode = False,
-    json: Json = False,
+    runs_dir: options.RunsDir = options.RUNS,
+    trust_code: options.TrustCode = False,
+    json: options.Json = False,
 ) -> int:
     """Show what differs between runs, which is better and how they got there. Runs that differ in their seed are averaged."""
     from ..compare.comparison import compare as read
-    from ..compare.comparison import to_json
-    from ..compare.table import text
+    from ..compare.table import text, to_json
     from ..files import saving, write_atomic
     from ..report import Reporter, emit, emit_json
     from ..runs import find
@@ -57,7 +57,7 @@ def compare(
     if html is not None:
         from ..compare.page import write
 
-        write(comparison, html, device=choose_device("auto"), report=report, trust_code=trust_code)
+        write(comparison, html, device=options.choose_device("auto"), report=report, trust_code=trust_code)
         report.note(f"the page is {html}: open it in a browser")
     if figures is not None:
         from ..compare.page import write_figures

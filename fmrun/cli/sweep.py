@@ -14,23 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import DIVERGED, INTERNAL, OK, UserError
-from .options import (
-    RUNS,
-    Balance,
-    BatchSize,
-    ConfigFile,
-    Data,
-    Device,
-    Json,
-    Lambda,
-    Layers,
-    Preset,
-    RunsDir,
-    Set,
-    Steps,
-    TrustCode,
-    as_overrides,
-)
+from . import options
 
 if TYPE_CHECKING:
     from ..report import Reporter
@@ -54,20 +38,20 @@ def sweep(
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="N|LIST", help="How many (5: 0 to 4), or which (3,7,9).")] = "5",
-    preset: Preset = None,
-    config: ConfigFile = None,
-    lambda_feature: Lambda = None,
-    balance: Balance = None,
-    layers: Layers = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    data: Data = None,
-    device: Device = None,
-    set_: Set = None,
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
+    lambda_feature: options.Lambda = None,
+    balance: options.Balance = None,
+    layers: options.Layers = None,
+    steps: options.Steps = None,
+    batch_size: options.BatchSize = None,
+    data: options.Data = None,
+    device: options.Device = None,
+    set_: options.Set = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the sweep (default: the preset and the varied fields).")
     ] = None,
-    runs_dir: RunsDir = RUNS,
+    runs_dir: options.RunsDir = options.RUNS,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time (default: 1, or one per GPU).")] = None,
     evaluate: Annotated[
         bool | None, typer.Option("--eval/--no-eval", help="Evaluate each run (default: if it can be).")
@@ -87,8 +71,8 @@ def sweep(
         float | None,
         typer.Option(min=0, help="GPUs that Ray gives a run, also a part of one (default: 1 where there are any)."),
     ] = None,
-    trust_code: TrustCode = False,
-    json: Json = False,
+    trust_code: options.TrustCode = False,
+    json: options.Json = False,
 ) -> int:
     """Train a grid of settings over several seeds, and compare. The same command again goes on where it stopped."""
     from ..presets import DEFAULT
@@ -98,7 +82,7 @@ def sweep(
 
     overs = [grid.parse_over(text) for text in over or []]
     chosen = grid.parse_seeds(seeds)
-    combinations = grid.combinations(preset, config, as_overrides(context), overs, trust_code)
+    combinations = grid.combinations(preset, config, options.as_overrides(context), overs, trust_code)
     label = preset or (config.stem if config is not None else DEFAULT)
     folder = _folder(runs_dir, name or grid.default_name(label, [one.key for one in overs]))
     # seed by seed: a sweep that is stopped has compared what it could
@@ -110,7 +94,7 @@ def sweep(
             emit(json_.dumps({"name": one.name, "argv": ["fmrun", *argv, "--item", str(place)]}))
         return OK
     if item:
-        return _work(items[_place(number, len(items))], report)
+        return _work(items[_place(number, len(items))], context, report)
     if number is not None:
         raise UserError(f"there is no place for '{number}': which run to train is given with --item {number}")
     for one in items:
@@ -161,7 +145,7 @@ def sweep(
     return INTERNAL if failed else OK
 
 
-def _work(item: Item, report: Reporter) -> int:
+def _work(item: Item, context: typer.Context, report: Reporter) -> int:
     """Train or resume the run, or wait while another process does, and evaluate it; its exit code."""
     if hasattr(signal, "SIGUSR2"):  # Slurm sends it to every process of a job; the one that started this answers it
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -175,7 +159,7 @@ def _work(item: Item, report: Reporter) -> int:
         if state == "open" and (threads := item.run.env().get("threads")):
             os.environ["OMP_NUM_THREADS"] = str(threads)  # with another number a run is not the same to the bit
         try:
-            code = call(item.command)
+            code = call(context, item.command)
         except UserError as error:
             if state == "finished" and item.evaluate is None:
                 report.error(str(error))
@@ -188,11 +172,9 @@ def _work(item: Item, report: Reporter) -> int:
     return code or (DIVERGED if item.state == "diverged" else OK)
 
 
-def call(command: list[str]) -> int:
+def call(context: typer.Context, command: list[str]) -> int:
     """A command of fmrun in this process; its exit code."""
-    from . import app
-
-    code = app(command, prog_name="fmrun", standalone_mode=False)
+    code = context.find_root().command.main(command, "fmrun", standalone_mode=False)
     assert isinstance(code, int)
     return code
 
@@ -222,8 +204,8 @@ def _place(number: int | None, count: int) -> int:
 
 def _compare(items: list[Item], json: bool, report: Reporter) -> None:
     """The table of `fmrun compare`."""
-    from ..compare.comparison import compare, to_json
-    from ..compare.table import text
+    from ..compare.comparison import compare
+    from ..compare.table import text, to_json
     from ..report import emit, emit_json
 
     runs = [one.run for one in items if one.run.config_file.is_file()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -169,26 +169,3 @@ def _cautions(comparison: Comparison, environments: Sequence[Mapping[str, Any]])
         and max(ends, default=0) > column.step
     ):
         yield f"{column.label} is compared at step {column.step}, the last at which all that count have it"
-
-
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as plain data: attributes of `Comparison`, without curves and measurements (`--csv`), with the column
-    that decides and groups by name; and `order` (the best first), `verdict`, and `pairs`: every other group against the
-    control, or else the best, as `group`, `other` and what `Margin` has."""
-    from .verdict import against, verdict
-
-    names, column = [group.name for group in comparison.groups], comparison.column
-    anchor, margins = against(comparison)
-    return {
-        "task": comparison.task,
-        "metric": None if column is None else column.key,
-        "by": comparison.by,
-        "control": None if comparison.control is None else names[comparison.control],
-        "order": [names[i] for i in comparison.order],
-        "verdict": asdict(verdict(comparison)),
-        "pairs": [{"group": names[i], "other": names[anchor or 0], **asdict(m)} for i, m in margins.items()],
-        "groups": list(map(asdict, comparison.groups)),
-        "differences": comparison.differences,
-        "columns": [{k: v for k, v in asdict(replace(c, rows={})).items() if k != "rows"} for c in comparison.columns],
-        "warnings": comparison.warnings,
-    }

@@ -1,8 +1,10 @@
-"""A comparison as tables, and all that `fmrun compare` prints of it."""
+"""A comparison as tables and as plain data: all that `fmrun compare` prints of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 from ..measures import show_all
 from ..report import escape
@@ -111,3 +113,24 @@ def _cells(
             f" @{'-'.join(map(str, at[:1] + at[1:][-1:]))}" if at else ""
         )
     return cells
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as plain data: attributes of `Comparison`, without curves and measurements (`--csv`), with the column
+    that decides and groups by name; and `order` (the best first), `verdict`, and `pairs`: every other group against the
+    control, or else the best, as `group`, `other` and what `Margin` has."""
+    names, column = [group.name for group in comparison.groups], comparison.column
+    anchor, margins = against(comparison)
+    return {
+        "task": comparison.task,
+        "metric": None if column is None else column.key,
+        "by": comparison.by,
+        "control": None if comparison.control is None else names[comparison.control],
+        "order": [names[i] for i in comparison.order],
+        "verdict": asdict(verdict(comparison)),
+        "pairs": [{"group": names[i], "other": names[anchor or 0], **asdict(m)} for i, m in margins.items()],
+        "groups": list(map(asdict, comparison.groups)),
+        "differences": comparison.differences,
+        "columns": [{k: v for k, v in asdict(replace(c, rows={})).items() if k != "rows"} for c in comparison.columns],
+        "warnings": comparison.warnings,
+    }

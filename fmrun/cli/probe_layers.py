@@ -1,31 +1,13 @@
-"""`probe-layers` and `data-preview`: what there is, before training on it."""
+"""`probe-layers`: the discriminator's layers."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import UserError
-from .options import (
-    RUNS,
-    Balance,
-    BatchSize,
-    ConfigFile,
-    Data,
-    Device,
-    Json,
-    Lambda,
-    Layers,
-    Preset,
-    RunsDir,
-    Seed,
-    Set,
-    TrustCode,
-    as_overrides,
-    complete_runs,
-)
+from . import options
 
 FREE_IN_PROBE = (
     *("feature_matching.", "data.path", "data.root", "data.fit", "data.skip_unreadable"),
@@ -41,23 +23,23 @@ def probe_layers(
         typer.Argument(
             metavar="[RUN]",
             help="Trained run to probe (default: none, the nets as a run of the preset would start).",
-            autocompletion=complete_runs,
+            autocompletion=options.complete_runs,
         ),
     ] = None,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    lambda_feature: Lambda = None,
-    balance: Balance = None,
-    layers: Layers = None,
-    batch_size: BatchSize = None,
-    data: Data = None,
-    seed: Seed = None,
-    device: Device = None,
-    set_: Set = None,
-    runs_dir: RunsDir = RUNS,
-    trust_code: TrustCode = False,
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
+    lambda_feature: options.Lambda = None,
+    balance: options.Balance = None,
+    layers: options.Layers = None,
+    batch_size: options.BatchSize = None,
+    data: options.Data = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    set_: options.Set = None,
+    runs_dir: options.RunsDir = options.RUNS,
+    trust_code: options.TrustCode = False,
     no_data: Annotated[bool, typer.Option("--no-data", help="Shapes and costs only; reads no images.")] = False,
-    json: Json = False,
+    json: options.Json = False,
 ) -> int:
     """List the discriminator's layers: what each costs, sees and would teach. A preset, a config, or a trained RUN."""
     from .. import trust
@@ -67,7 +49,7 @@ def probe_layers(
     from ..runs import find
 
     report, found = Reporter(), None
-    overrides = as_overrides(context)
+    overrides = options.as_overrides(context)
     if run is not None:
         if preset is not None or config is not None:
             raise UserError("give a run, or --preset and --config, not both")
@@ -97,34 +79,4 @@ def probe_layers(
         emit_json(result)
     else:
         emit(probe.table(result))
-    return 0
-
-
-def data_preview(
-    context: typer.Context,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    data: Data = None,
-    seed: Seed = None,
-    set_: Set = None,
-    rows: Annotated[int, typer.Option(min=1, max=64, help="Patches shown, or rows of images.")] = 4,
-    trust_code: TrustCode = False,
-    out: Annotated[Path, typer.Option(help="PNG file.")] = Path("data-preview.png"),
-) -> int:
-    """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
-    from ..data.places import refuse_missing
-    from ..presets import resolve
-    from ..report import emit, escape
-
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
-    resolved = resolve(preset, config, as_overrides(context), trust_code=trust_code)
-    refuse_missing(resolved.data, resolved.task)
-    from ..files import clean
-    from ..tasks import kind
-
-    images = kind(resolved.task).open(resolved)
-    clean(out.parent)
-    images.draw(out, rows)
-    emit(escape(str(out)))
     return 0

@@ -7,14 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import RUNS, Json, RunsDir, Set, TrustCode, choose_device, complete_runs, run_or_checkpoint
+from . import options
 
 
 def eval(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN…]", help="Runs, or checkpoint files (default: the newest run).", autocompletion=complete_runs
+            metavar="[RUN…]",
+            help="Runs, or checkpoint files (default: the newest run).",
+            autocompletion=options.complete_runs,
         ),
     ] = None,
     num: Annotated[
@@ -45,15 +47,15 @@ def eval(
         int | None, typer.Option(min=0, help="Of the generated images, as for sample (default: 0).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
-    set_: Set = None,
-    runs_dir: RunsDir = RUNS,
-    trust_code: TrustCode = False,
-    json: Json = False,
+    set_: options.Set = None,
+    runs_dir: options.RunsDir = options.RUNS,
+    trust_code: options.TrustCode = False,
+    json: options.Json = False,
 ) -> int:
     """Score generators against real images: KID, FID, precision and recall, density and coverage; or PSNR, SSIM and
     perceptual distances of upscaled photographs. The scores are written into the runs."""
-    targets = [run_or_checkpoint(name, runs_dir) for name in dict.fromkeys(runs or [])]
-    targets = targets or [run_or_checkpoint(None, runs_dir)]
+    targets = [options.run_or_checkpoint(name, runs_dir) for name in dict.fromkeys(runs or [])]
+    targets = targets or [options.run_or_checkpoint(None, runs_dir)]
     from .. import evaluate as work
     from ..presets import Override, parse_set
     from ..report import Reporter, emit, emit_json
@@ -72,13 +74,13 @@ def eval(
         seed=seed,
     )
     report = Reporter()
-    records = work.evaluate(targets, asked, choose_device(device), report, trust_code)
+    records = work.evaluate(targets, asked, options.choose_device(device), report, trust_code)
     if json:
         emit_json(records)
         return 0
     emit(work.table(records))
     names = [target.name for target in targets if not isinstance(target, Path)]
     if len(names) > 1:
-        where = f" --runs-dir {runs_dir}" if runs_dir != RUNS else ""
+        where = f" --runs-dir {runs_dir}" if runs_dir != options.RUNS else ""
         report.note(f"next: fmrun compare {' '.join(names)}{where} --html compare.html")
     return 0

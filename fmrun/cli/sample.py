@@ -1,4 +1,4 @@
-"""`sample` and `export`: what a trained generator is for."""
+"""`sample`: image grids, and upscaled photographs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError
-from .options import RUNS, RunName, RunsDir, TrustCode, choose_device, complete_runs, run_or_checkpoint
+from . import options
 
 
 def sample(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]", help="Run, or a checkpoint file (default: the newest run).", autocompletion=complete_runs
+            metavar="[RUN]",
+            help="Run, or a checkpoint file (default: the newest run).",
+            autocompletion=options.complete_runs,
         ),
     ] = None,
     num: Annotated[int, typer.Option(min=1, max=100_000, help="Images.")] = 64,
@@ -33,16 +35,18 @@ def sample(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures of --input that are there.")] = False,
     out: Annotated[Path | None, typer.Option(help="PNG file or folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
-    runs_dir: RunsDir = RUNS,
-    trust_code: TrustCode = False,
+    runs_dir: options.RunsDir = options.RUNS,
+    trust_code: options.TrustCode = False,
 ) -> int:
     """Draw image grids from a trained generator, or upscale photographs with one. Needs no training data."""
-    target = run_or_checkpoint(run, runs_dir)
+    target = options.run_or_checkpoint(run, runs_dir)
     from .. import sample as sampling
     from ..report import Reporter, emit, escape
 
     report = Reporter()
-    source = sampling.open_source(target, raw=raw, device=choose_device(device), report=report, trust_code=trust_code)
+    source = sampling.open_source(
+        target, raw=raw, device=options.choose_device(device), report=report, trust_code=trust_code
+    )
     if input_ is not None:
         if (num, seed, grid, interpolate, individual) != (64, 0, None, None, False):
             raise UserError(
@@ -58,27 +62,4 @@ def sample(
     report.note(f"made by {source.described(target)}")
     for path in paths:
         emit(escape(str(path)))
-    return 0
-
-
-def export(
-    run: RunName = None,
-    out: Annotated[Path | None, typer.Option(help="A .safetensors or .onnx file (default: RUN.safetensors).")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
-    runs_dir: RunsDir = RUNS,
-    trust_code: TrustCode = False,
-) -> int:
-    """Write the generator alone, for other programs: safetensors, which spandrel (chaiNNer, ComfyUI) detects, or ONNX."""
-    target = run_or_checkpoint(run, runs_dir)
-    from .. import sample as sampling
-    from ..export import export_source
-    from ..report import Reporter, emit, escape
-
-    report = Reporter()
-    source = sampling.open_source(target, raw=raw, device=choose_device("cpu"), report=report, trust_code=trust_code)
-    name = target.stem if isinstance(target, Path) else target.name
-    made = export_source(source, out or Path(f"{name}.safetensors"))
-    report.note(f"exported {source.described(target)}")
-    report.note(f"{made.what}, {made.size:,} bytes; read back, its images differ by at most {made.difference:.2g}")
-    emit(escape(str(made.path)))
     return 0

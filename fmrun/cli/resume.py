@@ -1,0 +1,52 @@
+"""`resume`: a run goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UserError
+from . import options
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+
+def resume(
+    context: typer.Context,
+    run: options.RunName = None,
+    steps: options.Steps = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Where the run's images are now, if they were moved.")
+    ] = None,
+    device: options.Device = None,
+    set_: options.Set = None,
+    runs_dir: options.RunsDir = options.RUNS,
+    trust_code: options.TrustCode = False,
+) -> int:
+    """Continue a run exactly where it stopped; --steps makes it longer."""
+    from .. import trust
+    from ..data.places import located
+    from ..presets import FREE_ON_RESUME, HORIZONS, PLACES, revise
+    from ..runs import find
+
+    overrides = options.as_overrides(context)
+    free = FREE_ON_RESUME + HORIZONS + (PLACES if data is not None else PLACES[1:])
+    place = next((override for override in overrides if override.key == "data.path"), None)
+    if data is None and place is not None:
+        raise UserError(
+            f"{place.flag}: where the run's images were moved to is said by --data PATH; with other images it would be another "
+            "experiment: fmrun train"
+        )
+    found = find(runs_dir, run)
+
+    def change(saved: dict[str, Any]) -> Config:
+        config = revise(saved, overrides, free)
+        trust.admit(trust.targets(config, str(found.config_file), found.code()), trust_code)
+        return config.model_copy(update={"data": located(config.data, config.task)})
+
+    with options.joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):
+        from .. import train as training
+
+        return training.resume(found, change, report=report, world=world)
