@@ -55,9 +55,7 @@ def main() -> None:
             import traceback
 
             traceback.print_exc()
-            _tell(
-                "this is a bug in fmrun, not in what you did; please report it with the lines above", everywhere=False
-            )
+            _tell("internal error: this is a bug in fmrun; please report it with the lines above", everywhere=False)
             code = INTERNAL
     _leave(code)
 

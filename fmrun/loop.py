@@ -285,7 +285,7 @@ class Session:
         kept = checkpoint.steps(self.run.checkpoints)
         back = f"the last checkpoint is of step {kept[-1]}" if kept else "no checkpoint had been written"
         raise Diverged(
-            f"training diverged at step {step}: {cause}; no weight and no checkpoint holds it, {back}; start a new run "
+            f"training diverged at step {step}: {cause}; the update was discarded; weights and checkpoints are unaffected, and {back}; start a new run "
             "with smaller learning rates (-s optim.generator.lr=1e-4 -s optim.discriminator.lr=1e-4) or a smaller "
             "--lambda-feature"
         )

@@ -338,7 +338,7 @@ def _refuse_others(run: Run, config: Config, found: checkpoint.Checkpoint, data:
             problems.append(f"{name}: {how}")
     if problems:
         said = " and ".join(render(key, now[key]) for key in moved or PLACES[:1])
-        way_out = "--data is for its own where they were moved, others are another experiment: fmrun train"
+        way_out = "`resume --data` accepts only the run's own images at a new path; to use other images, start a new run with `fmrun train`"
         if not moved:
             way_out = "put them back as they were, or start another experiment: fmrun train"
         raise UserError(f"{said}: these are not the images of run {run.name} ({'; '.join(problems)}); {way_out}")
@@ -356,7 +356,7 @@ def _warn_inexact(found: checkpoint.Checkpoint, data: Data, state: State, report
     if found.meta.held_out != held_out:
         changes.append("the held-out data has changed")
     if changes:
-        report.warn(f"resuming, but not to the bit as if uninterrupted: {'; '.join(changes)}")
+        report.warn(f"resuming, but results may differ from an uninterrupted run: {'; '.join(changes)}")
 
 
 def _work(

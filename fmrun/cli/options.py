@@ -41,14 +41,42 @@ Set = Annotated[
     list[str] | None,
     typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set any field, e.g. -s train.batch_size=32."),
 ]
-Lambda = Annotated[str | None, typer.Option("--lambda-feature", metavar="NUMBER", help="feature_matching.weight")]
-Balance = Annotated[str | None, typer.Option("--balance", metavar="MODE", help="feature_matching.balance")]
-Layers = Annotated[str | None, typer.Option("--layers", metavar="LIST", help="feature_matching.layers, e.g. block1,-1")]
-Steps = Annotated[str | None, typer.Option("--steps", metavar="N", help="train.steps")]
-BatchSize = Annotated[str | None, typer.Option("--batch-size", metavar="N", help="train.batch_size")]
-Data = Annotated[str | None, typer.Option("--data", metavar="PATH", help="data.path")]
-Seed = Annotated[str | None, typer.Option("--seed", metavar="N", help="seed")]
-Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="device: auto, cpu, cuda, cuda:N, mps")]
+Lambda = Annotated[
+    str | None,
+    typer.Option(
+        "--lambda-feature",
+        metavar="NUMBER",
+        help="Strength of feature matching, λ; 0 turns it off (feature_matching.weight).",
+    ),
+]
+Balance = Annotated[
+    str | None,
+    typer.Option(
+        "--balance",
+        metavar="MODE",
+        help="`gradient`: λ is a share of the adversarial gradient; `none`: a factor on the raw distance (feature_matching.balance).",
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="LIST",
+        help="Discriminator layers to match, e.g. key or block1,-1 (feature_matching.layers).",
+    ),
+]
+Steps = Annotated[str | None, typer.Option("--steps", metavar="N", help="Steps to train (train.steps).")]
+BatchSize = Annotated[
+    str | None, typer.Option("--batch-size", metavar="N", help="Images per update (train.batch_size).")
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="PATH", help="Images to learn from: a folder, a file or a named set (data.path)."),
+]
+Seed = Annotated[str | None, typer.Option("--seed", metavar="N", help="Seed of everything random (seed).")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (device).")
+]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the runs.")]
 RunName = Annotated[
     str | None, typer.Argument(metavar="[RUN]", help="Run (default: the newest).", autocompletion=complete_runs)

@@ -26,7 +26,7 @@ def sample(
     interpolate: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Walk from latent to latent in N pictures a row.")
     ] = None,
-    individual: Annotated[bool, typer.Option("--individual", help="One file an image instead of a grid.")] = False,
+    individual: Annotated[bool, typer.Option("--individual", help="One file per image instead of a grid.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
     input_: Annotated[
         Path | None, typer.Option("--input", metavar="PATH", help="Photograph or folder to upscale.")
