@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fmrun.config import GanLossConfig
-from fmrun.losses.adversarial import D_LOSSES, G_LOSSES, PAIRED, squared_gradient
+from fmrun.config.tables import ADVERSARIAL_LOSSES
+from fmrun.losses.adversarial import D_LOSSES, G_LOSSES, squared_gradient
 
 REAL = [2.5, -0.3, 0.9, -4.0]
 FAKE = [-1.2, 0.4, 3.0, -0.8]
@@ -66,8 +67,9 @@ def test_losses_drive_real_up_and_generated_down_and_the_generator_the_other_way
 
 
 def test_only_the_relativistic_loss_reads_real_logits_in_the_generators_update():
-    assert {"r3gan"} == PAIRED
-    for name in set(G_LOSSES) - PAIRED:
+    paired = {name for name, row in ADVERSARIAL_LOSSES.items() if row.relativistic}
+    assert paired == {"r3gan"}
+    for name in set(G_LOSSES) - paired:
         assert G_LOSSES[name](logits(FAKE), None).isfinite()
 
 

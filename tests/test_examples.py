@@ -17,7 +17,8 @@ from torch import nn
 
 from fmrun import FeatureMatching
 from fmrun.feature_matching.walked import WalkedDiscriminator
-from fmrun.tasks import generate, pair
+from fmrun.models import dcgan
+from fmrun.tasks import generate
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 LR = 2.0**-12
@@ -112,8 +113,8 @@ def test_the_how_to_is_fmruns_step_on_the_same_weights_and_data(monkeypatch: pyt
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.net(x[:, :, None, None])
 
-    monkeypatch.setitem(
-        pair.DISCRIMINATORS, "dcgan", lambda c, image, rng: WalkedDiscriminator(howto.discriminator(1, 4), image)
+    monkeypatch.setattr(
+        dcgan, "discriminator", lambda c, image, rng: WalkedDiscriminator(howto.discriminator(1, 4), image)
     )
     monkeypatch.setattr(generate, "KIND", replace(generate.KIND, generator=lambda config, channels: Maps()))
     state = tiny_state(

@@ -18,11 +18,11 @@ from fmrun.feature_matching import FeatureMatching
 from fmrun.feature_matching.discriminator import DiscriminatorOutput
 from fmrun.feature_matching.frozen import frozen
 from fmrun.feature_matching.statistics import mean
+from fmrun.models import dcgan
 from fmrun.models.dcgan import DcganDiscriminator
 from fmrun.report import Reporter
 from fmrun.rng import torch_generator
 from fmrun.state import State
-from fmrun.tasks import pair
 
 NORMS = ["batch", "spectral", "group", "none"]
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ class Stages(nn.Module):
 
 @pytest.fixture
 def stages(monkeypatch):
-    monkeypatch.setitem(pair.DISCRIMINATORS, "dcgan", lambda c, image, rng: Stages(image[1], image[0]))
+    monkeypatch.setattr(dcgan, "discriminator", lambda config, image, rng: Stages(image[1], image[0]))
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -307,7 +307,9 @@ def test_changed_data_is_a_warning() -> None:
     train("--steps", "2", "--name", "run")
     write_images(Path("images.npz"), seed=1)
     done = good("resume", "run", "--steps", "4")
-    assert done.warnings == ["warning: resuming, but results may differ from an uninterrupted run: the data has changed"]
+    assert done.warnings == [
+        "warning: resuming, but results may differ from an uninterrupted run: the data has changed"
+    ]
 
 
 def test_images_are_found_from_another_folder(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from .losses import GanLossConfig, ImageLossConfig, LossesConfig
 from .models import DiscriminatorConfig, GeneratorConfig
 from .optim import AdamConfig, EmaConfig, OptimConfig, ScheduleConfig
 from .run import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
-from .tables import TASKS, TaskName
+from .tables import DISCRIMINATORS, GENERATORS, TASKS, TaskName
 
 
 class Config(Section):
@@ -106,17 +106,16 @@ class Config(Section):
     def _belongs_to_task(self) -> "Config":
         """A setting of the other task would be accepted and ignored."""
         g, d = self.generator, self.discriminator
-        if g.target is None and (g.type == "dcgan") == self.has_targets:
-            fits = "compact, span, realplksr or esrgan" if self.has_targets else "dcgan"
-            raise ValueError(f"generator.type '{g.type}' is not for task '{self.task}'; choose {fits}, or a target")
-        if not self.has_targets and d.target is None and d.type in ("munet", "unet", "patchgan"):
-            raise ValueError(f"discriminator.type '{d.type}' is for task 'upscale'; choose dcgan, or a target")
+        for name, net, table in (("generator", g, GENERATORS), ("discriminator", d, DISCRIMINATORS)):
+            fits = [choice for choice, row in table.items() if self.task in row.tasks]
+            if net.target is None and net.type not in fits:
+                choices = f"choose {', '.join(fits)}, or a target"
+                raise ValueError(f"{name}.type '{net.type}' is not for task '{self.task}'; {choices}")
         if not self.has_targets and self.data.channels == 4:
             raise ValueError("data.channels 4 is for task 'upscale'; choose 1 or 3")
-        if d.norm == "instance" and d.type != "patchgan":
-            raise ValueError(f"discriminator.norm 'instance' is for patchgan, not {d.type}")
-        if d.type in ("munet", "unet") and d.norm not in ("batch", "spectral"):
-            raise ValueError(f"discriminator.norm '{d.norm}' is not for {d.type}, which has spectral norm")
+        norms = DISCRIMINATORS[d.type].norms
+        if d.norm not in (*norms, DiscriminatorConfig().norm):
+            raise ValueError(f"discriminator.norm '{d.norm}' is not for {d.type}, which has {', '.join(norms)}")
         return self
 
     @model_validator(mode="after")
@@ -165,9 +164,11 @@ def _listed(sections: Iterable[str], field: str, word: str) -> str:
 __all__ = [
     "AdamConfig",
     "Config",
+    "DiscriminatorConfig",
     "EmaConfig",
     "FeatureMatchingConfig",
     "GanLossConfig",
+    "GeneratorConfig",
     "ImageLossConfig",
     "LossesConfig",
     "ScheduleConfig",

@@ -1,10 +1,22 @@
 """Which settings act only where another has a certain value. Elsewhere they would be accepted and ignored."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from . import Config, LossesConfig
 from .data import ONLY_GENERATE, ONLY_UPSCALE
-from .tables import FROM_CONDITIONS, FROM_LATENTS
+from .tables import DISCRIMINATORS, FROM_CONDITIONS, FROM_LATENTS, GENERATORS, STATISTICS, Row
+
+
+def _options(selector: str, table: Mapping[str, Row]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The settings that not every choice has, each with those that have it."""
+    section = selector.rpartition(".")[0]
+    names = dict.fromkeys(option for row in table.values() for option in row.options)
+    return {
+        f"{section}.{name}": (selector, tuple(choice for choice, row in table.items() if name in row.options))
+        for name in names
+    }
+
 
 CHAIN, DECAYS = ("chain",), ("linear", "cosine")
 
@@ -13,26 +25,11 @@ ACTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     **{f"data.{name}": ("task", FROM_CONDITIONS) for name in ONLY_UPSCALE},
     **{f"data.degradation.{n}": ("data.degradation.kind", CHAIN) for n in ("passes", "first", "sinc", "kernels")},
     "data.degradation.second": ("data.degradation.passes", (2,)),
-    "generator.latent_dim": ("task", FROM_LATENTS),
-    "generator.width": ("generator.type", ("dcgan",)),
-    "generator.features": ("generator.type", ("compact", "span", "realplksr", "esrgan")),
-    "generator.blocks": ("generator.type", ("compact", "realplksr", "esrgan")),
-    "generator.kernel": ("generator.type", ("realplksr",)),
-    "generator.norm": ("generator.type", ("span",)),
-    "generator.layer_norm": ("generator.type", ("realplksr",)),
-    "generator.dysample": ("generator.type", ("realplksr",)),
-    "generator.unshuffle": ("generator.type", ("esrgan",)),
-    "discriminator.width": ("discriminator.type", ("dcgan", "munet", "patchgan", "unet")),
-    "discriminator.norm": ("discriminator.type", ("dcgan", "munet", "patchgan", "unet")),
-    "discriminator.ch_mult": ("discriminator.type", ("munet",)),
-    "discriminator.window": ("discriminator.type", ("munet",)),
-    "discriminator.gradient_branch": ("discriminator.type", ("munet",)),
-    "discriminator.blocks": ("discriminator.type", ("patchgan",)),
-    "feature_matching.criterion": ("feature_matching.match", ("sample", "mean", "moments")),
-    "feature_matching.estimator": ("feature_matching.match", ("mean",)),
+    **_options("generator.type", GENERATORS),
+    "generator.latent_dim": ("task", FROM_LATENTS),  # also of a net of the user's own
+    **_options("discriminator.type", DISCRIMINATORS),
+    **_options("feature_matching.match", STATISTICS),
     "feature_matching.running_decay": ("feature_matching.estimator", ("running",)),
-    "feature_matching.kernel": ("feature_matching.match", ("mmd",)),
-    "feature_matching.directions": ("feature_matching.match", ("sliced",)),
     "feature_matching.balance_decay": ("feature_matching.balance", ("gradient",)),
     **{f"optim.schedule.{n}": ("optim.schedule.decay", DECAYS) for n in ("decay_start", "decay_end", "final_factor")},
     **{f"eval.{name}": ("task", FROM_LATENTS) for name in ("kid_every", "kid_num", "kid_extractor")},

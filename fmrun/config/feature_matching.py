@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from .base import Section
+from .tables import STATISTICS, StatisticName, listed
 
 Layer = Annotated[str | int, BeforeValidator(lambda v: int(v) if re.fullmatch(r"-?\d+", str(v)) else v)]
 Layers = Annotated[tuple[Layer, ...], Field(min_length=1)]
@@ -22,10 +23,7 @@ class FeatureMatchingConfig(Section):
     """Discriminator layers: names, indices, negative indices, groups (`early`, `mid`, `key`, `all`), or `auto`
     (the last intermediate convolution). `fmrun probe-layers` lists them."""
 
-    match: Literal["sample", "mean", "moments", "coral", "mmd", "sliced"] = "mean"
-    """Statistic compared at each layer: `sample` (image by image), `mean` (batch mean at each position), `moments`
-    (mean and standard deviation), `coral` (channel covariance), `mmd` (unbiased kernel MMD^2), `sliced` (sliced
-    Wasserstein-2)."""
+    match: StatisticName = Field("mean", description=listed("Statistic compared at each layer", STATISTICS))
 
     criterion: Literal["l1", "l2", "charbonnier"] | None = None
     """Distance for `sample`, `mean` and `moments`; `none` means `l2`. The other statistics define their own."""

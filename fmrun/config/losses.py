@@ -6,8 +6,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .base import Section
 from .feature_matching import Layers, LayerWeights
+from .tables import ADVERSARIAL_LOSSES, AdversarialName, listed
 
-ALIASES = {"bce": "vanilla", "wasserstein": "wgan"}
+ALIASES = {alias: name for name, row in ADVERSARIAL_LOSSES.items() for alias in row.aliases}
 
 
 def _canonical(name: object) -> object:
@@ -31,10 +32,9 @@ def ramped(term: Term, step: int) -> float:
 
 
 class GanLossConfig(Section):
-    type: Annotated[Literal["vanilla", "lsgan", "hinge", "wgan", "r3gan"], BeforeValidator(_canonical)] = "vanilla"
-    """Adversarial loss: `vanilla` (binary cross-entropy on logits, also `bce`), `lsgan`, `hinge`, `wgan` (also
-    `wasserstein`) or `r3gan` (relativistic, pairs real and generated images; the generator's update reads the real images
-    of the discriminator's last one, where the authors' own trainer draws new ones)."""
+    type: Annotated[AdversarialName, BeforeValidator(_canonical)] = Field(
+        "vanilla", description=listed("Adversarial loss", ADVERSARIAL_LOSSES)
+    )
 
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Scales the generator's adversarial term only."""

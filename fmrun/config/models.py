@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from .base import Section
+from .tables import DISCRIMINATORS, GENERATORS, DiscriminatorName, GeneratorName, listed
 
 
 class _Net(Section):
@@ -16,9 +17,7 @@ class _Net(Section):
 
 
 class GeneratorConfig(_Net):
-    type: Literal["dcgan", "compact", "span", "realplksr", "esrgan"] = "dcgan"
-    """Architecture: `dcgan` (Radford et al. 2016) for images from noise; `compact`, `span`, `realplksr` or `esrgan` for
-    super-resolution."""
+    type: GeneratorName = Field("dcgan", description=listed("Architecture", GENERATORS))
 
     target: str | None = None
     """A net of your own instead, as `path/to/file.py:Class`, or `package.module:Class` from the current folder or an installed
@@ -63,9 +62,7 @@ class GeneratorConfig(_Net):
 
 
 class DiscriminatorConfig(_Net):
-    type: Literal["dcgan", "munet", "patchgan", "unet"] = "dcgan"
-    """Architecture: `dcgan` (Radford et al. 2016), `munet` (multi-branch U-Net with spatial, frequency and patch branches),
-    `patchgan` (Isola et al. 2017) or `unet` (U-Net with spectral norm, Wang et al. 2021)."""
+    type: DiscriminatorName = Field("dcgan", description=listed("Architecture", DISCRIMINATORS))
 
     target: str | None = None
     """A net of your own instead, as `path/to/file.py:Class`, or `package.module:Class` from the current folder or an installed

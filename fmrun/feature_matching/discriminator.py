@@ -9,6 +9,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+Shape = tuple[int, int, int]
+"""(C, H, W)."""
+
 HEAD = "head"
 """The logits as a layer: in no group, and without an index."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .discriminator import Discriminator, read
+from .discriminator import Discriminator, Shape, read
 from .errors import FeatureMatchingError
 from .frozen import frozen
 from .given import discriminator_of
@@ -18,8 +19,6 @@ from .layers import select_layers
 from .ranks import Processes, Ranks
 from .statistics import STATISTICS, at_least_float32, batch_mean, random_directions
 from .strength import Strength, gradient_unit
-
-Shape = tuple[int, int, int]
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "match": tuple(STATISTICS),
@@ -272,9 +271,10 @@ def _check_options(**options: str | None) -> None:
             known = ", ".join(map(repr, CHOICES[option]))
             raise FeatureMatchingError(f"{option} must be one of {known}, not {value!r}")
     match, criterion, estimator = options["match"], options["criterion"], options["estimator"]
-    if criterion is not None and match in ("coral", "mmd", "sliced"):
+    takes = signature(STATISTICS[str(match)]).parameters
+    if criterion is not None and "criterion" not in takes:
         raise FeatureMatchingError(f"match '{match}' defines its own distance; leave criterion out")
-    if estimator != "batch" and match != "mean":
+    if estimator != "batch" and "estimator" not in takes:
         raise FeatureMatchingError(f"estimator '{estimator}' is for match 'mean', not '{match}'; leave it out")
     if estimator == "unbiased" and criterion not in (None, "l2"):
         raise FeatureMatchingError(f"estimator 'unbiased' is for criterion 'l2', not '{criterion}'")

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..feature_matching.discriminator import DiscriminatorOutput
+from ..config import DiscriminatorConfig, GeneratorConfig
+from ..errors import UserError
+from ..feature_matching.discriminator import DiscriminatorOutput, Shape
 from .base import ConvDiscriminator, init_normal
 
 KERNELS = {28: (4, 4, 3), 32: (4, 4, 4), 64: (4, 4, 4, 4), 128: (4, 4, 4, 4, 4)}
@@ -62,3 +64,17 @@ class DcganDiscriminator(ConvDiscriminator):
             return DiscriminatorOutput(None, features)
         with torch.autocast(x.device.type, enabled=False):  # half precision would lose the differences between logits
             return DiscriminatorOutput(self.head(x.to(self.head.weight.dtype)).flatten(), features)
+
+
+def generator(config: GeneratorConfig, image: Shape, rng: torch.Generator) -> nn.Module:
+    """The generator of square images (C, H, W)."""
+    return DcganGenerator(image[1], image[0], config.width, config.latent_dim, rng)
+
+
+def discriminator(config: DiscriminatorConfig, image: Shape, rng: torch.Generator) -> nn.Module:
+    """The discriminator of square images (C, H, W)."""
+    if image[1] not in KERNELS:
+        raise UserError(
+            f"discriminator.type 'dcgan' judges images of {', '.join(map(str, KERNELS))} px, not {image[1]}"
+        )
+    return DcganDiscriminator(image[1], image[0], config.width, config.norm, rng)

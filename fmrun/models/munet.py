@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import DiscriminatorConfig
 from ..errors import UserError
-from ..feature_matching.discriminator import DiscriminatorOutput
+from ..feature_matching.discriminator import DiscriminatorOutput, Shape
 from .base import Doubling, init_normal
 from .norm import spectral_norm
 
@@ -292,3 +293,10 @@ class MUNet(nn.Module):
         for branch, weight in zip(branches[1:], weights[1:], strict=True):
             mixed = mixed + branch * weight
         return self.fusion(mixed)
+
+
+def discriminator(config: DiscriminatorConfig, image: Shape, rng: torch.Generator) -> nn.Module:
+    """The discriminator of images (C, H, W)."""
+    return MUNet(
+        image[0], config.width, rng, ch_mult=config.ch_mult, window=config.window, gradient=config.gradient_branch
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..config import DiscriminatorConfig
 from ..errors import UserError
-from ..feature_matching.discriminator import DiscriminatorOutput
+from ..feature_matching.discriminator import DiscriminatorOutput, Shape
 from .base import ConvDiscriminator
 
 WIDEST = 8
@@ -42,3 +43,8 @@ class PatchGan(ConvDiscriminator):
             )
         x, features = self.trunk(image, layers, logits)
         return DiscriminatorOutput(self.head(x) if logits else None, features)
+
+
+def discriminator(config: DiscriminatorConfig, image: Shape, rng: torch.Generator) -> nn.Module:
+    """The discriminator of images (C, H, W)."""
+    return PatchGan(image[0], config.width, config.norm, rng, blocks=config.blocks)

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import DiscriminatorConfig
 from ..errors import UserError
-from ..feature_matching.discriminator import DiscriminatorOutput
+from ..feature_matching.discriminator import DiscriminatorOutput, Shape
 from .base import Doubling, init_normal
 from .norm import spectral_norm
 
@@ -98,3 +99,8 @@ def _even(x: Tensor) -> Tensor:
         if x.shape[dim] % 2:
             x = torch.cat([x, x.narrow(dim, x.shape[dim] - 1, 1)], dim)
     return x
+
+
+def discriminator(config: DiscriminatorConfig, image: Shape, rng: torch.Generator) -> nn.Module:
+    """The discriminator of images (C, H, W)."""
+    return UNet(image[0], config.width, rng)

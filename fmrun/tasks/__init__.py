@@ -19,20 +19,18 @@ from torch import Tensor, nn
 from ..augment import NUMBERS, augment
 from ..config import Config, GanLossConfig
 from ..config.losses import ramped
+from ..config.tables import ADVERSARIAL_LOSSES
 from ..data.feed import Feed, PairBatch
 from ..data.files import Progress
 from ..data.pairs import Pairs
 from ..data.store import Images
 from ..dist import World
 from ..feature_matching import FeatureMatching
-from ..feature_matching.discriminator import Discriminator, DiscriminatorOutput, at_each_scale, read
+from ..feature_matching.discriminator import Discriminator, DiscriminatorOutput, Shape, at_each_scale, read
 from ..feature_matching.statistics import at_least_float32
-from ..losses.adversarial import PAIRED
 
 Raw = Tensor | PairBatch
 """What a feed gives: images, uint8 (b, C, H, W), or pairs of them."""
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ class DiscriminatorRole:
 
     @property
     def relativistic(self) -> bool:
-        return self.gan.type in PAIRED
+        return ADVERSARIAL_LOSSES[self.gan.type].relativistic
 
     def adversarial_weight(self, step: int) -> float:
         """Weight of the generator's adversarial term at `step`, with its start and ramp."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -20,7 +21,6 @@ from ..feature_matching.frozen import frozen_running_stats
 from ..grid import grid, save_png
 from ..metrics.reals import share
 from ..models.custom import custom_generator
-from ..models.dcgan import DcganGenerator
 from ..models.norm import restored_buffers
 from ..models.weights import load_weights
 from ..rng import torch_generator
@@ -35,12 +35,11 @@ def build_generator(config: Config, channels: int) -> nn.Module:
     c, size = config.generator, config.data.image_size
     with torch.random.fork_rng(devices=[]):
         rng = torch_generator(config.seed, "init", 0)
-        net: nn.Module
         if c.target is not None:
             example = latents(config.seed, "sample", range(2), c.latent_dim)
             net = custom_generator(c.target, c.params, rng, [(example, (2, channels, size, size))])
         else:
-            net = DcganGenerator(size, channels, c.width, c.latent_dim, rng)
+            net = import_module(f"..models.{c.type}", __package__).generator(c, (channels, size, size), rng)
     if c.init is not None:
         load_weights(net, c.init, ("ema", "generator"), "generator.init", config)
     return net

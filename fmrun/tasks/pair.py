@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,53 +16,16 @@ from ..data.feed import Feed, Windows
 from ..data.pairs import Pairs
 from ..data.store import Images
 from ..dist import World
-from ..errors import UserError
 from ..feature_matching import FeatureMatching
-from ..feature_matching.discriminator import DiscriminatorOutput, at_each_scale
+from ..feature_matching.discriminator import DiscriminatorOutput, Shape, at_each_scale
 from ..feature_matching.walked import WalkedDiscriminator
 from ..models.custom import custom_discriminator, user_errors
-from ..models.dcgan import KERNELS, DcganDiscriminator
 from ..models.layout import placed, twin_of
-from ..models.munet import MUNet
 from ..models.norm import globalise
-from ..models.patchgan import PatchGan
-from ..models.unet import UNet
 from ..models.weights import load_weights
 from ..precision import choose_precision, storage_dtype
 from ..rng import torch_generator
-from . import Batch, DiscriminatorRole, Shape, StepPlan, StepScalars, kind
-
-
-def _dcgan(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
-    if image[1] not in KERNELS:
-        raise UserError(
-            f"discriminator.type 'dcgan' judges images of {', '.join(map(str, KERNELS))} px, not {image[1]}"
-        )
-    return DcganDiscriminator(image[1], image[0], config.discriminator.width, config.discriminator.norm, rng)
-
-
-def _munet(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
-    d = config.discriminator
-    return MUNet(
-        image[0],
-        d.width,
-        rng,
-        ch_mult=d.ch_mult,
-        window=d.window,
-        gradient=d.gradient_branch,
-    )
-
-
-def _patchgan(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
-    d = config.discriminator
-    return PatchGan(image[0], d.width, d.norm, rng, blocks=d.blocks)
-
-
-def _unet(config: Config, image: Shape, rng: torch.Generator) -> nn.Module:
-    return UNet(image[0], config.discriminator.width, rng)
-
-
-DISCRIMINATORS = {"dcgan": _dcgan, "munet": _munet, "patchgan": _patchgan, "unet": _unet}
+from . import Batch, DiscriminatorRole, StepPlan, StepScalars, kind
 
 
 def build_discriminator(config: Config, image: Shape) -> nn.Module:
@@ -72,7 +36,7 @@ def build_discriminator(config: Config, image: Shape) -> nn.Module:
         if d.target is not None:
             net = custom_discriminator(d.target, d.params, rng, image)
         else:
-            net = DISCRIMINATORS[d.type](config, image, rng)
+            net = import_module(f"..models.{d.type}", __package__).discriminator(d, image, rng)
     if d.init is not None:
         load_weights(net, d.init, ("discriminator",), "discriminator.init", config)
     return net
