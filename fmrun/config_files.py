@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fmrun.errors import UserError, nearest, reading
+from fmrun.errors import UserError, neighbour, reading
 
 MOST_BYTES = 1_000_000
 MOST_VALUES = 10_000
@@ -21,7 +21,7 @@ def read(path: Path) -> dict[str, Any]:
         if path.is_dir():
             raise UserError(f"{path} is a folder, not a config file")
         if not path.exists():
-            raise UserError(f"there is no file '{path}'{_neighbour(path)}")
+            raise UserError(f"there is no file '{path}'{neighbour(path, tuple(PARSERS))}")
         if suffix not in PARSERS:
             raise UserError(f"{path}: a config file ends in .toml, .yaml, .yml or .json")
         if not path.is_file():
@@ -57,13 +57,6 @@ def check_size(data: Any, label: Path | str) -> None:
             raise UserError(f"cannot read {label}: it is nested too deeply")
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         waiting += [(item, depth + 1) for item in inner]
-
-
-def _neighbour(path: Path) -> str:
-    try:
-        return nearest(path.name, sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in PARSERS))
-    except OSError:
-        return ""
 
 
 def _json(text: str) -> Any:

@@ -59,3 +59,13 @@ def nearest(word: str, known: list[str]) -> str:
     hits = difflib.get_close_matches(word.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     match = next((k for k in known if hits and k.lower() == hits[0]), None)
     return f"; did you mean '{match}'?" if match else ""
+
+
+def neighbour(path: Path, endings: tuple[str, ...] = ("",)) -> str:
+    """`nearest` among what lies beside `path` and has one of these endings."""
+    try:
+        return nearest(
+            path.name, sorted(other.name for other in path.parent.iterdir() if other.name.lower().endswith(endings))
+        )
+    except OSError:
+        return ""

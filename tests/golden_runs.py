@@ -82,7 +82,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "paired-losses": (
         *SR,
         *_set(data__path="high", data__lr_path="low", data__valid_path="high", data__valid_lr_path="low"),
-        *_set(data__rotate=True, data__hflip=True, data__crops_per_image=2, losses__l1__weight=1.0),
+        *_set(data__rotate=True, data__hflip=True, losses__l1__weight=1.0),
         *_set(losses__l2__weight=0.5, losses__charbonnier__weight=0.5, losses__frequency__weight=0.1),
         *_set(losses__hfen__weight=0.1, losses__mobilenet__weight=0.1, feature_matching__match="mean"),
     ),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,6 +38,13 @@ def tiny_config(**settings: Any) -> Config:
             section = section.setdefault(part, {})
         section[last] = value
     return Config.model_validate(tree)
+
+
+def bundled_labels(split: str) -> np.ndarray:
+    """Of the bundled images, which come with them."""
+    folder = Path(__file__).parents[1] / "fmrun" / "data" / "bundled"
+    text = (folder / f"fashion-mnist-{split}.txt").read_text()
+    return np.array([int(digit) for digit in text if digit.isdigit()], dtype=np.int64)
 
 
 def tiny_state(**settings: Any) -> State:

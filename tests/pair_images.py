@@ -10,7 +10,7 @@ from PIL import Image
 from fmrun.config.data import DataConfig
 from fmrun.config.degradation import DegradationConfig
 from fmrun.data.feed import Feed, Windows
-from fmrun.data.pairs import Pairs, open_pairs
+from fmrun.data.pairs import open_pairs
 from fmrun.data.store import Images
 
 CHAIN = DegradationConfig(kind="chain")
@@ -29,23 +29,23 @@ def save(path: Path, array: np.ndarray, **options: Any) -> None:
 
 def both(
     path: Path | str, lr_path: Path | str | None = None, seed: int = 0, trained: bool = True, **options: Any
-) -> tuple[Pairs, Pairs | None]:
+) -> tuple[Images, Images | None]:
     low = None if lr_path is None else str(lr_path)
     progress = options.pop("progress", None)
     settings = {"scale": 2, "patch_size": 32, **options}
     return open_pairs(DataConfig(path=str(path), lr_path=low, **settings), seed, progress, trained)
 
 
-def opened(path: Path | str, lr_path: Path | None = None, **options: Any) -> Pairs:
+def opened(path: Path | str, lr_path: Path | None = None, **options: Any) -> Images:
     return both(path, lr_path, **options)[0]
 
 
-def windows(data: Images | Pairs, part: slice = slice(None), **options: Any) -> Windows:
-    own = {"patch_size": 32, "rotate": True} if isinstance(data, Pairs) else {}
+def windows(data: Images, part: slice = slice(None), **options: Any) -> Windows:
+    own = {"patch_size": 32, "rotate": True} if data.paired else {}
     return Windows(data, part=part, **{"seed": 3, "global_batch": 6, "hflip": True, **own, **options})
 
 
-def feed(data: Images | Pairs, part: slice = slice(None), **options: Any) -> Feed:
+def feed(data: Images, part: slice = slice(None), **options: Any) -> Feed:
     """Of images or pairs; the options are those of `Feed` and of `Windows`."""
     where = {"device": "cpu", "cache": "auto", "workers": 0, "start": 0}
     where = {name: options.pop(name, value) for name, value in where.items()}
@@ -61,7 +61,7 @@ def write_pairs(root: Path) -> Path:
     return root
 
 
-def made(folder: Path, kind: str, cache: str) -> Pairs:
+def made(folder: Path, kind: str, cache: str) -> Images:
     low = folder / "lr" if kind == "files" else None
     return opened(folder / "hr", low, cache=cache, degradation=CONFIGS[kind])
 

@@ -22,7 +22,7 @@ class Watched(Images):
 
     def __init__(self, count: int, size: int = 28) -> None:
         blank = Images.of_array("watched", np.zeros((count, size, size, 1), np.uint8))
-        super().__init__(**{field.name: getattr(blank, field.name) for field in fields(blank)})
+        super().__init__(**{field.name: getattr(blank, field.name) for field in fields(blank) if field.init})
         self.asked: list[int] = []
 
     def read(self, indices: Any) -> torch.Tensor:
@@ -63,7 +63,7 @@ def test_photographs_are_drawn_too() -> None:
         def __len__(self) -> int:
             return 40
 
-        def whole(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def pair(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             asked.append(index)
             rng = np.random.default_rng(index)
             high = torch.from_numpy(rng.integers(0, 256, (3, 32, 32), dtype=np.uint8))

@@ -128,7 +128,7 @@ EXACT: dict[str, tuple[str, ...]] = {
     "streamed by two workers, simultaneous": s("data.cache=none", "data.workers=2", "train.update=simultaneous"),
     "chain": (*CHAIN, *s("data.workers=0")),
     "chain by two workers, span, penalties": (
-        *(*CHAIN, *s("data.workers=2", "data.crops_per_image=2", "generator.type=span", "generator.blocks=none")),
+        *(*CHAIN, *s("data.workers=2", "generator.type=span", "generator.blocks=none")),
         *s("losses.gan.type=hinge", "losses.gan.r1=1"),
     ),
 }

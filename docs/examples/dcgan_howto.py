@@ -68,7 +68,7 @@ if __name__ == "__main__":
         view = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor()])
         images = torch.stack([image for image, _ in datasets.ImageFolder(options.data, view)])
     else:
-        images = torch.from_numpy(read_bundled("fashion-mnist", "train")[0])[:, None] / 255
+        images = torch.from_numpy(read_bundled("fashion-mnist", "train"))[:, None] / 255
         images = nn.functional.pad(images, (2, 2, 2, 2))
     loader = DataLoader(TensorDataset(images * 2 - 1), options.batch, shuffle=True, drop_last=True)
     reals = islice((real for epoch in count() for (real,) in loader), options.steps)

@@ -58,9 +58,6 @@ class DataConfig(Section):
     rotate: bool = False
     """Super-resolution: turn each patch by 0, 90, 180 or 270 degrees."""
 
-    crops_per_image: int = Field(default=1, ge=1, le=1024)
-    """Super-resolution: patches cut from one image at a time; more than 1 saves decoding where images are streamed."""
-
     lr_path: str | None = None
     """Super-resolution: folder of low-resolution images named as those of `path`; `none` makes them by `degradation`."""
 
@@ -72,4 +69,4 @@ class DataConfig(Section):
 
 
 ONLY_GENERATE = ("root", "image_size", "fit")
-ONLY_UPSCALE = ("scale", "patch_size", "rotate", "crops_per_image", "lr_path", "valid_lr_path", "degradation")
+ONLY_UPSCALE = ("scale", "patch_size", "rotate", "lr_path", "valid_lr_path", "degradation")

@@ -11,7 +11,7 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..rng import numpy_generator
+from .degrade import Recipe
 from .files import each
 from .memory import available_on, gigabytes
 from .store import Images, Window, channels_first
-
-if TYPE_CHECKING:
-    from .degrade import Recipe
-    from .pairs import Pairs
 
 NO_ROOM = (
     "the processes that decode images failed, most likely for lack of (shared) memory ({}): use none with "
@@ -70,9 +67,8 @@ def turned(patch: np.ndarray, turning: int) -> np.ndarray:
 class Windows:
     """The endless sequence of windows that a seed takes of images.
 
-    Position p is in draw p // global_batch, and number p % global_batch there. The image follows `order`, each standing
-    for `crops_per_image` positions; where the window lies, how it is turned and how it is degraded follow from the
-    seed, the draw and the number in it alone.
+    Position p is in draw p // global_batch, and number p % global_batch there. The image follows `order`; where the
+    window lies, how it is turned and how it is degraded follow from the seed, the draw and the number in it alone.
 
     `part` is this rank's share of the `global_batch`. Without `patch_size`, a multiple of the scale, windows are whole
     images, which all have one size. The other arguments are those of `DataConfig`.
@@ -80,7 +76,7 @@ class Windows:
 
     def __init__(
         self,
-        data: Images | Pairs,
+        data: Images,
         *,
         seed: int,
         global_batch: int,
@@ -88,20 +84,17 @@ class Windows:
         patch_size: int | None = None,
         hflip: bool = False,
         rotate: bool = False,
-        crops_per_image: int = 1,
     ) -> None:
         assert patch_size is None or patch_size % data.scale == 0, (patch_size, data.scale)
         self.data, self.seed, self.global_batch, self.part = data, seed, global_batch, part
-        self.side = data.stores[0].size if patch_size is None else patch_size // data.scale
-        self._whole, self._hflip, self._rotate, self._crops = patch_size is None, hflip, rotate, crops_per_image
+        self.side = data.size if patch_size is None else patch_size // data.scale
+        self._whole, self._hflip, self._rotate = patch_size is None, hflip, rotate
 
     def rows(self, draw: int) -> np.ndarray:
         """int64 `(b, 4)`: image, top, left and turning (see `turned`) of each of this rank's windows of a draw, in
         low-resolution pixels."""
-        slots = np.arange(draw * self.global_batch, (draw + 1) * self.global_batch) // self._crops
-        first = int(slots[0])
         rows = np.zeros((self.global_batch, 4), np.int64)
-        rows[:, 0] = order(self.seed, len(self.data), first, int(slots[-1]) - first + 1)[slots - first]
+        rows[:, 0] = order(self.seed, len(self.data), draw * self.global_batch, self.global_batch)
         if self._whole:
             if self._hflip:
                 rows[:, 3] = 4 * (numpy_generator(self.seed, "flip", draw).random(self.global_batch) < 0.5)
@@ -117,63 +110,24 @@ class Windows:
     def recipes(self, draw: int) -> Sequence[Recipe | None]:
         """How each of this rank's windows of a draw is degraded, where that is random."""
         places = range(self.global_batch)[self.part]
-        if isinstance(self.data, Images) or not self.data.random:
+        if not self.data.random:
             return [None] * len(places)
         return [self.data.recipe(numpy_generator(self.seed, "degrade", draw, place)) for place in places]
 
-    def read(self, draw: int) -> Tensor:
-        """This rank's windows of a draw in one tensor, uint8 `(bytes,)`, for `split` to take apart."""
+    def read(self, draw: int) -> list[Tensor]:
+        """This rank's windows of a draw, uint8 `(b, h, w, C)` for each side."""
         rows, recipes = self.rows(draw), self.recipes(draw)
-        flat = torch.empty(len(rows) * self._bytes, dtype=torch.uint8)
-        parts = [part.numpy() for part in self.split(flat)]
-        groups = [(image, np.flatnonzero(rows[:, 0] == image).tolist()) for image in dict.fromkeys(rows[:, 0].tolist())]
-
-        def one(i: int) -> None:
-            image, places = groups[i]
-            windows = [Window(int(rows[k, 1]), int(rows[k, 2]), self.side, self.side) for k in places]
-            for part, cut in zip(parts, self.data.cut(image, windows, [recipes[k] for k in places]), strict=True):
-                for k, window in zip(places, cut, strict=True):
-                    part[k] = turned(window, int(rows[k, 3]))
-
-        each(one, len(groups))
-        return flat
-
-    def split(self, flat: Tensor) -> list[Tensor]:
-        """What `read` gave, without copying: `(b, h, w, C)` for each side."""
-        count = len(flat) // self._bytes
         sides = [self.side * factor for factor in self.data.factors]
-        parts = flat.split([count * side * side * self.data.channels for side in sides])
-        return [part.view(count, side, side, -1) for part, side in zip(parts, sides, strict=True)]
+        parts = [torch.empty((len(rows), side, side, self.data.channels), dtype=torch.uint8) for side in sides]
 
-    @property
-    def _bytes(self) -> int:
-        return sum((self.side * factor) ** 2 for factor in self.data.factors) * self.data.channels
+        def one(k: int) -> None:
+            image, top, left, turning = rows[k].tolist()
+            cut = self.data.cut(image, Window(top, left, self.side, self.side), recipes[k])
+            for part, window in zip(parts, cut, strict=True):
+                part.numpy()[k] = turned(window, turning)
 
-    def held(self, device: torch.device) -> list[Callable[[Tensor], Tensor]]:
-        """For each side, a function from `rows` on `device` to windows there, of images that are kept, also there."""
-        if self._whole:
-            return [_whole_images(images, device) for images in self.data.stores]
-        return [
-            _patches(images, self.side, factor, device)
-            for images, factor in zip(self.data.stores, self.data.factors, strict=True)
-        ]
-
-
-def _whole_images(images: Images, device: torch.device) -> Callable[[Tensor], Tensor]:
-    assert images.pixels is not None
-    stacked = images.pixels.to(device).view(-1, images.size, images.size, images.channels)
-    places = torch.from_numpy(images.starts // images.size**2).to(device)
-
-    def gather(rows: Tensor) -> Tensor:
-        made = stacked.index_select(0, places[rows[:, 0]])
-        if device.type != "cpu":  # what is mirrored is known there only
-            return torch.where((rows[:, 3] >= 4)[:, None, None, None], made.flip(2), made)
-        pixels = made.numpy()
-        for k in np.flatnonzero(rows[:, 3].numpy() >= 4):
-            pixels[k] = pixels[k, :, ::-1]
-        return made
-
-    return gather
+        each(one, len(rows))
+        return parts
 
 
 def _patches(images: Images, side: int, factor: int, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -194,7 +148,7 @@ def _patches(images: Images, side: int, factor: int, device: torch.device) -> Ca
     return gather
 
 
-def placement(data: Images | Pairs, cache: str, device: torch.device) -> str:
+def placement(data: Images, cache: str, device: torch.device) -> str:
     """Where `data` will be kept: `device`, `ram` or `none` (streamed). See `DataConfig.cache`. What is degraded at random
     is so on the CPU."""
     if not data.in_memory:
@@ -229,13 +183,15 @@ class Feed:
         if self.placement == "none" or windows.data.random:
             self._stream = Stream(windows.read, workers, start, self._pin)
         else:
-            self._held = windows.held(self.device if self.placement == "device" else torch.device("cpu"))
+            place = self.device if self.placement == "device" else torch.device("cpu")
+            data = windows.data
+            kept = [(data, data.scale)] if data.low is None else [(data.low, 1), (data, data.scale)]
+            self._held = [_patches(images, windows.side, factor, place) for images, factor in kept]
 
     def batch(self, draw: int) -> Tensor | PairBatch:
         """This rank's windows of global draw `draw`: a copy, in channels-last memory."""
         if self._stream is not None:
-            flat = self._stream.read(draw)
-            parts = self._windows.split(flat.to(self.device, non_blocking=self._pin))
+            parts = [part.to(self.device, non_blocking=self._pin) for part in self._stream.read(draw)]
         else:
             assert self._held, "batch() after close()"
             rows = torch.from_numpy(self._windows.rows(draw))
@@ -261,19 +217,19 @@ class Feed:
 class Stream:
     """`read(draw)` for draws in sequence from `start`, made ahead by worker processes; any other draw starts them anew."""
 
-    def __init__(self, made: Callable[[int], Tensor], workers: int, start: int, pin: bool) -> None:
+    def __init__(self, made: Callable[[int], list[Tensor]], workers: int, start: int, pin: bool) -> None:
         self._made, self._workers, self._next, self._pin = made, workers, start, pin
         self._batches: Iterator[Any] | None = None
         self._stop: weakref.finalize[Any, Any] | None = None
 
-    def read(self, draw: int) -> Tensor:
+    def read(self, draw: int) -> list[Tensor]:
         """What `made(draw)` is, pinned if the stream was asked to."""
         if draw != self._next:
             self.close()
         self._next = draw + 1
         if self._workers == 0:
             batch = self._made(draw)
-            return batch.pin_memory() if self._pin else batch
+            return [part.pin_memory() for part in batch] if self._pin else batch
         try:
             if self._batches is None:
                 self._batches = self._ahead(draw)
@@ -311,16 +267,16 @@ class Stream:
 
 
 class _Reader(Dataset[Any]):
-    def __init__(self, made: Callable[[int], Tensor]) -> None:
+    def __init__(self, made: Callable[[int], list[Tensor]]) -> None:
         self._made = made
 
-    def __getitem__(self, draw: int) -> Tensor | str:
+    def __getitem__(self, draw: int) -> list[Tensor] | str:
         try:
             batch = self._made(draw)
         except UserError as error:  # raised here it would reach the parent with a traceback in its text
             return str(error)
         try:
-            return batch.share_memory_()
+            return [part.share_memory_() for part in batch]
         except RuntimeError as error:  # in the queue's thread, where it would happen otherwise, the batch is lost
             return NO_ROOM.format(str(error).splitlines()[0])
 

@@ -6,12 +6,12 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from ..errors import UserError, reading
 from ..report import counted, note_once
 from .places import few
 
-T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with (images decoded so far, images in all)."""
 
@@ -218,33 +217,14 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def threads() -> int:
-    """How many decode at a time; one in a worker process, of which there are several."""
-    return 1 if torch.utils.data.get_worker_info() else min(16, os.cpu_count() or 1)
-
-
-def each(work: Callable[[int], T], count: int, progress: Progress | None = None, workers: int | None = None) -> list[T]:
-    """`[work(0), …, work(count − 1)]`, by several threads: Pillow decodes outside the interpreter's lock."""
-    workers = workers or threads()
-    span = max(1, min(64, count // (4 * workers)))
-    results: list[T] = []
-
-    def some(start: int) -> list[T]:
-        return [work(i) for i in range(start, min(start + span, count))]
-
-    def collect(parts: Iterable[list[T]]) -> list[T]:
-        for part in parts:
-            results.extend(part)
+def each(work: Callable[[int], object], count: int, progress: Progress | None = None) -> None:
+    """`work(0)`, …, `work(count − 1)`, by several threads: Pillow decodes outside the interpreter's lock."""
+    alone = torch.utils.data.get_worker_info() is not None  # in a worker process, of which there are several
+    with quiet(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        done = map(work, range(count)) if alone else pool.map(work, range(count))
+        for i, _ in enumerate(done, 1):
             if progress:
-                progress(len(results), count)
-        return results
-
-    starts = range(0, count, span)
-    with quiet():
-        if workers == 1 or count <= span:
-            return collect(map(some, starts))
-        with ThreadPoolExecutor(workers) as pool:
-            return collect(pool.map(some, starts))
+                progress(i, count)
 
 
 def find(field: str, root: Path) -> list[str]:

@@ -1,170 +1,25 @@
-"""Pairs of a low- and a high-resolution image, of two folders or made of one: matched by name, checked, and read."""
+"""Pairs of a low- and a high-resolution image, of two folders or made of one: matched by name, and checked."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from ..config.data import DataConfig
-from ..config.degradation import DegradationConfig
 from ..errors import UserError, nearest
-from ..rng import numpy_generator
 from .check import Side, scan
-from .degrade import BICUBIC_MARGIN, MARGIN, Recipe, degrade, recipe
 from .files import SMALLEST_SIDE, Middle, Progress, each, find
 from .filters import bicubic_down
-from .memory import available_ram
 from .places import few, missing
 from .sources import is_bundled, open_splits
-from .store import Images, Window, files_identity
+from .store import Images
 
 BUNDLED = {"photographs": Path(__file__).parent / "bundled" / "photos"}
 SCALES = (1, 2, 3, 4)
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """N pairs, uint8; the high-resolution image is `scale` times the other, exactly.
-
-    Attributes:
-        name: what the data are called.
-        high: high-resolution images.
-        low: low-resolution images, or `None` if they are made from `high` when read.
-        scale: factor between them.
-        degradation: how `low` is, or was, made, or `None` if it came as files.
-    """
-
-    name: str
-    high: Images
-    low: Images | None
-    scale: int
-    degradation: DegradationConfig | None
-    _degraded: dict[int, np.ndarray] = field(default_factory=dict, init=False)
-
-    def __len__(self) -> int:
-        return len(self.high)
-
-    @property
-    def names(self) -> list[str]:
-        """Of the high-resolution files, without their endings."""
-        assert self.high.files is not None
-        return [_stem(entry.name) for entry in self.high.files.entries]
-
-    @property
-    def channels(self) -> int:
-        return self.high.channels
-
-    @property
-    def low_sizes(self) -> np.ndarray:
-        """Heights and widths of the low-resolution images, int64 `(N, 2)`."""
-        return self.high.sizes // self.scale
-
-    @property
-    def made_by(self) -> str:
-        """Where low-resolution images come from: `files`, `bicubic` or `chain`."""
-        return "files" if self.degradation is None else self.degradation.kind
-
-    @property
-    def random(self) -> bool:
-        """Whether a patch is degraded anew each time."""
-        return self.made_by == "chain"
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether images are decoded and in RAM already."""
-        return self.high.in_memory and (self.random or (self.low is not None and self.low.in_memory))
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all images decoded."""
-        return self.high.nbytes + (self.low.nbytes if self.low is not None else 0)
-
-    @property
-    def factors(self) -> tuple[int, int]:
-        """From low-resolution pixels to those of each side."""
-        return 1, self.scale
-
-    @property
-    def stores(self) -> tuple[Images, ...]:
-        """The images of each side, where both are kept."""
-        assert self.low is not None
-        return self.low, self.high
-
-    def cut(self, index: int, windows: Sequence[Window], recipes: Sequence[Recipe | None]) -> list[list[np.ndarray]]:
-        """Of each side of one pair of images, which is decoded once for all of them, the parts `(h, w, C)` in these
-        low-resolution windows; `recipes` are what random degradations do to them."""
-        scale = self.scale
-        if self.low is not None:
-            return [self.low.windows(index, windows), self.high.windows(index, [w.times(scale) for w in windows])]
-        outer = [self._with_margin(index, window) for window in windows]
-        wides = self.high.windows(index, [window.times(scale) for window in outer])
-        inner = [Window(w.top - o.top, w.left - o.left, w.height, w.width) for w, o in zip(windows, outer, strict=True)]
-        lows = [degrade(wide, steps, scale) for wide, steps in zip(wides, recipes, strict=True)]
-        return [
-            [window.of(low) for window, low in zip(inner, lows, strict=True)],
-            [window.times(scale).of(wide) for window, wide in zip(inner, wides, strict=True)],
-        ]
-
-    def _with_margin(self, index: int, window: Window) -> Window:
-        """A low-resolution window and what its degradation needs around it, as far as there is any."""
-        margin = MARGIN if self.random else BICUBIC_MARGIN
-        height, width = self.low_sizes[index].tolist()
-        top, left = max(0, window.top - margin), max(0, window.left - margin)
-        bottom = min(height, window.top + window.height + margin)
-        right = min(width, window.left + window.width + margin)
-        return Window(top, left, bottom - top, right - left)
-
-    def recipe(self, rng: np.random.Generator) -> Recipe | None:
-        """The steps from a high- to a low-resolution image, where they are random."""
-        return recipe(self.degradation, rng) if self.degradation is not None and self.random else None
-
-    def whole(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A pair of whole images for validation, uint8 `(C, h, w)` and `(C, scale · h, scale · w)`.
-
-        A random degradation depends on `index` alone: it is the same in every run, whatever its seed. Its
-        result is kept in RAM where those of all images fit.
-        """
-        high = self.high.whole(index)
-        low = self._degraded.get(index) if self.low is None else self.low.whole(index)
-        if low is None:
-            low = degrade(high, self.recipe(numpy_generator(0, "degrade-valid", index)), self.scale)
-            if self.high.nbytes // self.scale**2 <= available_ram() // 4:
-                self._degraded[index] = low
-        planes = (np.ascontiguousarray(image.transpose(2, 0, 1)) for image in (low, high))
-        return torch.from_numpy(next(planes)), torch.from_numpy(next(planes))
-
-    def take(self, indices: np.ndarray) -> "Pairs":
-        """These pairs, in this order."""
-        return replace(self, high=self.high.take(indices), low=self.low and self.low.take(indices))
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A SHA-256 that changes when the data do, however they are kept."""
-        digest = hashlib.sha256()
-        for files in self._files():
-            mark = " ".join(f"{entry.name} {entry.sha256}" for entry in files)
-            digest.update(f"{mark}\0".encode(errors="surrogateescape"))
-        return digest.hexdigest()
-
-    @property
-    def identity(self) -> dict[str, int | str]:
-        """What copying the files to another place does not change, as `Images.identity`."""
-        return files_identity(len(self), [entry for files in self._files() for entry in files])
-
-    def _files(self) -> list[tuple]:
-        """The files of each pair."""
-        sides = [images.files.entries for images in (self.high, self.low) if images is not None and images.files]
-        return list(zip(*sides, strict=True))
-
-
 def open_pairs(
     config: DataConfig, seed: int, progress: Progress | None = None, trained: bool = True
-) -> tuple[Pairs, Pairs | None]:
+) -> tuple[Images, Images | None]:
     """Training and validation pairs (or `None`), checked whole: `UserError` names all that cannot be used.
 
     Low-resolution files belong to the high-resolution ones of the same relative names up to the ending (`0001x2.png` also
@@ -183,7 +38,7 @@ def open_pairs(
     if config.valid_lr_path is not None and config.valid_path is None:
         problems.append("data.valid_path: the HR images of data.valid_lr_path are missing: give their folder")
 
-    def opened(field: str, path: str, split: str, channels: int | None) -> Pairs:
+    def opened(field: str, path: str, split: str, channels: int | None) -> Images:
         places = [(field, _folder(field, path, split))]
         low_path = config.lr_path if split == "train" else config.valid_lr_path
         if low_path is not None:
@@ -213,7 +68,7 @@ def _folder(field: str, path: str, split: str) -> Path:
 
 def _open(
     places: list[tuple[str, Path]], config: DataConfig, channels: int | None, patch: int, progress: Progress | None
-) -> Pairs:
+) -> Images:
     """The pairs of the high-resolution folder, and of the other where there is one; `patch` is the smallest side that
     will do."""
     problems: list[str] = []
@@ -243,7 +98,7 @@ def _open(
             views[i][:] = bicubic_down(high.view(i), scale)
 
         each(shrink, len(views))
-    return Pairs(high.name, high, low, scale, None if paired else config.degradation)
+    return replace(high, scale=scale, low=low, degradation=None if paired else config.degradation)
 
 
 def _matched(
@@ -261,7 +116,9 @@ def _matched(
     matched: dict[str, str] = {}
     alone = []
     for name in found[1]:
-        hit = _partner(name, by_stem, scale)
+        stem = _stem(name)
+        # DIV2K and its like call the halved 0001.png 0001x2.png
+        hit = stem if stem in by_stem else stem.removesuffix(f"x{scale}")
         if hit in by_stem and hit not in matched:
             matched[hit] = name
         else:
@@ -277,13 +134,6 @@ def _matched(
     if not common:
         raise UserError("; ".join(problems))
     return [[by_stem[stem] for stem in common], [matched[stem] for stem in common]]
-
-
-def _partner(name: str, known: Collection[str], scale: int) -> str:
-    """What a high-resolution file that belongs to the low-resolution one is called, without its ending."""
-    stem = _stem(name)
-    # DIV2K and its like call the halved 0001.png 0001x2.png
-    return stem if stem in known else stem.removesuffix(f"x{scale}")
 
 
 def _mismatches(high: Side, low: Side, scale: int, channels: int | None) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..config.data import DataConfig
 from ..config.tables import TASKS
-from ..errors import UserError, nearest
+from ..errors import UserError, neighbour
 
 PATHS = ("path", "valid_path", "lr_path", "valid_lr_path")
 """Fields of `data` that name images."""
@@ -64,14 +64,7 @@ def missing(path: str, task: str) -> str | None:
     except FileNotFoundError:
         if "://" in path:
             return "is an address: download the images and give their folder"
-        return f"does not exist{_neighbour(Path(path).expanduser()) or f': give {wanted}'}"
+        return f"does not exist{neighbour(Path(path).expanduser()) or f': give {wanted}'}"
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~ of nobody
         return f"cannot be read ({getattr(error, 'strerror', None) or error}): give {wanted}"
     return None
-
-
-def _neighbour(place: Path) -> str:
-    try:
-        return nearest(place.name, [other.name for other in place.parent.iterdir()])
-    except OSError:
-        return ""

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,11 +21,6 @@ from .check import Side, scan
 from .files import DECODER_ERRORS, BadImage, Progress, Square, find
 from .places import few, missing
 from .store import Images
-
-Raw = tuple[np.ndarray, np.ndarray | None]
-"""uint8 images `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, and labels `(N,)` or `None`."""
-
-T = TypeVar("T", bound=Any)
 
 BUNDLED = {name: Path(__file__).parent / "bundled" for name in ("fashion-mnist", "stacked-fashion-mnist")}
 TILE, COLUMNS = 28, 100
@@ -44,7 +39,6 @@ TORCHVISION: dict[str, dict[str, Any]] = {
 """torchvision's data sets that hold their images as one array, and which part of each is trained on."""
 
 NPZ_IMAGES = ("images", "x_train", "arr_0")
-NPZ_LABELS = ("labels", "y_train")
 NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
 
 
@@ -79,15 +73,19 @@ def open_images(config: DataConfig, seed: int, progress: Progress | None = None)
 
 
 def open_splits(
-    config: DataConfig, seed: int, opened: Callable[[str, str, str, int | None], T], problems: list[str], least: int
-) -> tuple[T, T | None]:
+    config: DataConfig,
+    seed: int,
+    opened: Callable[[str, str, str, int | None], Images],
+    problems: list[str],
+    least: int,
+) -> tuple[Images, Images | None]:
     """Training data and those held out, which are `data.valid_path`, the bundled ones for validation, or
     `data.valid_fraction` of the others, of which `least` are left; UserError if there are `problems`.
 
     `opened` is given the field, the path, the split (`train` or `valid`) and the channels.
     """
 
-    def tried(field: str, path: str, split: str, channels: int | None) -> T | None:
+    def tried(field: str, path: str, split: str, channels: int | None) -> Images | None:
         try:
             with reading(path):
                 return opened(field, path, split, channels)
@@ -133,21 +131,19 @@ def _folder(field: str, path: str, config: DataConfig, channels: int | None, pro
     return side.images(chosen, keep)
 
 
-def _array(field: str, path: str, raw: Raw, config: DataConfig, channels: int | None) -> Images:
-    """`raw` with the size that `config` asks for."""
-    images, labels = raw
+def _array(field: str, path: str, raw: np.ndarray, config: DataConfig, channels: int | None) -> Images:
+    """`raw`, uint8 `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, with the size that `config` asks for."""
+    images = raw
     if images.ndim == 3:
         images = images[..., None]
     elif images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
         images = images.transpose(0, 2, 3, 1)
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
         raise UserError(
-            f"{field}: '{path}' holds an array of shape {raw[0].shape}: "
+            f"{field}: '{path}' holds an array of shape {raw.shape}: "
             "images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
         )
     count, height, width = images.shape[:3]
-    if labels is not None and len(labels) != count:
-        raise UserError(f"{field}: '{path}' has {count} images and {len(labels)} labels: take both from one set")
     shape = Square(config.image_size, config.fit)
     try:
         shape(Image.new("L", (width, height)))
@@ -165,10 +161,10 @@ def _array(field: str, path: str, raw: Raw, config: DataConfig, channels: int | 
     else:
         gaps = [((size - side) // 2, (size - side + 1) // 2) for side in (height, width)]
         images = np.pad(images, [(0, 0), *gaps, (0, 0)])
-    return Images.of_array(path, images, labels)
+    return Images.of_array(path, images)
 
 
-def read_array(path: str, config: DataConfig, split: str) -> Raw | None:
+def read_array(path: str, config: DataConfig, split: str) -> np.ndarray | None:
     """The array that `path` names, or `None` if `path` is a folder. Raises `BadFile`."""
     scheme, _, name = path.partition(":")
     if is_bundled(path):
@@ -190,7 +186,7 @@ def read_array(path: str, config: DataConfig, split: str) -> Raw | None:
         raise BadFile(f"cannot be read ({error.strerror or error}): give another folder or file of images") from error
 
 
-def read_file(path: Path) -> Raw:
+def read_file(path: Path) -> np.ndarray:
     """An idx-ubyte (also gzipped) or npz file, told apart by content; `BadFile` says what it is instead."""
     with path.open("rb") as file:
         start = file.read(4)
@@ -200,7 +196,7 @@ def read_file(path: Path) -> Raw:
         images = read_idx(path)
         if images.ndim == 1:
             raise BadFile("holds labels: give the file of images")
-        return images, None
+        return images
     if start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")):
         raise BadFile(f"is a single image: give its folder, {path.parent}")
     raise BadFile("is of unknown type: give a folder of images, an idx-ubyte(.gz) or .npz file, or torchvision:NAME")
@@ -221,8 +217,8 @@ def read_idx(path: Path) -> np.ndarray:
         raise BadFile("is cut short or damaged: copy it again") from error
 
 
-def read_npz(path: Path) -> Raw:
-    """Images and labels of an npz file, without unpickling anything."""
+def read_npz(path: Path) -> np.ndarray:
+    """The images of an npz file, without unpickling anything."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             names = list(file.files)
@@ -232,19 +228,16 @@ def read_npz(path: Path) -> Raw:
                     f"has {'arrays ' + few(names) if names else 'no arrays'}: name the one with the images 'images'"
                 )
             images = file[key]
-            labels = next((file[name] for name in NPZ_LABELS if name in names), None)
     except NPZ_ERRORS as error:
         if "pickle" in str(error):
             raise BadFile("holds Python objects, which are not loaded: save plain uint8 arrays") from error
         raise BadFile("is cut short or damaged, or no .npz file: copy it again") from error
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         raise BadFile(f"holds '{key}' as {getattr(images, 'dtype', 'no array')}: save it as uint8, 0 to 255")
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.size != len(labels):
-        return images, None
-    return images, labels.reshape(-1).astype(np.int64)
+    return images
 
 
-def read_torchvision(name: str, root: str) -> Raw:
+def read_torchvision(name: str, root: str) -> np.ndarray:
     """The training part of one of torchvision's data sets, already downloaded under `root`."""
     if name not in TORCHVISION:
         known = list(TORCHVISION)
@@ -265,30 +258,24 @@ def read_torchvision(name: str, root: str) -> Raw:
             f'get it with python -c "from torchvision.datasets import *; {call}"'
         ) from error
     images = np.asarray(data.data)
-    return (images.transpose(0, 2, 1) if name == "EMNIST" else images), None  # its files hold every letter transposed
+    return images.transpose(0, 2, 1) if name == "EMNIST" else images  # its files hold every letter transposed
 
 
-def read_bundled(name: str, split: str) -> Raw:
+def read_bundled(name: str, split: str) -> np.ndarray:
     """`split` ("train" or "valid") of the images that come with fmrun."""
     if name not in BUNDLED:
         known = list(BUNDLED)
         raise BadFile(f"is not among bundled:{', '.join(known)}{nearest(name, known)}")
     if name.startswith("stacked-"):
-        images, labels = read_bundled(name.removeprefix("stacked-"), split)
-        assert labels is not None
-        return stack(images, labels, split)
+        return stack(read_bundled(name.removeprefix("stacked-"), split), split)
     with Image.open(BUNDLED[name] / f"{name}-{split}.png", formats=("PNG",)) as image:
         grid = np.asarray(image)
-    text = (BUNDLED[name] / f"{name}-{split}.txt").read_text()
-    labels = np.array([int(digit) for digit in text if digit.isdigit()], dtype=np.int64)
     rows = grid.shape[0] // TILE
-    return grid.reshape(rows, TILE, COLUMNS, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE), labels
+    return grid.reshape(rows, TILE, COLUMNS, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE)
 
 
-def stack(images: np.ndarray, labels: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
+def stack(images: np.ndarray, split: str) -> np.ndarray:
     """Colour images `(STACKS · N, 3, H, W)` whose channels are three of the grey ones `(N, H, W)`, drawn independently
-    and always the same; their labels count the ordered triples, 0 to 999, the first channel in the hundreds (Metz et
-    al. 2017, Unrolled GANs, with another set of digits)."""
+    and always the same (Metz et al. 2017, Unrolled GANs, with another set of digits)."""
     rng = numpy_generator(0, "stack", ("train", "valid").index(split))
-    triples = rng.integers(len(images), size=(STACKS * len(images), 3))
-    return images[triples], labels[triples] @ np.array([100, 10, 1])
+    return images[rng.integers(len(images), size=(STACKS * len(images), 3))]

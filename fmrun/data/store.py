@@ -1,20 +1,22 @@
-"""N images, uint8, each of its own size: packed one after the other in one tensor, or decoded from files when read."""
+"""N images, uint8, each of its own size: packed one after the other in one tensor, or decoded from files when read; by
+themselves, or each with the low-resolution image that belongs to it."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ..config.degradation import DegradationConfig
 from ..errors import UserError
+from ..rng import numpy_generator
+from .degrade import BICUBIC_MARGIN, MARGIN, Recipe, degrade, recipe
 from .files import BAD, BadImage, Entry, Middle, Square, converted, decode, each
-
-if TYPE_CHECKING:
-    from .degrade import Recipe
+from .memory import available_ram
 
 PART = 1024
 """Images read at a time for a fingerprint."""
@@ -46,7 +48,7 @@ class Files(NamedTuple):
 
 @dataclass(eq=False)
 class Images:
-    """N images.
+    """N images, or N pairs of them: then each is exactly `scale` times one of low resolution.
 
     Attributes:
         name: what they are called.
@@ -55,7 +57,9 @@ class Images:
         pixels: uint8 `(pixels in all, channels)`, or None if images are decoded when read.
         starts: int64 `(N,)`, the first row of each in `pixels`.
         files: what they are decoded from; None for images that came as an array.
-        labels: int64 `(N,)` or None.
+        scale: factor between the images of a pair.
+        low: low-resolution images, or None if there are none or they are made when read.
+        degradation: how low-resolution images are, or were, made; None if they came as files, or there are none.
     """
 
     name: str
@@ -64,7 +68,10 @@ class Images:
     pixels: torch.Tensor | None
     starts: np.ndarray
     files: Files | None = None
-    labels: np.ndarray | None = None
+    scale: int = 1
+    low: "Images | None" = None
+    degradation: DegradationConfig | None = None
+    _degraded: dict[int, np.ndarray] = field(default_factory=dict, init=False)
 
     @staticmethod
     def room(name: str, channels: int, sizes: np.ndarray, keep: bool = True, files: Files | None = None) -> "Images":
@@ -74,14 +81,14 @@ class Images:
         return Images(name, channels, sizes, pixels, counts.cumsum() - counts, files)
 
     @staticmethod
-    def of_array(name: str, images: np.ndarray, labels: np.ndarray | None = None) -> "Images":
+    def of_array(name: str, images: np.ndarray) -> "Images":
         """Those of an array uint8 `(N, H, W, C)`."""
         assert images.dtype == np.uint8, images.dtype
         count, height, width, channels = images.shape
         # torch warns of arrays that cannot be written to
         pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).view(-1, channels)
         sizes = np.tile((height, width), (count, 1))
-        return Images(name, channels, sizes, pixels, np.arange(count) * height * width, None, labels)
+        return Images(name, channels, sizes, pixels, np.arange(count) * height * width)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -94,31 +101,80 @@ class Images:
     @property
     def nbytes(self) -> int:
         """Size of all images decoded."""
-        return int(self.sizes.prod(axis=1).sum()) * self.channels
+        own = int(self.sizes.prod(axis=1).sum()) * self.channels
+        return own + (self.low.nbytes if self.low is not None else 0)
 
-    # what a feed asks of images and of pairs
+    @property
+    def names(self) -> list[str]:
+        """Of the files, without their endings."""
+        assert self.files is not None
+        return [Path(entry.name).with_suffix("").as_posix() for entry in self.files.entries]
 
-    scale: ClassVar[int] = 1
-    factors: ClassVar[tuple[int, ...]] = (1,)
-    random: ClassVar[bool] = False
+    @property
+    def paired(self) -> bool:
+        return self.low is not None or self.degradation is not None
+
+    @property
+    def made_by(self) -> str:
+        """Where low-resolution images come from: `files`, `bicubic` or `chain`."""
+        return "files" if self.degradation is None else self.degradation.kind
+
+    @property
+    def random(self) -> bool:
+        """Whether a window is degraded anew each time."""
+        return self.made_by == "chain"
 
     @property
     def in_memory(self) -> bool:
-        return self.pixels is not None
+        """Whether images are decoded and in RAM already."""
+        return self.pixels is not None and (self.low is not None or self.degradation is None or self.random)
 
     @property
     def low_sizes(self) -> np.ndarray:
-        return self.sizes
+        """Heights and widths of the low-resolution images, int64 `(N, 2)`."""
+        return self.sizes // self.scale
 
     @property
-    def stores(self) -> "tuple[Images, ...]":
-        return (self,)
+    def factors(self) -> tuple[int, ...]:
+        """From low-resolution pixels to those of each side."""
+        return (1, self.scale) if self.paired else (1,)
 
-    def cut(
-        self, index: int, windows: "Sequence[Window]", _recipes: "Sequence[Recipe | None]"
-    ) -> list[list[np.ndarray]]:
-        """As `Pairs.cut`, of one side."""
-        return [self.windows(index, windows)]
+    def cut(self, index: int, window: Window, steps: Recipe | None) -> list[np.ndarray]:
+        """Of each side of one pair, or of one image, the part `(h, w, C)` in a low-resolution window; `steps` are what a
+        random degradation does to it."""
+        if not self.paired:
+            return [self.window(index, window)]
+        scale = self.scale
+        if self.low is not None:
+            return [self.low.window(index, window), self.window(index, window.times(scale))]
+        # what the degradation needs around it, as far as there is any
+        margin = MARGIN if self.random else BICUBIC_MARGIN
+        height, width = self.low_sizes[index].tolist()
+        top, left = max(0, window.top - margin), max(0, window.left - margin)
+        bottom = min(height, window.top + window.height + margin)
+        right = min(width, window.left + window.width + margin)
+        wide = self.window(index, Window(top, left, bottom - top, right - left).times(scale))
+        inner = Window(window.top - top, window.left - left, window.height, window.width)
+        return [inner.of(degrade(wide, steps, scale)), inner.times(scale).of(wide)]
+
+    def recipe(self, rng: np.random.Generator) -> Recipe | None:
+        """The steps from a high- to a low-resolution image, where they are random."""
+        return recipe(self.degradation, rng) if self.degradation is not None and self.random else None
+
+    def pair(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A pair of whole images for validation, uint8 `(C, h, w)` and `(C, scale · h, scale · w)`.
+
+        A random degradation depends on `index` alone: it is the same in every run, whatever its seed. Its
+        result is kept in RAM where those of all images fit.
+        """
+        high = self.whole(index)
+        low = self._degraded.get(index) if self.low is None else self.low.whole(index)
+        if low is None:
+            low = degrade(high, self.recipe(numpy_generator(0, "degrade-valid", index)), self.scale)
+            if self.nbytes // self.scale**2 <= available_ram() // 4:
+                self._degraded[index] = low
+        planes = (np.ascontiguousarray(image.transpose(2, 0, 1)) for image in (low, high))
+        return torch.from_numpy(next(planes)), torch.from_numpy(next(planes))
 
     # reading
 
@@ -131,10 +187,10 @@ class Images:
 
     def whole(self, index: int) -> np.ndarray:
         """All of an image, `(H, W, C)`."""
-        return self.windows(index, [Window(0, 0, *self.sizes[index].tolist())])[0]
+        return self.window(index, Window(0, 0, *self.sizes[index].tolist()))
 
-    def windows(self, index: int, windows: Sequence[Window]) -> list[np.ndarray]:
-        """Windows of one image, `(H, W, C)` each; it is decoded once for all of them."""
+    def window(self, index: int, window: Window) -> np.ndarray:
+        """A part of one image, `(H, W, C)`."""
         if self.pixels is not None:
             image = self.view(index)
         else:
@@ -151,7 +207,7 @@ class Images:
                     "restore it, then continue with `fmrun resume`"
                 ) from problem
             image = image.reshape(*image.shape[:2], self.channels)
-        return [window.of(image) for window in windows]
+        return window.of(image)
 
     def read(self, indices: Any) -> torch.Tensor:
         """The images at `indices` (any sequence of integers), all of one size: uint8 `(B, C, S, S)` on the CPU."""
@@ -171,23 +227,30 @@ class Images:
     def take(self, indices: np.ndarray) -> "Images":
         """These images, in this order."""
         files = self.files and self.files._replace(entries=[self.files.entries[i] for i in indices])
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, sizes=self.sizes[indices], starts=self.starts[indices], files=files, labels=labels)
+        low = self.low and self.low.take(indices)
+        return replace(self, sizes=self.sizes[indices], starts=self.starts[indices], files=files, low=low)
 
     # which they are
+
+    @property
+    def _entries(self) -> list[tuple[Entry, ...]]:
+        """The files of each image, or pair; none of an array."""
+        sides = [images.files.entries for images in (self, self.low) if images is not None and images.files]
+        return list(zip(*sides, strict=True))
 
     @cached_property
     def fingerprint(self) -> str:
         """A SHA-256 that changes when the data do, however they are kept: of names and contents of files, or of the
         shape and pixels of an array."""
         digest = hashlib.sha256()
-        if self.files is not None:
-            for entry in self.files.entries:
-                digest.update(f"{entry.name}\0{entry.sha256}\0".encode(errors="surrogateescape"))
-            return digest.hexdigest()
-        digest.update(repr((len(self), self.channels, *self.sizes[0].tolist())).encode())
-        for start in range(0, len(self), PART):
-            digest.update(self.read(range(start, min(start + PART, len(self)))).numpy().data)
+        between = " " if self.paired else "\0"
+        for files in self._entries:
+            mark = between.join(f"{entry.name}{between}{entry.sha256}" for entry in files)
+            digest.update(f"{mark}\0".encode(errors="surrogateescape"))
+        if self.files is None:
+            digest.update(repr((len(self), self.channels, *self.sizes[0].tolist())).encode())
+            for start in range(0, len(self), PART):
+                digest.update(self.read(range(start, min(start + PART, len(self)))).numpy().data)
         return digest.hexdigest()
 
     @property
@@ -195,16 +258,11 @@ class Images:
         """What copying the images to another place does not change: their `number`, and digests of what they are."""
         if self.files is None:
             return {"number": len(self), "contents": self.fingerprint}
-        return files_identity(len(self), self.files.entries)
-
-
-def files_identity(count: int, entries: Sequence[Entry]) -> dict[str, int | str]:
-    """`identity` of so many images or pairs that are files."""
-    names, sizes = hashlib.sha256(), hashlib.sha256()
-    for entry in entries:
-        names.update(f"{entry.name}\0".encode(errors="surrogateescape"))
-        sizes.update(f"{entry.size}\0".encode())
-    return {"number": count, "names": names.hexdigest(), "sizes": sizes.hexdigest()}
+        names, sizes = hashlib.sha256(), hashlib.sha256()
+        for entry in (entry for files in self._entries for entry in files):
+            names.update(f"{entry.name}\0".encode(errors="surrogateescape"))
+            sizes.update(f"{entry.size}\0".encode())
+        return {"number": len(self), "names": names.hexdigest(), "sizes": sizes.hexdigest()}
 
 
 def unlike(then: dict[str, Any] | None, now: dict[str, Any] | None) -> str | None:

@@ -22,7 +22,6 @@ from ..config.losses import ramped
 from ..config.tables import ADVERSARIAL_LOSSES
 from ..data.feed import Feed, PairBatch
 from ..data.files import Progress
-from ..data.pairs import Pairs
 from ..data.store import Images
 from ..dist import World
 from ..feature_matching import FeatureMatching
@@ -248,10 +247,10 @@ class Data(Protocol):
         ...
 
     @property
-    def train(self) -> Images | Pairs: ...
+    def train(self) -> Images: ...
 
     @property
-    def valid(self) -> Images | Pairs | None:
+    def valid(self) -> Images | None:
         """Those held out of training."""
         ...
 

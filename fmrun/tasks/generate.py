@@ -14,7 +14,7 @@ from ..config import Config
 from ..data.feed import Feed, order
 from ..data.files import Progress
 from ..data.sources import open_images
-from ..data.store import Images, to_float, to_uint8
+from ..data.store import to_float, to_uint8
 from ..dist import World
 from ..feature_matching.discriminator import mean_logit
 from ..feature_matching.frozen import frozen_running_stats
@@ -150,8 +150,7 @@ class GenerateMonitor:
         (train - valid) / (train - generated), 0 for a stranger to its training images, 1 for one who knows them by
         heart (Karras et al. 2020, StyleGAN2-ADA, eq. 1)."""
         task, train, valid = self.task, self.data.train, self.data.valid
-        assert isinstance(train, Images)
-        assert isinstance(valid, Images)
+        assert valid is not None
         role = task.discriminators[0]
         count = min(count, len(train), len(valid))
         # a net may take no other, as one that compares a batch's images

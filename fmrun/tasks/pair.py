@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..augment import NUMBERS
 from ..config import Config
 from ..data.feed import Feed, Windows
-from ..data.pairs import Pairs
 from ..data.store import Images
 from ..dist import World
 from ..feature_matching import FeatureMatching
@@ -74,7 +73,7 @@ class _Kept(nn.Module):
 
 
 def feed_of(
-    images: Images | Pairs,
+    images: Images,
     config: Config,
     world: World,
     device: torch.device,
@@ -82,20 +81,16 @@ def feed_of(
     *,
     cache: str,
     workers: int,
-    patch_size: int | None = None,
-    rotate: bool = False,
-    crops_per_image: int = 1,
 ) -> Feed:
-    """This process's share of the windows of each draw, from draw `start` on; without `patch_size` of whole images."""
+    """This process's share of the windows of each draw, from draw `start` on: patches of pairs, or whole images."""
     windows = Windows(
         images,
         seed=config.seed,
         global_batch=config.train.batch_size,
         part=world.local_slice(config.train.batch_size),
-        patch_size=patch_size,
+        patch_size=config.data.patch_size if images.paired else None,
         hflip=config.data.hflip,
-        rotate=rotate,
-        crops_per_image=crops_per_image,
+        rotate=config.data.rotate,
     )
     return Feed(windows, device=device, cache=cache, workers=workers, start=start)
 

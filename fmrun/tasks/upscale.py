@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint import read_meta
 from ..config import Config
-from ..data.feed import Feed, PairBatch
+from ..data.feed import Feed, PairBatch, Windows
 from ..data.files import Progress
 from ..data.filters import bicubic_up
-from ..data.pairs import Pairs, open_pairs
+from ..data.pairs import open_pairs
 from ..data.places import few
-from ..data.preview import write_preview
+from ..data.store import Images
 from ..dist import World
 from ..errors import UserError
-from ..grid import to_uint8
+from ..grid import grid, save_png, to_uint8
 from ..losses.image import ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
 from ..metrics.perceptual import perceptual_metrics
@@ -50,6 +51,8 @@ PARAMS = {name: architecture.params for name, architecture in ARCHITECTURES.item
 PREVIEW_SIDE = 128
 """Side of the pieces of validation images shown, in high-resolution pixels."""
 
+LEAST_SHOWN = 256
+"""Side that a patch of training is shown at, at least, in pixels."""
 
 VARIANTS = ("norm", "layer_norm", "dysample", "unshuffle")
 """Settings of `generator` that a net from a file needs to be built again without the file."""
@@ -107,10 +110,10 @@ def _is_checkpoint(path: str) -> bool:
         return False
 
 
-def _refuse_tiny(pairs: Pairs) -> None:
+def _refuse_tiny(pairs: Images) -> None:
     """UserError if an image is too small to be measured."""
     least = WINDOW + 2 * pairs.scale
-    tiny = [name for name, size in zip(pairs.names, pairs.high.sizes, strict=True) if min(size) < least]
+    tiny = [name for name, size in zip(pairs.names, pairs.sizes, strict=True) if min(size) < least]
     if tiny:
         raise UserError(
             f"photographs need at least {least} px a side to be measured, and {len(tiny)} of {len(pairs)} in "
@@ -135,7 +138,7 @@ def bicubic(low: Tensor, scale: int) -> Tensor:
 @torch.no_grad()
 def restored(
     way: Callable[[Tensor], Tensor],
-    valid: Pairs,
+    valid: Images,
     count: int,
     distances: Mapping[str, nn.Module],
     tell: Callable[[int, int], None] = lambda done, total: None,
@@ -146,7 +149,7 @@ def restored(
     sums = dict.fromkeys(("psnr_y", "ssim_y", *distances), 0.0)
     exact = []
     for done, index in enumerate(sorted(shuffled(len(valid))[:count].tolist()), 1):
-        low, high = valid.whole(index)
+        low, high = valid.pair(index)
         image = (way(low) * 255).round() / 255
         original = high[None].to(image.device, image.dtype) / 255
         ratio = float(psnr_y(image, original, valid.scale))
@@ -232,19 +235,7 @@ class UpscaleData:
         self.config = config.model_copy(update={"data": data, "generator": generator})
 
     def feed(self, world: World, device: torch.device, start: int, *, cache: str = "auto", workers: int = 0) -> Feed:
-        data = self.config.data
-        return feed_of(
-            self.train,
-            self.config,
-            world,
-            device,
-            start,
-            cache=cache,
-            workers=workers,
-            patch_size=data.patch_size,
-            rotate=data.rotate,
-            crops_per_image=data.crops_per_image,
-        )
+        return feed_of(self.train, self.config, world, device, start, cache=cache, workers=workers)
 
     def describe(self) -> str:
         train, valid = self.train, self.valid
@@ -253,8 +244,14 @@ class UpscaleData:
         return f"{len(train)}{held} photographs, ×{train.scale}, {train.channels} channels, low resolution {low}"
 
     def draw(self, path: Path, rows: int) -> None:
-        """Beside what the patches are made from."""
-        write_preview(self.train, path, seed=self.config.seed, patch_size=self.config.data.patch_size, rows=rows)
+        """Low resolution beside high, enlarged pixel by pixel; neither mirrored nor turned. Transparent pixels are shown as
+        they are stored."""
+        side, scale = self.config.data.patch_size, self.train.scale
+        windows = Windows(self.train, seed=self.config.seed, global_batch=rows, patch_size=side)
+        factor = max(1, -(-LEAST_SHOWN // side))
+        low, high = (part.permute(0, 3, 1, 2)[:, :3] for part in windows.read(0))
+        shown = F.interpolate(low, scale_factor=scale * factor), F.interpolate(high, scale_factor=factor)
+        save_png(grid(torch.stack(shown, 1).flatten(0, 1), columns=2), path)
 
 
 class UpscaleMonitor:
@@ -267,7 +264,7 @@ class UpscaleMonitor:
         assert isinstance(data, UpscaleData)
         self.task: Upscale = task
         config = task.config
-        self.pairs: Pairs = data.valid if data.valid is not None else data.train
+        self.pairs: Images = data.valid if data.valid is not None else data.train
         self.field: Tiling = tile_field(config, data.train.channels)
         self.perceptual: dict[str, nn.Module] = {}
         if config.eval.every:
@@ -289,7 +286,7 @@ class UpscaleMonitor:
         pairs, rows = self.pairs, []
         scale, gap = pairs.scale, 4
         for index in range(min(count, len(pairs))):
-            low, high = pairs.whole(index)
+            low, high = pairs.pair(index)
             side = min(PREVIEW_SIDE // scale, *low.shape[1:])
             top, left = ((n - side) // 2 for n in low.shape[1:])
             low = low[:, top : top + side, left : left + side]

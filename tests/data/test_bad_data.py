@@ -233,10 +233,6 @@ PLACES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: npz(p, np.zeros((2, 28, 28, 4), np.uint8)),
         "with 1 or 3 channels",
     ),
-    "npz with other labels": (
-        lambda p: npz(p, images=BYTES, labels=np.arange(4)),
-        "has 3 images and 4 labels: take both from one set",
-    ),
     "npz without any": (lambda p: npz(p), "has no arrays: name the one with the images 'images'"),
     "zip of images": (zip_of_images, "holds 'a.png' as no array: save it as uint8, 0 to 255"),
 }

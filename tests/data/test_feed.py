@@ -15,10 +15,9 @@ from PIL import Image
 
 from fmrun.config.data import DataConfig
 from fmrun.config.degradation import DegradationConfig
-from fmrun.data import store
 from fmrun.data.degrade import MARGIN
 from fmrun.data.feed import order, placement
-from fmrun.data.pairs import BUNDLED, Pairs
+from fmrun.data.pairs import BUNDLED
 from fmrun.data.sources import open_images
 from fmrun.data.store import Images, to_float, to_uint8
 from fmrun.errors import UserError
@@ -43,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def data(folder: Path, kind: str, cache: str) -> Images | Pairs:
+def data(folder: Path, kind: str, cache: str) -> Images:
     if kind != "images":
         return made(folder, kind, cache)
     return open_images(DataConfig(path=str(folder / "images"), cache=cache), 0)[0]  # type: ignore[arg-type]
@@ -73,14 +72,10 @@ def test_order_stays_what_it_was_and_differs_between_epochs_and_seeds() -> None:
     assert len({tuple(order(seed, 50, epoch * 50, 50)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-@pytest.mark.parametrize("crops", [1, 3])
-def test_every_image_is_seen_once_an_epoch(folder: Path, crops: int) -> None:
-    pairs = opened(folder / "hr", folder / "lr")
-    patches = windows(pairs, global_batch=5, crops_per_image=crops)
-    images = [int(image) for draw in range(2 * crops) for image in patches.rows(draw)[:, 0]]
-    for epoch in (images[: 5 * crops], images[5 * crops :]):
-        assert sorted(epoch) == sorted(list(range(5)) * crops)
-    assert all(len(set(images[k : k + crops])) == 1 for k in range(0, len(images), crops))
+def test_every_image_is_seen_once_an_epoch(folder: Path) -> None:
+    patches = windows(opened(folder / "hr", folder / "lr"), global_batch=5)
+    for draw in range(2):
+        assert sorted(patches.rows(draw)[:, 0]) == list(range(5))
 
 
 # ---- where windows lie
@@ -107,7 +102,7 @@ def test_both_sides_are_cut_and_turned_alike(folder: Path, cache: str) -> None:
         assert torch.equal(high, low.repeat_interleave(2, 2).repeat_interleave(2, 3))
         for k, (image, top, left, turning) in enumerate(patches.rows(draw).tolist()):
             seen.add(turning)
-            cut = pairs.high.whole(image)[2 * top : 2 * top + 32, 2 * left : 2 * left + 32]
+            cut = pairs.whole(image)[2 * top : 2 * top + 32, 2 * left : 2 * left + 32]
             cut = np.rot90(cut, turning % 4)
             np.testing.assert_array_equal(high[k].permute(1, 2, 0), cut[:, ::-1] if turning >= 4 else cut)
     assert seen == set(range(8))
@@ -134,14 +129,13 @@ def test_no_two_patches_share_their_random_numbers(folder: Path) -> None:
     kind=st.sampled_from(KINDS),
     ranks=st.sampled_from([2, 3, 6]),
     draw=st.integers(0, 1000),
-    crops=st.integers(1, 4),
 )
 @settings(max_examples=10, deadline=None)
-def test_ranks_share_out_the_global_batch(folder: Path, kind: str, ranks: int, draw: int, crops: int) -> None:
+def test_ranks_share_out_the_global_batch(folder: Path, kind: str, ranks: int, draw: int) -> None:
     images = data(folder, kind, "ram")
     size = 6 // ranks
     parts = [slice(None), *(slice(r * size, (r + 1) * size) for r in range(ranks))]
-    whole, *shares = (feed(images, part, crops_per_image=crops).batch(draw) for part in parts)
+    whole, *shares = (feed(images, part).batch(draw) for part in parts)
     if isinstance(whole, torch.Tensor):
         whole, shares = (whole,), [(share,) for share in shares]  # type: ignore[assignment, misc]
     assert equal(whole, tuple(map(torch.cat, zip(*shares, strict=True))))
@@ -180,7 +174,7 @@ def test_a_patch_within_an_image_is_degraded_with_its_surroundings(tmp_path: Pat
     save(tmp_path / "a.png", picture(120, 120))
     pairs = opened(tmp_path, degradation=DegradationConfig.model_validate(chain))
     assert MARGIN * 2 >= 3
-    whole = pairs.whole(0)[0].permute(1, 2, 0).numpy()
+    whole = pairs.pair(0)[0].permute(1, 2, 0).numpy()
     plain = {"global_batch": 10, "hflip": False, "rotate": False}
     low = feed(pairs, **plain).batch(0)[0]
     for made_low, (_, top, left, _) in zip(low, windows(pairs, **plain).rows(0).tolist(), strict=True):
@@ -208,15 +202,6 @@ def test_a_stream_leaves_the_global_generators_alone(folder: Path, kind: str, wo
     assert torch.equal(before, torch.get_rng_state())
     np.testing.assert_array_equal(legacy, np.random.get_state()[1])  # type: ignore[index]
     source.close()
-
-
-def test_an_image_is_decoded_once_for_its_neighbouring_crops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = feed(made(folder, "bicubic", "none"), crops_per_image=3)
-    decoded = []
-    original = store.decode
-    monkeypatch.setattr(store, "decode", lambda path: (decoded.append(path), original(path))[1])
-    source.batch(0)
-    assert len(decoded) == 2
 
 
 @pytest.mark.parametrize("kind", ["images", "files", "bicubic"])

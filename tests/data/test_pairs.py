@@ -12,7 +12,7 @@ from pair_images import CHAIN, SIZES, both, equal, made, opened, picture, save, 
 from PIL import Image
 
 from fmrun.config.degradation import DegradationConfig
-from fmrun.data import pairs as module
+from fmrun.data import store as module
 from fmrun.data.filters import bicubic_down
 from fmrun.data.pairs import BUNDLED
 from fmrun.errors import UserError
@@ -36,7 +36,7 @@ def test_bundled_photographs_are_what_they_say() -> None:
     digest = hashlib.sha256()
     for split in (train, valid):
         for i in range(len(split)):
-            digest.update(split.high.whole(i).tobytes())
+            digest.update(split.whole(i).tobytes())
     assert digest.hexdigest()[:16] == "c79b7f15dbc30477"
 
 
@@ -54,7 +54,7 @@ def test_pairs_are_matched_by_name(folder: Path) -> None:
     assert pairs.names == [f"part/{i}" for i in range(5)]
     assert pairs.made_by == "files"
     for i, size in enumerate(SIZES):
-        low, high = pairs.whole(i)
+        low, high = pairs.pair(i)
         assert low.shape == (3, *size)
         assert torch.equal(high, low.repeat_interleave(2, 1).repeat_interleave(2, 2))
 
@@ -75,7 +75,7 @@ def test_without_partners_the_middle_is_downsampled(tmp_path: Path, scale: int, 
     height, width = 67 // scale * scale, 50 // scale * scale
     top, left = (67 - height) // 2, (50 - width) // 2
     middle = image[top : top + height, left : left + width]
-    low, high = pairs.whole(0)
+    low, high = pairs.pair(0)
     np.testing.assert_array_equal(high.permute(1, 2, 0), middle)
     np.testing.assert_array_equal(low.permute(1, 2, 0), bicubic_down(middle, scale))
 
@@ -83,14 +83,14 @@ def test_without_partners_the_middle_is_downsampled(tmp_path: Path, scale: int, 
 def test_channels_follow_the_images(tmp_path: Path) -> None:
     save(tmp_path / "a.png", picture(48, 48, 1))
     assert opened(tmp_path).channels == 1
-    assert opened(tmp_path, channels=3).whole(0)[1].shape == (3, 48, 48)
+    assert opened(tmp_path, channels=3).pair(0)[1].shape == (3, 48, 48)
     save(tmp_path / "b.png", picture(48, 48, 3))
     assert opened(tmp_path).channels == 3
     save(tmp_path / "c.png", picture(48, 48, 4))
     assert opened(tmp_path).channels == 3
     clear = opened(tmp_path, channels=4)
-    np.testing.assert_array_equal(clear.whole(2)[1].permute(1, 2, 0), picture(48, 48, 4))
-    assert (clear.whole(0)[1][3] == 255).all()
+    np.testing.assert_array_equal(clear.pair(2)[1].permute(1, 2, 0), picture(48, 48, 4))
+    assert (clear.pair(0)[1][3] == 255).all()
 
 
 def test_odd_files_come_out_upright_and_in_8_bits(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_odd_files_come_out_upright_and_in_8_bits(tmp_path: Path) -> None:
     Image.fromarray(wide).quantize(8).save(tmp_path / "c.png")
     for cache in ("ram", "none"):
         pairs = opened(tmp_path, cache=cache)
-        np.testing.assert_array_equal(pairs.whole(0)[1].permute(1, 2, 0), np.rot90(wide, -1))
-        np.testing.assert_array_equal(pairs.whole(1)[1][2], wide[..., 0])
-        assert pairs.whole(2)[1].shape == (3, 40, 60)
+        np.testing.assert_array_equal(pairs.pair(0)[1].permute(1, 2, 0), np.rot90(wide, -1))
+        np.testing.assert_array_equal(pairs.pair(1)[1][2], wide[..., 0])
+        assert pairs.pair(2)[1].shape == (3, 40, 60)
 
 
 @pytest.mark.parametrize("degradation", [DegradationConfig(), CHAIN])
@@ -121,22 +121,22 @@ def test_validation_is_the_same_for_every_seed(folder: Path, degradation: Degrad
         for seed in (0, 1)
     ]
     for i in range(5):
-        assert equal(*(valid.whole(i) for valid in wholes))  # type: ignore[union-attr]
+        assert equal(*(valid.pair(i) for valid in wholes))  # type: ignore[union-attr]
 
 
 def test_validation_degrades_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = made(folder, "chain", "none")
-    low, high = first.whole(1)
+    low, high = first.pair(1)
     again = made(folder, "chain", "none")
     calls = []
     original = module.degrade
     monkeypatch.setattr(module, "degrade", lambda *args: (calls.append(1), original(*args))[1])
     for _ in range(2):
-        assert equal(again.whole(1), (low, high))
+        assert equal(again.pair(1), (low, high))
     assert len(calls) == 1
     monkeypatch.setattr(module, "available_ram", lambda: 100)
     for _ in range(2):
-        again.whole(0)
+        again.pair(0)
     assert len(calls) == 3
 
 

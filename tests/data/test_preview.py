@@ -7,7 +7,8 @@ import pytest
 from pair_images import CONFIGS, feed, opened, write_pairs
 from PIL import Image
 
-from fmrun.data.preview import write_preview
+from fmrun.config import Config
+from fmrun.tasks.upscale import UpscaleData
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +19,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("kind", "channels"), [("files", 3), ("bicubic", 1), ("chain", 4)])
 def test_a_preview_shows_what_is_trained_on(tmp_path: Path, folder: Path, kind: str, channels: int) -> None:
     low = folder / "lr" if kind == "files" else None
-    pairs = opened(folder / "hr", low, degradation=CONFIGS[kind], channels=channels)
-    write_preview(pairs, tmp_path / "a" / "preview.png", seed=0, patch_size=32, rows=2)
-    with Image.open(tmp_path / "a" / "preview.png") as image:
-        sheet = np.asarray(image)
-    across = 4 if kind == "chain" else 2
-    assert sheet.shape == (2 * 268, across * 268, 3)
-    lows, highs = feed(pairs, seed=0, global_batch=2, hflip=False, rotate=False).batch(0)
-    np.testing.assert_array_equal(sheet[:256:16, :256:16], lows[0, :3].permute(1, 2, 0).expand(-1, -1, 3))
-    right = (across - 1) * 268
-    np.testing.assert_array_equal(
-        sheet[268:524:8, right : right + 256 : 8], highs[1, :3].permute(1, 2, 0).expand(-1, -1, 3)
+    degradation = CONFIGS[kind].model_dump()
+    data = {"path": str(folder / "hr"), "lr_path": low and str(low), "patch_size": 32, "channels": channels}
+    config = Config.model_validate(
+        {"task": "upscale", "generator": {"type": "compact"}, "data": {**data, "degradation": degradation}}
     )
+    UpscaleData(config, trained=False).draw(tmp_path / "a" / "preview.png", 2)
+    with Image.open(tmp_path / "a" / "preview.png") as image:
+        sheet = np.asarray(image).reshape(2 * 258 + 2, 2 * 258 + 2, -1)
+    pairs = opened(folder / "hr", low, degradation=CONFIGS[kind], channels=channels)
+    lows, highs = feed(pairs, seed=0, global_batch=2, hflip=False, rotate=False).batch(0)
+    np.testing.assert_array_equal(sheet[2:258:16, 2:258:16], lows[0, :3].permute(1, 2, 0))
+    np.testing.assert_array_equal(sheet[260:516:8, 260:516:8], highs[1, :3].permute(1, 2, 0))
