@@ -1,20 +1,18 @@
-"""Writes `docs/config.md` and `docs/config.schema.json` from the schema and the presets.
-
-`python -m fmrun.reference` writes both; `--check` writes nothing and exits 1 when one is out of date.
-"""
+"""Writes `docs/config.md` and `docs/config.schema.json` from the schema and the presets: `python -m fmrun.reference`."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from fmrun import presets
 from fmrun.config import Config
-from fmrun.config.fields import FIELDS, SECTIONS, members, takes
+from fmrun.config.fields import FIELDS, OPTIONAL, SECTIONS, members, takes
 from fmrun.overlay import SHORTHANDS
 from fmrun.yaml_config import TYPES, WEIGHT
 
 DOCS = Path(__file__).parent.parent / "docs"
+
+DEFAULTS = presets.flatten(Config.model_validate({"losses": {key.rpartition(".")[2]: {} for key in OPTIONAL}}))
 
 BEGIN = "<!-- From here on made from the schema by `python -m fmrun.reference`; edit the descriptions there. -->\n"
 
@@ -28,11 +26,11 @@ def _table(section: str) -> list[str]:
     keys = [prefix + name for name in members(section) if prefix + name in FIELDS]
     rows = ["| field | takes | default | |", "|---|---|---|---|"]
     for key in keys:
-        default = FIELDS[key].info.get_default(call_default_factory=True)
+        default = "none" if DEFAULTS[key] is None else DEFAULTS[key]
         cells = (
             f"`{key.removeprefix(prefix)}`",
             " | ".join(takes(FIELDS[key].schema, "`{}`")),
-            f"`{'none' if default is None else default if isinstance(default, str) else json.dumps(default)}`",
+            f"`{default if isinstance(default, str) else json.dumps(default)}`",
             FIELDS[key].description,
         )
         rows.append(f"| {' | '.join(_cell(c) for c in cells)} |")
@@ -108,21 +106,6 @@ def pages() -> dict[str, str]:
     }
 
 
-def stale(folder: Path = DOCS) -> list[str]:
-    """Names of the files in `folder` that differ from what the schema says now."""
-    files = {name: folder / name for name in pages()}
-    return [n for n, file in files.items() if not file.is_file() or file.read_text(encoding="utf-8") != pages()[n]]
-
-
-def main(check: bool, folder: Path = DOCS) -> int:
-    old = stale(folder)
-    for name in old:
-        if check:
-            print(f"docs/{name} is out of date; run python -m fmrun.reference", file=sys.stderr)
-        else:
-            (folder / name).write_text(pages()[name], encoding="utf-8", newline="\n")
-    return int(check and bool(old))
-
-
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    for page, text in pages().items():
+        (DOCS / page).write_text(text, encoding="utf-8", newline="\n")

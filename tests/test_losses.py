@@ -14,7 +14,7 @@ from fmrun.errors import UserError
 from fmrun.losses import image as image_losses
 from fmrun.losses import pixel
 from fmrun.losses.frequency import focal_frequency
-from fmrun.losses.image import ImageLosses
+from fmrun.losses.image import FUNCTIONS, ImageLosses
 
 SHAPE = (3, 2, 8, 12)
 
@@ -40,10 +40,10 @@ def every(shape):
 @pytest.mark.parametrize(
     ("loss", "each"),
     [
-        (pixel.l1, abs),
-        (pixel.l2, lambda d: d * d),
-        (pixel.charbonnier, lambda d: math.sqrt(d * d + 1e-12)),
-        (lambda a, b: pixel.charbonnier(a, b, eps=0.01), lambda d: math.sqrt(d * d + 0.01)),
+        (FUNCTIONS["l1"], abs),
+        (FUNCTIONS["l2"], lambda d: d * d),
+        (FUNCTIONS["charbonnier"], lambda d: math.sqrt(d * d + 1e-12)),
+        (lambda a, b: FUNCTIONS["charbonnier"](a, b, eps=0.01), lambda d: math.sqrt(d * d + 0.01)),
     ],
 )
 def test_pixel_losses(loss, each):
@@ -57,7 +57,7 @@ def test_pixel_losses(loss, each):
 
 def test_half_precision_is_widened():
     image, target = numbers(0).bfloat16(), numbers(1).bfloat16()
-    for loss in (pixel.l1, pixel.l2, pixel.charbonnier, pixel.hfen, focal_frequency):
+    for loss in FUNCTIONS.values():
         got = loss(image, target)
         assert got.dtype == torch.float32
         assert got.item() == pytest.approx(loss(image.double(), target.double()).item(), rel=1e-4)
@@ -247,7 +247,9 @@ def test_options_reach_the_function():
         charbonnier={"eps": 0.01}, hfen={"kernel_size": 5, "sigma": 2.0, "criterion": "l2"}, frequency={"alpha": 0.0}
     )
     got = acting(term, signed(image), signed(target))
-    assert got["charbonnier"].item() == pytest.approx(pixel.charbonnier(image, target, eps=0.01).item(), rel=1e-9)
+    assert got["charbonnier"].item() == pytest.approx(
+        FUNCTIONS["charbonnier"](image, target, eps=0.01).item(), rel=1e-9
+    )
     hfen = pixel.hfen(image, target, kernel_size=5, sigma=2.0, criterion="l2")
     assert got["hfen"].item() == pytest.approx(hfen.item(), rel=1e-9)
     assert got["frequency"].item() == pytest.approx(focal_frequency(image, target, alpha=0.0).item(), rel=1e-9)
@@ -255,10 +257,12 @@ def test_options_reach_the_function():
 
 def test_start_and_ramp(monkeypatch):
     calls = []
-    monkeypatch.setitem(image_losses.FUNCTIONS, "l1", lambda a, b: calls.append(1) or pixel.l1(a, b))
+    monkeypatch.setitem(
+        image_losses.FUNCTIONS, "l1", lambda a, b: calls.append(1) or pixel.distance(a, b, criterion="l1")
+    )
     term = losses(l1={"weight": 2.0, "start_step": 10, "ramp": 4}, l2={"weight": 0.0})
     image, target = signed(numbers(0)), signed(numbers(1))
-    whole = 2 * pixel.l1(numbers(0), numbers(1)).item()
+    whole = 2 * pixel.distance(numbers(0), numbers(1), criterion="l1").item()
     assert [term.weights(step) for step in (9, 10)] == [{"l1": 0.0}] * 2
     assert [acting(term, image, target, step) for step in (9, 10)] == [{}] * 2
     assert calls == [], "nothing is computed before it acts"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fmrun.config import LossesConfig
-from fmrun.config.losses import ConvNextLossConfig, DistsLossConfig, LpipsLossConfig, PerceptualLossConfig
+from fmrun.config.losses import ConvNextLossConfig, LpipsLossConfig, PerceptualLossConfig, PretrainedLossConfig
 from fmrun.errors import UserError
 from fmrun.losses import pretrained
 from fmrun.losses.image import ImageLosses
@@ -357,7 +357,7 @@ def slow_dists(features: list[list[Tensor]], alpha: Tensor, beta: Tensor) -> Ten
 def test_dists(files):
     pytest.importorskip("torchmetrics")
     before = torch.random.get_rng_state()
-    loss = DistsLoss(DistsLossConfig(weights=files("vgg16"))).double()
+    loss = DistsLoss(PretrainedLossConfig(weights=files("vgg16"))).double()
     assert torch.equal(torch.random.get_rng_state(), before)
     net = torchvision_features("vgg16", files)
     window = torch.tensor([0.5, 1.0, 0.5], dtype=torch.float64)

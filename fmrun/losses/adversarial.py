@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..feature_matching.discriminator import Logits, scales
+from ..feature_matching.statistics import at_least_float32
 
 
 def d_vanilla(real: Tensor, fake: Tensor) -> Tensor:
@@ -99,8 +100,4 @@ def squared_gradient(logits: Logits, images: Tensor) -> Tensor:
     per_image = [scale.flatten(1).mean(1) if scale.ndim > 1 else scale for scale in scales(logits)]
     total = per_image[0] if len(per_image) == 1 else torch.stack(per_image).mean(0)
     (gradient,) = torch.autograd.grad(total.sum(), images, create_graph=True)
-    return (
-        gradient.float().square().sum((1, 2, 3)).mean()
-        if gradient.dtype != torch.float64
-        else (gradient.square().sum((1, 2, 3)).mean())
-    )
+    return at_least_float32(gradient).square().sum((1, 2, 3)).mean()

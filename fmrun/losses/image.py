@@ -20,9 +20,7 @@ LOG_NAMES = {"mobilenet": "mobilenetperceptualloss"}
 """What a loss is called in the log, where not as its section: it must not be taken for the usual perceptual loss."""
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "l1": pixel.l1,
-    "l2": pixel.l2,
-    "charbonnier": pixel.charbonnier,
+    **{name: partial(pixel.distance, criterion=name) for name in ("l1", "l2", "charbonnier")},
     "frequency": focal_frequency,
     "hfen": pixel.hfen,
 }
@@ -39,11 +37,6 @@ NETS: dict[str, Callable[[Any], nn.Module]] = {
 
 FULL_PRECISION = frozenset({"dists", "lpips"})
 """Their variances and norms lose what they measure in half precision."""
-
-
-def strength(config: ImageLossConfig, step: int) -> float:
-    """The weight with its start and ramp."""
-    return config.weight * ramped(config, step)
 
 
 class ImageLosses:
@@ -85,8 +78,8 @@ class ImageLosses:
             self.functions["frequency"] = partial(self.functions["frequency"], world=world)
 
     def weights(self, step: int) -> dict[str, float]:
-        """Weight of every section's loss at `step`."""
-        return {name: strength(c, step) for name, c in self.configs.items()}
+        """Weight of every section's loss at `step`, with its start and ramp."""
+        return {name: c.weight * ramped(c, step) for name, c in self.configs.items()}
 
     def __call__(
         self, image: Tensor, target: Tensor, names: Sequence[str], weights: Mapping[str, Tensor | float]

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from ..config.losses import DistsLossConfig, FeatureLossConfig, LpipsLossConfig
+from ..config.losses import FeatureLossConfig, LpipsLossConfig, PretrainedLossConfig
 from ..errors import UserError
-from ..feature_matching.statistics import at_least_float32, pointwise
+from .pixel import distance
 from .pretrained import BACKBONES, Features, as_rgb, choose_layers, load_features
 
 CUSTOMARY: dict[str, dict[tuple[str, ...], tuple[float, ...]]] = {
@@ -40,10 +40,7 @@ class FeatureLoss(nn.Module):
         fake = self.features(image)
         total = torch.stack(
             [
-                weight
-                * pointwise(
-                    at_least_float32(fake[layer]) - at_least_float32(real[layer]), self.criterion, self.eps
-                ).mean()
+                weight * distance(fake[layer], real[layer], criterion=self.criterion, eps=self.eps)
                 for weight, layer in zip(self.weights, real, strict=True)
             ]
         ).sum()
@@ -71,7 +68,7 @@ def _torchmetrics(field: str) -> None:
 class DistsLoss(nn.Module):
     """Deep image structure and texture similarity, mean over images (Ding et al. 2020), by torchmetrics."""
 
-    def __init__(self, config: DistsLossConfig, field: str = "losses.dists"):
+    def __init__(self, config: PretrainedLossConfig, field: str = "losses.dists"):
         super().__init__()
         _torchmetrics(field)
         from torchmetrics.functional.image import dists

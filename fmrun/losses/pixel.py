@@ -13,19 +13,10 @@ from torch import Tensor
 from ..feature_matching.statistics import at_least_float32, pointwise
 
 
-def l1(image: Tensor, target: Tensor) -> Tensor:
-    """mean |d|, d = image - target."""
-    return pointwise(at_least_float32(image) - at_least_float32(target), "l1", 0.0).mean()
-
-
-def l2(image: Tensor, target: Tensor) -> Tensor:
-    """mean d^2."""
-    return pointwise(at_least_float32(image) - at_least_float32(target), "l2", 0.0).mean()
-
-
-def charbonnier(image: Tensor, target: Tensor, *, eps: float = 1e-12) -> Tensor:
-    """mean sqrt(d^2 + eps) (Charbonnier et al. 1994; Lai et al. 2017, LapSRN): eps itself, not its square."""
-    return pointwise(at_least_float32(image) - at_least_float32(target), "charbonnier", eps).mean()
+def distance(image: Tensor, target: Tensor, *, criterion: str, eps: float = 1e-12) -> Tensor:
+    """mean |d|, mean d^2 or mean sqrt(d^2 + eps) (Charbonnier et al. 1994; Lai et al. 2017, LapSRN: eps itself, not its
+    square), d = image - target."""
+    return pointwise(at_least_float32(image) - at_least_float32(target), criterion, eps).mean()
 
 
 def laplacian_of_gaussian(size: int, sigma: float, like: Tensor) -> Tensor:
