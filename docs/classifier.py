@@ -17,14 +17,20 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fmrun.config.data import DataConfig
-from fmrun.data.sources import open_images
-from fmrun.metrics.classifier import SIDE, WEIGHTS, Classifier
+from fmrun.data.sources import BUNDLED, read_bundled, read_idx
+from fmrun.metrics.modes import SIDE, WEIGHTS, Classifier
 from fmrun.rng import torch_generator
 
 EPOCHS, BATCH, RATE = 40, 100, 3e-3
 SHIFT = 2
 """Training images are mirrored and moved by so many pixels at random."""
+
+
+def bundled(split: str) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 28, 28) that come with fmrun, and their labels."""
+    text = (BUNDLED["fashion-mnist"] / f"fashion-mnist-{split}.txt").read_text()
+    labels = [int(digit) for digit in text if digit.isdigit()]
+    return torch.from_numpy(read_bundled("fashion-mnist", split))[:, None], torch.tensor(labels)
 
 
 def accuracy(net: Classifier, images: Tensor, labels: Tensor) -> float:
@@ -58,18 +64,14 @@ def train(images: Tensor, labels: Tensor) -> Classifier:
 
 def main(tests: Sequence[str]) -> None:
     """Train, report, write."""
-    learned, held = open_images(DataConfig(image_size=SIDE), 0)
-    assert held is not None
-    sets = {"bundled validation images": held} | {
-        path: open_images(DataConfig(path=path, image_size=SIDE, channels=1), 0)[0] for path in tests
-    }
-    net = train(learned.read(range(len(learned))), torch.from_numpy(learned.labels))
+    sets = {"bundled validation images": bundled("valid")}
+    for path in tests:
+        labels = path.replace("images-idx3", "labels-idx1")
+        sets[path] = torch.from_numpy(read_idx(Path(path)))[:, None], torch.from_numpy(read_idx(Path(labels))).long()
+    net = train(*bundled("train"))
     halved = {name: value.half() if value.is_floating_point() else value for name, value in net.state_dict().items()}
     net.load_state_dict(halved)
-    found = {
-        Path(name).name: accuracy(net, images.read(range(len(images))), torch.from_numpy(images.labels))
-        for name, images in sets.items()
-    }
+    found = {Path(name).name: accuracy(net, *of) for name, of in sets.items()}
     facts = {"trained on": "bundled:fashion-mnist", "accuracy": found, "licence": "MIT, as fmrun and Fashion-MNIST"}
     save_file(halved, WEIGHTS, {"fmrun": json.dumps(facts)})
     WEIGHTS.chmod(0o644)  # safetensors makes files that nobody else may read

@@ -230,7 +230,7 @@ class Session:
             return False
         with self.world.on_first_rank() as first:
             if first:
-                self.kid = TrainingKid(c, self.extractor, train, generated, self.state.device, self.report.warn)
+                self.kid = TrainingKid(c, self.extractor, train, generated, self.state.device)
         return True
 
     def _row(self, now: Due) -> Row:

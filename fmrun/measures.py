@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Literal, NamedTuple
@@ -67,8 +66,6 @@ FIRST = ("kid", "psnr_y", "fid", "lpips", "dists", "mobilenet", "ssim_y", "cover
 TELLING = ("fm/share", "fm/distance", "loss/d", "loss/g_adv", "health/diversity", "time/images_per_second")
 """Curves of training that are shown first, after those of evaluations."""
 
-EXTRACTORS = {"mobilenet_v2": "MobileNetV2", "inception": "Inception"}
-
 BY_EXTRACTOR = ("kid", "fid", "precision", "recall", "density", "coverage")
 """Measures whose plain name means Inception's features."""
 
@@ -95,16 +92,8 @@ def measure(name: str) -> Measure:
     """What is known of a key of metrics.jsonl or a name of an evaluation; the key itself where nothing is."""
     stem, extra = base(name)
     known = MEASURES.get(stem, Measure(name))
-    extractor = _extractor(extra) or ("Inception" if stem in BY_EXTRACTOR else "")
+    extractor = "MobileNetV2" if extra == "mobilenet_v2" else extra or ("Inception" if stem in BY_EXTRACTOR else "")
     return known._replace(label=f"{known.label} ({extractor})") if extractor else known
-
-
-def _extractor(extra: str) -> str:
-    """The extractor of a name's ending, for a reader. Only a plain name is of Inception as published."""
-    known, _, weights = extra.rpartition("_")
-    if known in EXTRACTORS and re.fullmatch("[0-9a-f]{8}", weights):
-        return f"{EXTRACTORS[known]} with weights {weights}"
-    return "MobileNetV2" if extra == "mobilenet_v2" else extra
 
 
 def rank(name: str) -> tuple[int, int]:
@@ -129,17 +118,10 @@ def lone_precision(who: str, values: Mapping[str, float | None]) -> Iterator[str
         stem, extra = base(name)
         if stem == "precision" and precision is not None and precision >= 0.5:
             others = {other: values.get(f"{other}_{extra}" if extra else other) for other in ("recall", "coverage")}
-            low = [f"{o} is {show(o, v)}" for o, v in others.items() if v is not None and v < COLLAPSED]
+            low = [f"{o} is {v:.3g}" for o, v in others.items() if v is not None and v < COLLAPSED]
             if low:
-                told = f"a precision of {show(name, precision)} says nothing by itself where {' and '.join(low)}"
+                told = f"a precision of {precision:.3g} says nothing by itself where {' and '.join(low)}"
                 yield f"{who}: {told}: one good image, made over and over, has it too"
-
-
-def show(name: str, value: float) -> str:
-    """A single value as a reader wants it, without trailing zeros, and without its unit but for percents."""
-    number, space, unit = show_all(name, [value])[0].partition(" ")
-    short = number.rstrip("0").rstrip(".") if "." in number and measure(name).digits is None else number
-    return short + space + unit
 
 
 def show_all(name: str, values: Sequence[float | None], halves: Sequence[float | None] = ()) -> list[str]:

@@ -61,5 +61,5 @@ def small_extractor(monkeypatch: pytest.MonkeyPatch) -> str:
         return torch.nn.functional.avg_pool2d(as_rgb(images.float() / 255), 4).flatten(1) @ weight
 
     small = Extractor("small", features, weights="00000000", resize="none")
-    monkeypatch.setitem(EXTRACTORS, "small", lambda device, note: small)
+    monkeypatch.setitem(EXTRACTORS, "small", lambda device: small)
     return "small"

@@ -36,15 +36,11 @@ def eval(
             help="Real images to measure against (default: the run's held-out images, else those trained on).",
         ),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="The generator as trained, not its moving average.")] = False,
     step: Annotated[
         list[int] | None,
         typer.Option(
             metavar="N", help="Checkpoint of this step; may be repeated (default: the last, and the best kept)."
         ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the generated images, as for sample (default: 0).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     set_: options.Set = None,
@@ -65,14 +61,7 @@ def eval(
         own: dict[str, Any] = {"data.path": data, "data.valid_path": None, "data.valid_fraction": 0.0}
         own |= {"data.lr_path": None, "data.valid_lr_path": None}
         overrides = [Override("--data", key, value) for key, value in own.items()] + overrides
-    asked = work.Asked(
-        num=num,
-        extractor=extractor,
-        overrides=overrides,
-        raw=raw,
-        steps=tuple(step or ()),
-        seed=seed,
-    )
+    asked = work.Asked(num=num, extractor=extractor, overrides=overrides, steps=tuple(step or ()))
     report = Reporter()
     records = work.evaluate(targets, asked, options.choose_device(device), report, trust_code)
     if json:

@@ -7,7 +7,7 @@ and what real images score against real ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from .. import checkpoint, trust
 from ..config import Config
 from ..config.tables import TASKS
 from ..data.places import refuse_missing
+from ..data.store import Images
 from ..errors import UserError
 from ..measures import lone_precision
+from ..metrics.reals import shown
 from ..presets import Override, from_json, revise
-from ..report import Reporter, format_cell
+from ..report import Reporter, format_cell, note_once
 from ..runs import Run
 from ..sample import load_source, named_code
 from ..tables import Table
@@ -47,14 +49,17 @@ class Asked:
     num: int | None = None
     extractor: str | None = None
     overrides: Sequence[Override] = ()
-    raw: bool = False
     steps: Sequence[int] = ()
-    seed: int | None = None
 
     @property
     def default(self) -> bool:
         """Whether a checkpoint is measured as it is without any option."""
-        return replace(self, overrides=tuple(self.overrides), steps=()) == Asked()
+        return self.num is None and self.extractor is None and not self.overrides
+
+    @property
+    def other_images(self) -> bool:
+        """Whether the images measured on are not a run's own."""
+        return any(override.key == "data.path" for override in self.overrides)
 
 
 def evaluate(
@@ -74,8 +79,7 @@ def evaluate(
         said = " and ".join(f"{name} is of task '{task}'" for name, task in by_kind.values())
         raise UserError(f"{said}, which have no score in common; evaluate them in two commands")
     for target, config in zip(targets, configs, strict=True):
-        given = any(override.key == "data.path" for override in asked.overrides)
-        way_out = "" if given else f"; to measure {_name(target)} against other images: --data PATH"
+        way_out = "" if asked.other_images else f"; to measure {_name(target)} against other images: --data PATH"
         refuse_missing(config.data, config.task, way_out)
     wanted = [_wanted(target, asked) for target in targets]
     measure = _of(configs[0].task).Measure(asked, device, report)
@@ -83,19 +87,16 @@ def evaluate(
     keys = {override.key for override in asked.overrides} - {"data.skip_unreadable"}
     as_trained = not any(key.startswith("data.") for key in keys)
     for target, config, paths in zip(targets, configs, wanted, strict=True):
-        own = []
-        changed = False
+        own: list[dict[str, Any]] = []
         for found in _readable(target, paths, report):
-            if as_trained and not changed and found.meta.data != measure.open(config).train.fingerprint:
-                changed = True
+            if as_trained and not own and found.meta.data != measure.open(config).train.fingerprint:
                 report.warn(
                     f"the images of {_name(target)} are not those it was trained on: what is held out of them now, the "
                     "generator may have learned from"
                 )
             report.note(f"{_name(target)}, step {found.step}: measuring")
-            source = load_source(found, Path("."), raw=asked.raw, device=device)
-            weights = "raw" if asked.raw else "ema"
-            record = {"step": found.step, "weights": weights, "default": asked.default, **measure(source, config)}
+            source = load_source(found, Path("."), raw=False, device=device)
+            record = {"step": found.step, "weights": "ema", "default": asked.default, **measure(source, config)}
             if isinstance(target, Run):
                 target.add_evaluation(record)
             own.append({"run": target.name, "which": [], **record})
@@ -107,16 +108,33 @@ def evaluate(
 
 
 def _of(task: str) -> Any:
-    """The module with the `Measure` and `rows` of a task: each needs what the other does not."""
+    """The module with the `Measure` of a task: each needs what the other does not."""
     return import_module(".restored" if TASKS[task].has_targets else ".distribution", __name__)
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """Rows of runs, then of what real images (or bicubic upscaling) reach; columns of them where that is narrower than a
-    terminal and rows are not."""
-    heads, cells = _of(records[0]["settings"]["task"]).rows(records)
-    rows_of_text = [list(map(format_cell, row)) for row in cells]
-    return Table(heads, rows_of_text, "l" + "r" * (len(heads) - 1)).text()
+    """Rows of runs, then of what real images (or bicubic upscaling) reach; beside KID stands its standard error."""
+    found = dict.fromkeys(name for r in records for name, value in r["metrics"].items() if value is not None)
+    with_error = {name for r in records for name in r.get("error", {})}
+    names = [head for name in found for head in ([name, f"{name} ±"] if name in with_error else [name])]
+
+    def row(head: Sequence[Any], values: dict[str, Any], errors: dict[str, Any]) -> list[str]:
+        both = values | {f"{name} ±": error for name, error in errors.items()}
+        return [format_cell(cell) for cell in (*head, *(both.get(name) for name in names))]
+
+    cells = []
+    for r in records:
+        head = [r["run"], r["step"], r["weights"], ", ".join(r["which"]), r["settings"]["num"]]
+        cells.append(row(head, r["metrics"], r.get("error", {})))
+    for r in {tuple(r["settings"].values()): r for r in records}.values():
+        if "bicubic" in r:
+            cells.append(row(["(bicubic)", None, "", "", r["settings"]["num"]], r["bicubic"], {}))
+        else:
+            head = ["(real images)", None, "", "floor", r["settings"]["reals"]]
+            cells.append(row(head, r["floor"], r.get("floor_error", {})))
+    images = "photographs" if "bicubic" in records[0] else "images"
+    heads = ["run", "step", "weights", "which", images, *names]
+    return Table(heads, cells, "l" + "r" * (len(heads) - 1)).text()
 
 
 def _name(target: Run | Path) -> str:
@@ -133,8 +151,8 @@ def _config(target: Run | Path, overrides: Sequence[Override]) -> Config:
 class Opener:
     """Opens the data of runs, each once."""
 
-    def __init__(self, report: Reporter):
-        self.report = report
+    def __init__(self, asked: Asked, report: Reporter):
+        self.asked, self.report = asked, report
         self._known: dict[tuple[str, int], Data] = {}
 
     def __call__(self, config: Config) -> Data:
@@ -144,6 +162,15 @@ class Opener:
             progress = self.report.counting("checking images")
             self._known[key] = kind(config.task).open(config, progress, trained=False)
         return self._known[key]
+
+    def pool(self, config: Config) -> tuple[Images, str]:
+        """The images measured on, and what scores call them: those held out, else those trained on, which is said."""
+        data, other = self(config), self.asked.other_images
+        if data.valid is None and not other:
+            note_once("no images were held out of training: measuring on those the generator learned from")
+        what = ", held out" if data.valid is not None else "" if other else ", trained on"
+        name = shown(config.data.valid_path or config.data.path) + what
+        return data.train if data.valid is None else data.valid, name
 
 
 def _wanted(target: Run | Path, asked: Asked) -> list[Path]:

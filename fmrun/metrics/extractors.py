@@ -23,6 +23,7 @@ from ..losses.pretrained import (
     usable,
 )
 from ..models.weights import read_state
+from ..report import note_once
 
 MOBILENET = BACKBONES["mobilenet_v2"]
 
@@ -50,10 +51,6 @@ class Extractor:
     """The first eight digits of the SHA-256 of its weights' file."""
     resize: str
     """How images are brought to the size that the net sees, in words."""
-
-    @property
-    def suffix(self) -> str:
-        return suffix_of(self.name)
 
     @torch.no_grad()
     def all(self, parts: Iterable[Tensor], device: torch.device) -> Tensor:
@@ -96,7 +93,7 @@ def available(names: Sequence[str] = tuple(WEIGHTS)) -> str | None:
     return None
 
 
-def open_extractor(name: str | None, device: torch.device, note: Callable[[str], None]) -> Extractor:
+def open_extractor(name: str | None, device: torch.device) -> Extractor:
     """The extractor called `name`, or the first whose weights are here.
 
     Raises UserError that says which file is wanted and where it goes.
@@ -108,10 +105,10 @@ def open_extractor(name: str | None, device: torch.device, note: Callable[[str],
         raise UserError(
             f"--extractor '{name}' is not known{nearest(name, list(EXTRACTORS))}; there are {', '.join(EXTRACTORS)}"
         )
-    return EXTRACTORS[name](device, note)
+    return EXTRACTORS[name](device)
 
 
-def _mobilenet(device: torch.device, note: Callable[[str], None]) -> Extractor:
+def _mobilenet(device: torch.device) -> Extractor:
     net = load_features(MOBILENET, None, "--extractor").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
@@ -122,12 +119,12 @@ def _mobilenet(device: torch.device, note: Callable[[str], None]) -> Extractor:
     return Extractor("mobilenet_v2", features, weights=_digits(MOBILENET.file), resize="none")
 
 
-def _inception(device: torch.device, note: Callable[[str], None]) -> Extractor:
+def _inception(device: torch.device) -> Extractor:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
     path = cache_folder() / INCEPTION_FILE
     if not path.is_file():
-        note(f"fetching {INCEPTION_FILE} (96 MB) into {cache_folder()}")
+        note_once(f"fetching {INCEPTION_FILE} (96 MB) into {cache_folder()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), _digits(INCEPTION_FILE), progress=False)
@@ -154,7 +151,7 @@ def _digits(file: str) -> str:
     return Path(file).stem.rpartition("-")[2]
 
 
-EXTRACTORS: dict[str, Callable[[torch.device, Callable[[str], None]], Extractor]] = {
+EXTRACTORS: dict[str, Callable[[torch.device], Extractor]] = {
     "inception": _inception,
     "mobilenet_v2": _mobilenet,
 }

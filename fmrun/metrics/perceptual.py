@@ -14,7 +14,7 @@ from ..losses.pretrained import usable
 FIELD = "eval.perceptual"
 
 METRICS: dict[str, Callable[[], nn.Module]] = {
-    "dists": lambda: DistsLoss(sections.DistsLossConfig(), FIELD),
+    "dists": lambda: DistsLoss(sections.PretrainedLossConfig(), FIELD),
     "lpips": lambda: LpipsLoss(sections.LpipsLossConfig(net="alex"), FIELD),
     "mobilenet": lambda: feature_loss("mobilenet_v2", sections.MobileNetLossConfig(), FIELD),
 }

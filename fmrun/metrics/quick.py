@@ -38,7 +38,6 @@ class TrainingKid:
         train: the images trained on, which generated ones are measured against.
         generated: makes so many images, uint8 (n, C, H, W), a few at a time.
         device: where the extractor runs.
-        note: told of weights that are fetched.
     """
 
     def __init__(
@@ -48,10 +47,9 @@ class TrainingKid:
         train: Images,
         generated: Callable[[int], Iterable[Tensor]],
         device: torch.device,
-        note: Callable[[str], None],
     ) -> None:
         self.num, self._generated, self._device = config.eval.kid_num, generated, device
-        self.extractor = open_extractor(extractor, device, note)
+        self.extractor = open_extractor(extractor, device)
         self.name = metric_name(extractor)
         # not the images that `eval` measures against, for the checkpoint that this keeps is measured there
         self._real = self.extractor.all(apart(train, self.num).parts(), device)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..data.store import Images
 from ..errors import UserError
 from ..rng import numpy_generator
 from .distribution import LEAST
-from .extractors import Extractor
 
 PART = 1024
 """Images decoded at a time."""
@@ -105,27 +103,3 @@ def shown(path: str) -> str:
 def shuffled(count: int) -> np.ndarray:
     """The order in which images of a set of so many are taken to be measured: not that of their files, which are sorted."""
     return numpy_generator(0, "eval", count).permutation(count)
-
-
-class Library:
-    """Features of real images, each set looked at once; `tell` hears how many of how many images have been."""
-
-    def __init__(
-        self, extractor: Extractor, device: torch.device, tell: Callable[[int, int], None] = lambda done, total: None
-    ) -> None:
-        self.extractor, self.device, self.tell = extractor, device, tell
-        self._known: dict[str, Tensor] = {}
-
-    def features(self, share: Share) -> Tensor:
-        """Features (N, D) of these images, on the CPU."""
-        if share.fingerprint not in self._known:
-            self._known[share.fingerprint] = self.extractor.all(self._told(share), self.device)
-        return self._known[share.fingerprint]
-
-    def _told(self, share: Share) -> Iterator[Tensor]:
-        """The parts; each is told of when the next is asked for."""
-        done = 0
-        for part in share.parts():
-            yield part
-            done += len(part)
-            self.tell(done, len(share))
