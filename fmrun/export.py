@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,14 +53,11 @@ def export_source(source: Source, path: Path) -> Exported:
     assert channels is not None
     if ending not in (".safetensors", ".onnx"):
         raise UserError(f"--out {path}: give a name that ends in .safetensors or .onnx")
-    if config.has_targets:
-        if ending == ".onnx":
-            return export_onnx(source.net, path, channels=channels)
-        if config.generator.target is not None:
-            return export_weights(source.net, path)
-        return export_upscaler(source.net, path, scale=scale, channels=channels)
     if ending == ".onnx":
-        return export_latents_onnx(source.net, path, latent_dim=config.generator.latent_dim)
+        size = {"channels": channels} if config.has_targets else {"latent_dim": config.generator.latent_dim}
+        return export_onnx(source.net, path, **size)
+    if config.has_targets and config.generator.target is None:
+        return export_upscaler(source.net, path, scale=scale, channels=channels)
     return export_weights(source.net, path)
 
 
@@ -104,24 +101,6 @@ def export_weights(net: nn.Module, path: Path) -> Exported:
     return _written(path, f"{len(net.state_dict())} tensors", _serialised(_plain(net), path), 0.0)
 
 
-def export_onnx(net: nn.Module, path: Path, *, channels: int) -> Exported:
-    """Write an upscaler as ONNX, from `image` (1, channels, height, width) to `upscaled`, of any height and width; checked
-    with onnxruntime at several.
-
-    Raises UserError without the packages of the extra `export`, and where the net cannot be traced.
-    """
-    examples = [_noise(channels, size) for size in SIZES]
-    return _onnx(net, path, examples, ("image", "upscaled"), {2: "height", 3: "width"})
-
-
-def export_latents_onnx(net: nn.Module, path: Path, *, latent_dim: int) -> Exported:
-    """Write a generator of images as ONNX, from `latent` (batch, latent_dim), normally distributed, to `image` in
-    [-1, 1]; see `export_onnx`."""
-    generator = torch.Generator().manual_seed(0)
-    examples = [torch.randn(count, latent_dim, generator=generator) for count in (3, 1, 5)]
-    return _onnx(net, path, examples, ("latent", "image"), {0: "batch"})
-
-
 def _plain(net: nn.Module) -> nn.Module:
     """The net on the CPU, in eval mode, SPAN's convolutions of inference computed from those it was trained with."""
     settle(net)
@@ -142,9 +121,20 @@ def _written(path: Path, what: str, data: bytes, difference: float) -> Exported:
     return Exported(path, what, len(data), difference)
 
 
-def _onnx(
-    net: nn.Module, path: Path, examples: Sequence[Tensor], names: tuple[str, str], dynamic: dict[int, str]
-) -> Exported:
+def export_onnx(net: nn.Module, path: Path, *, channels: int | None = None, latent_dim: int = 0) -> Exported:
+    """Write a generator as ONNX: an upscaler, from `image` (1, channels, height, width) to `upscaled`, of any height and
+    width; without `channels` one of images, from `latent` (batch, latent_dim), normally distributed, to `image` in [-1, 1].
+    Checked with onnxruntime at several sizes.
+
+    Raises UserError without the packages of the extra `export`, and where the net cannot be traced.
+    """
+    if channels is not None:
+        names, dynamic = ("image", "upscaled"), {2: "height", 3: "width"}
+        examples = [_noise(channels, size) for size in SIZES]
+    else:
+        names, dynamic = ("latent", "image"), {0: "batch"}
+        generator = torch.Generator().manual_seed(0)
+        examples = [torch.randn(count, latent_dim, generator=generator) for count in (3, 1, 5)]
     if any(find_spec(package) is None for package in ONNX_PACKAGES):
         raise UserError('exporting to ONNX needs extra packages: pip install "fmrun[export]"')
     import onnxruntime

@@ -12,7 +12,7 @@ from torch import nn
 
 from fmrun import export
 from fmrun.errors import FmrunError, UserError
-from fmrun.export import export_latents_onnx, export_onnx, export_upscaler, export_weights
+from fmrun.export import export_onnx, export_upscaler, export_weights
 from fmrun.models.dcgan import DcganGenerator
 from fmrun.models.upscalers import ARCHITECTURES, build_upscaler
 from fmrun.models.weights import load_weights
@@ -126,7 +126,7 @@ def test_onnx_from_latents(tmp_path):
     ort = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net = DcganGenerator(28, 1, 4, 8, rng())
-    made = export_latents_onnx(net, tmp_path / "net.onnx", latent_dim=8)
+    made = export_onnx(net, tmp_path / "net.onnx", latent_dim=8)
     assert made.difference < 1e-5
     session = ort.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 8]
@@ -143,7 +143,7 @@ def test_onnx_that_computes_something_else_is_not_written(tmp_path, monkeypatch)
     monkeypatch.setattr(export, "ONNX_TOLERANCE", 0.0)
     net = DcganGenerator(28, 1, 4, 8, rng())
     with pytest.raises(FmrunError, match=r"is not written: for latent \(3, 8\) ONNX's result is off by"):
-        export_latents_onnx(net, tmp_path / "net.onnx", latent_dim=8)
+        export_onnx(net, tmp_path / "net.onnx", latent_dim=8)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -132,13 +132,11 @@ def test_esrgans_dense_blocks_begin_small():
 @pytest.mark.parametrize(
     ("arch", "scale", "channels", "params", "words"),
     [
-        ("swinir", 2, 3, {}, r"generator\.type: there is no 'swinir'; there are compact, span, realplksr, esrgan"),
         ("esrgan", 3, 3, {}, r"ESRGAN upscales by x1, x2, x4, not x3; choose another type"),
         ("compact", 8, 3, {}, r"Compact upscales by x1, x2, x3, x4, not x8"),
         ("compact", 2, 2, {}, r"Compact takes images of 1, 3, 4 channels, not 2"),
         ("realplksr", 2, 1, {}, r"RealPLKSR takes images of 3 channels, not 1"),
         ("span", 2, 4, {"norm": True}, r"generator\.norm: SPAN's is for 3 channels, not 4; set it to false"),
-        ("span", 2, 3, {"blocks": 3}, r"generator\.blocks: SPAN has no such setting; it has features, norm"),
         ("realplksr", 2, 3, {"features": 6}, r"generator\.features: RealPLKSR's must be a multiple of 4, not 6"),
         ("realplksr", 2, 3, {"kernel": 4}, r"generator\.kernel: RealPLKSR's must be odd, not 4"),
         ("esrgan", 4, 3, {"unshuffle": True}, r"generator\.unshuffle: ESRGAN's is for x1 and x2, not x4"),

@@ -15,16 +15,21 @@ from .norm import spectral_norm
 
 
 @torch.no_grad()
-def init_normal(net: nn.Module, generator: torch.Generator, std: float = 0.02) -> None:
+def init_normal(net: nn.Module, generator: torch.Generator) -> None:
     """Radford et al. 2016: convolutions N(0, 0.02), batch-norm weights N(1, 0.02), biases 0."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.weight.normal_(0.0, std, generator=generator)
+            module.weight.normal_(0.0, 0.02, generator=generator)
         elif isinstance(module, nn.BatchNorm2d):
-            module.weight.normal_(1.0, std, generator=generator)
+            module.weight.normal_(1.0, 0.02, generator=generator)
         bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter):
             bias.zero_()
+
+
+def activate(x: Tensor, inplace: bool = True) -> Tensor:
+    """In place unless x itself is a feature that may have been asked for."""
+    return F.leaky_relu(x, 0.2, inplace=inplace)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -97,7 +102,7 @@ class ConvDiscriminator(nn.Module):
             normed = "norm" in block  # type: ignore[operator]
             if normed:
                 x = block["norm"](x)  # type: ignore[index]
-            x = F.leaky_relu(x, 0.2, inplace=normed)  # in place only where no tap holds the same memory
+            x = activate(x, inplace=normed)  # in place only where no tap holds the same memory
             if f"block{i}" in layers:
                 features[f"block{i}"] = x
         return x, features

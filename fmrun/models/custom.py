@@ -101,15 +101,14 @@ def custom_generator(
     params: Mapping[str, Any],
     generator: torch.Generator,
     examples: Sequence[tuple[Tensor, Sequence[int]]],
-    field: str = "generator",
 ) -> nn.Module:
     """The user's own generator, once it is known to make of each of the `examples` (B, …), latents or images, images of
     the shape (B, C, H, W) beside it.
 
     It takes latents as (B, n) or as (B, n, 1, 1), and images of any size. Raises UserError if it does not.
     """
-    net = load_target(target, params, field, generator)
-    what = f"{field}.target: '{target}'"
+    net = load_target(target, params, "generator", generator)
+    what = f"generator.target: '{target}'"
     first = examples[0][0]
     if first.ndim == 2 and not _takes(net, *examples[0], what):
         maps = net.register_forward_pre_hook(_as_maps)
@@ -160,14 +159,13 @@ def custom_discriminator(
     params: Mapping[str, Any],
     generator: torch.Generator,
     image: tuple[int, int, int],
-    field: str = "discriminator",
 ) -> nn.Module:
     """The user's own discriminator of images (C, H, W): as it is if it has the face of fmrun's, else walked.
 
     Raises UserError if it cannot be made, does not take such images, gives no logits, or has nothing to train.
     """
-    net = load_target(target, params, field, generator)
-    what = f"{field}.target: '{target}'"
+    net = load_target(target, params, "discriminator", generator)
+    what = f"discriminator.target: '{target}'"
     if not isinstance(net, Discriminator):
         example = example_of(net, image, what)
         hold_spectral(net)

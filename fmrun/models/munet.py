@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from ..config import DiscriminatorConfig
 from ..errors import UserError
 from ..feature_matching.discriminator import DiscriminatorOutput, Shape
-from .base import Doubling, init_normal
+from ..feature_matching.statistics import at_least_float32
+from .base import Doubling, activate, init_normal
 from .norm import spectral_norm
 
 SMALLEST = 32
@@ -41,23 +42,14 @@ BINOMIAL = (1, 4, 6, 4, 1)
 EPS = 1e-6
 
 
-def _activate(x: Tensor, inplace: bool = True) -> Tensor:
-    """In place unless x itself is a feature that may have been asked for."""
-    return F.leaky_relu(x, 0.2, inplace=inplace)
-
-
 def _run(convolutions: Iterable[nn.Module], x: Tensor) -> Tensor:
     """Convolutions, each with its activation and He's gain sqrt(2): under spectral norm alone every layer shrinks what
     it is given, and beside a skip connection nothing would be left of the deep features."""
     count = 0
     for conv in convolutions:
-        x = _activate(conv(x))
+        x = activate(conv(x))
         count += 1
     return x * 2 ** (count / 2)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def luma(image: Tensor) -> Tensor:
@@ -72,7 +64,7 @@ def log_spectrum(x: Tensor) -> Tensor:
     """Spectrum F of x (B, 1, H, W) on a logarithmic scale, (B, 3, H, W), the mean in the middle:
     log(1 + |F|), and the real and imaginary parts scaled to that magnitude. At least float32, orthonormal."""
     with torch.autocast(x.device.type, enabled=False):
-        spectrum = torch.fft.fftshift(torch.fft.fft2(_wide(x), norm="ortho"), dim=(-2, -1))
+        spectrum = torch.fft.fftshift(torch.fft.fft2(at_least_float32(x), norm="ortho"), dim=(-2, -1))
         real, imaginary = spectrum.real, spectrum.imag
         magnitude = torch.sqrt(real.square() + imaginary.square() + EPS)
         logarithm = torch.log1p(magnitude)
@@ -88,7 +80,7 @@ def sobel(x: Tensor) -> Tensor:
     gx = (across[:, :, :-2] + 2 * across[:, :, 1:-1] + across[:, :, 2:]) / 8
     gy = (down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]) / 8
     with torch.autocast(x.device.type, enabled=False):
-        return torch.sqrt(_wide(gx).square() + _wide(gy).square() + EPS)
+        return torch.sqrt(at_least_float32(gx).square() + at_least_float32(gy).square() + EPS)
 
 
 class WindowAttention(nn.Module):
@@ -119,7 +111,7 @@ class WindowAttention(nn.Module):
             return t.permute(0, 3, 5, 1, 4, 6, 2).flatten(4, 5)
 
         q, k, v = windows(_unit(q)), windows(_unit(k)), windows(v)
-        scores = _wide(q @ k.transpose(-2, -1)) * self.sharpness.clamp(max=math.log(100.0)).exp()
+        scores = at_least_float32(q @ k.transpose(-2, -1)) * self.sharpness.clamp(max=math.log(100.0)).exp()
         if below or right:
             inside = x.new_ones(1, 1, 1, height, width, dtype=torch.bool)
             scores = scores.masked_fill(~windows(inside).transpose(-2, -1), -math.inf)
@@ -131,7 +123,7 @@ class WindowAttention(nn.Module):
 
 def _unit(t: Tensor) -> Tensor:
     """t (B, heads, d, H, W) at length 1 over d; smooth at 0, so that it has a second derivative there too."""
-    wide = _wide(t)
+    wide = at_least_float32(t)
     return (wide * torch.rsqrt(wide.square().sum(2, keepdim=True) + EPS)).to(t.dtype)
 
 
@@ -252,7 +244,7 @@ class MUNet(nn.Module):
         skips: list[Tensor] = []
         if stages >= 0:
             found["input"] = self.input(image)
-            skips.append(_activate(found["input"], inplace=False))
+            skips.append(activate(found["input"], inplace=False))
         for i, stage in enumerate(self.encoder[:stages] if stages > 0 else (), 1):
             skips.append(stage(skips[-1]))
             found[f"enc{i}"] = skips[-1]
@@ -272,7 +264,7 @@ class MUNet(nn.Module):
         judged = None
         if logits or "fusion" in wanted:
             found["fusion"] = self._fuse(*(found[name] for name in self.branches))
-            judged = self.head(_activate(found["fusion"], inplace=False)) if logits else None
+            judged = self.head(activate(found["fusion"], inplace=False)) if logits else None
         return DiscriminatorOutput(judged, {name: found[name] for name in self.feature_names if name in layers})
 
     def _frequency(self, image: Tensor) -> Tensor:

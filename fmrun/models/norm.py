@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,14 +144,10 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], -1)
 
 
-M = TypeVar("M", bound=nn.Module)
-
-
-def spectral_norm(module: M, generator: torch.Generator) -> M:
+def spectral_norm(module: nn.Module, generator: torch.Generator) -> None:
     """Give `module.weight` (outputs, …), already initialised and not zero, spectral norm."""
     norm = SpectralNorm(module.get_parameter("weight"), generator)
     parametrize.register_parametrization(module, "weight", norm, unsafe=True)
-    return module
 
 
 def hold_spectral(net: nn.Module) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import DiscriminatorConfig
 from ..errors import UserError
 from ..feature_matching.discriminator import DiscriminatorOutput, Shape
-from .base import Doubling, init_normal
+from .base import Doubling, activate, init_normal
 from .norm import spectral_norm
 
 SMALLEST = 8
@@ -77,20 +76,16 @@ class UNet(nn.Module):
 
     def _layer(self, name: str, x: Tensor, skips: list[Tensor]) -> Tensor:
         if name == "input":
-            return _activate(self.input(x))
+            return activate(self.input(x))
         kind, i = name[:-1], int(name[-1]) - 1
         if kind == "down":
             skips.append(x)
-            return _activate(self.down[i](_even(x)))
+            return activate(self.down[i](_even(x)))
         if kind == "up":
             skip = skips.pop()
             x = self.upsample(x, (skip.shape[2], skip.shape[3]))
-            return _activate(self.up[i](x)) + skip
-        return _activate(self.refine[i](x))
-
-
-def _activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.2, inplace=True)
+            return activate(self.up[i](x)) + skip
+        return activate(self.refine[i](x))
 
 
 def _even(x: Tensor) -> Tensor:

@@ -116,46 +116,36 @@ def _channels(count: int) -> str:
     return f"{count} channel{'s' if count > 1 else ''}"
 
 
-def describe(arch: str, scale: int, channels: int, field: str = "generator", **params: Any) -> Upscaler:
+def describe(arch: str, scale: int, channels: int, **params: Any) -> Upscaler:
     """The upscaler that these settings mean; a parameter that is None or not given has the architecture's default.
 
     Raises UserError, saying what there is, for what the architecture cannot do.
     """
-    if arch not in ARCHITECTURES:
-        raise UserError(f"{field}.type: there is no '{arch}'; there are {', '.join(ARCHITECTURES)}")
     a = ARCHITECTURES[arch]
-    unknown = [key for key, value in params.items() if value is not None and key not in a.params]
-    if unknown:
-        raise UserError(
-            f"{field}.{unknown[0]}: {a.title} has no such setting; it has {', '.join(a.params)}; where a preset sets "
-            f"it, clear it with -s {field}.{unknown[0]}=none"
-        )
     if scale not in a.scales:
         raise UserError(
-            f"{field}: {a.title} upscales by {', '.join(f'x{n}' for n in a.scales)}, not x{scale}; choose another type"
+            f"generator: {a.title} upscales by {', '.join(f'x{n}' for n in a.scales)}, not x{scale}; choose another type"
         )
-    full = dict(a.params) | {key: value for key, value in params.items() if value is not None}
+    full = {key: default if params.get(key) is None else params[key] for key, default in a.params.items()}
     if channels not in a.channels:
         raise UserError(
-            f"{field}: {a.title} takes images of {', '.join(map(str, a.channels))} channels, not {channels}; "
+            f"generator: {a.title} takes images of {', '.join(map(str, a.channels))} channels, not {channels}; "
             "choose another type, or set data.channels"
         )
     if arch == "span" and full["norm"] and channels != 3:
-        raise UserError(f"{field}.norm: SPAN's is for 3 channels, not {channels}; set it to false")
+        raise UserError(f"generator.norm: SPAN's is for 3 channels, not {channels}; set it to false")
     if arch == "realplksr" and full["features"] % GROUPS:
-        raise UserError(f"{field}.features: RealPLKSR's must be a multiple of {GROUPS}, not {full['features']}")
+        raise UserError(f"generator.features: RealPLKSR's must be a multiple of {GROUPS}, not {full['features']}")
     if arch == "realplksr" and full["kernel"] % 2 == 0:
-        raise UserError(f"{field}.kernel: RealPLKSR's must be odd, not {full['kernel']}")
+        raise UserError(f"generator.kernel: RealPLKSR's must be odd, not {full['kernel']}")
     if arch == "esrgan" and full["unshuffle"] and scale == 4:
-        raise UserError(f"{field}.unshuffle: ESRGAN's is for x1 and x2, not x4; set it to false")
+        raise UserError("generator.unshuffle: ESRGAN's is for x1 and x2, not x4; set it to false")
     return Upscaler(arch, scale, channels, full)
 
 
-def build_upscaler(
-    arch: str, scale: int, channels: int, generator: torch.Generator, field: str = "generator", **params: Any
-) -> nn.Module:
+def build_upscaler(arch: str, scale: int, channels: int, generator: torch.Generator, **params: Any) -> nn.Module:
     """A new net of spandrel's class, in train mode, with first weights from `generator`; see `describe`."""
-    upscaler = describe(arch, scale, channels, field, **params)
+    upscaler = describe(arch, scale, channels, **params)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         net = _make(upscaler)
@@ -204,7 +194,7 @@ def tiling(u: Upscaler) -> Tiling:
     return Tiling(math.ceil(radius) * shuffle + shuffle - 1, 2 * shuffle, shuffle)
 
 
-def read_pretrained(path: str | Path, field: str = "generator.init") -> tuple[nn.Module, Upscaler]:
+def read_pretrained(path: str | Path) -> tuple[nn.Module, Upscaler]:
     """The net in a `.safetensors`, `.pth`, `.pt` or `.ckpt` file, in train mode, and what it is, found out by spandrel.
     Nothing in the file is executed.
 
@@ -213,17 +203,19 @@ def read_pretrained(path: str | Path, field: str = "generator.init") -> tuple[nn
     from spandrel import MAIN_REGISTRY, UnsupportedModelError
 
     file = Path(path)
-    weights = _unwrapped(read_state(file, field), file, field)
+    weights = _unwrapped(read_state(file, "generator.init"), file)
     try:
         with torch.random.fork_rng(devices=[]):
             found = MAIN_REGISTRY.load(weights)
     except UnsupportedModelError:
-        raise UserError(f"{field}: '{path}' is no upscaler that spandrel knows") from None
+        raise UserError(f"generator.init: '{path}' is no upscaler that spandrel knows") from None
     except LOAD_ERRORS as error:  # spandrel looks at the tensors' names and shapes, and trusts them
-        raise UserError(f"{field}: '{path}' looks like an upscaler but is damaged ({first_line(error)})") from None
+        raise UserError(
+            f"generator.init: '{path}' looks like an upscaler but is damaged ({first_line(error)})"
+        ) from None
     net: Any = found.model
     arch = next((key for key, a in ARCHITECTURES.items() if type(net) is a.net), None)
-    what = f"{field}: '{path}' is a {title_of(net)} x{found.scale}"
+    what = f"generator.init: '{path}' is a {title_of(net)} x{found.scale}"
     if arch is None:
         raise UserError(f"{what}, and fmrun trains {', '.join(a.title for a in ARCHITECTURES.values())}")
     a, own = ARCHITECTURES[arch], net.hyperparameters
@@ -238,12 +230,10 @@ def read_pretrained(path: str | Path, field: str = "generator.init") -> tuple[nn
     return net.float().train().requires_grad_(), Upscaler(arch, found.scale, found.input_channels, params)
 
 
-def load_pretrained(
-    path: str | Path, *, scale: int, channels: int, arch: str, params: Params, field: str = "generator.init"
-) -> nn.Module:
+def load_pretrained(path: str | Path, *, scale: int, channels: int, arch: str, params: Params) -> nn.Module:
     """The net in a file, in train mode. Raises UserError, saying what the file is, if it is not what is asked for; a
     parameter that is None is not asked for."""
-    net, u = read_pretrained(path, field)
+    net, u = read_pretrained(path)
     asked = {
         "generator.type": (arch, u.arch),
         "data.scale": (scale, u.scale),
@@ -254,7 +244,7 @@ def load_pretrained(
     if wrong:
         wants = ", ".join(f"{key.partition('.')[2]} {want}" for key, (want, _) in wrong.items())
         mend = flags({key: have for key, (_, have) in wrong.items()})
-        raise UserError(f"{field}: '{path}' is {u}, and the config asks for {wants}: add {mend}")
+        raise UserError(f"generator.init: '{path}' is {u}, and the config asks for {wants}: add {mend}")
     return net
 
 
@@ -265,7 +255,7 @@ def settle(net: nn.Module) -> None:
             update()
 
 
-def _unwrapped(content: dict[str, Any], file: Path, field: str) -> dict[str, Any]:
+def _unwrapped(content: dict[str, Any], file: Path) -> dict[str, Any]:
     """Weights without what trainers put around and before their names; of an fmrun checkpoint, the averaged ones."""
     for prefix in ("ema.", "generator."):
         inner = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
@@ -278,5 +268,5 @@ def _unwrapped(content: dict[str, Any], file: Path, field: str) -> dict[str, Any
         if weights and all(key.startswith(prefix) for key in weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{field}: '{file}' holds no weights that spandrel can find in it")
+        raise UserError(f"generator.init: '{file}' holds no weights that spandrel can find in it")
     return weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shlex
 import struct
@@ -19,6 +18,7 @@ from torch import nn
 from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
 from ..errors import UserError, reading
+from ..presets import render
 
 NO_SHAPE = ("init", "train")
 """Settings of a net on which the shapes of its weights do not depend."""
@@ -68,8 +68,7 @@ def first_line(error: BaseException) -> str:
 
 def flags(settings: Mapping[str, Any]) -> str:
     """These settings on a command line."""
-    shown = {key: json.dumps(v) if not isinstance(v, str | None) else v or "none" for key, v in settings.items()}
-    return " ".join(f"-s {shlex.quote(f'{key}={value}')}" for key, value in shown.items())
+    return " ".join(f"-s {shlex.quote(render(key, value))}" for key, value in settings.items())
 
 
 def load_weights(net: nn.Module, path: str, prefixes: Sequence[str], field: str, config: Config | None = None) -> None:
