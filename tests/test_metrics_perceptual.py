@@ -55,6 +55,6 @@ def test_it_is_measured_on_whole_images_beside_bicubic() -> None:
     row = monitor.held_out(1)
     assert set(row) == set(monitor.names)
     assert {"eval/mobilenet", "eval/mobilenet_bicubic", "eval/ssim_y_bicubic"} <= set(row)
-    low, high = data.valid.whole(0)
+    low, high = data.valid.pair(0)
     bicubic = (monitor.bicubic(low) * 255).round() / 255
     assert row["eval/mobilenet_bicubic"] == pytest.approx(float((bicubic - high[None] / 255).abs().mean()), rel=1e-5)

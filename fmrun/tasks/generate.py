@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from ..config import Config
-from ..data.feed import Feed, order
+from ..data.feed import order
 from ..data.files import Progress
 from ..data.sources import open_images
 from ..data.store import to_float, to_uint8
@@ -25,7 +25,7 @@ from ..models.norm import restored_buffers
 from ..models.weights import load_weights
 from ..rng import torch_generator
 from . import Batch, Data, Kind, Raw, Task
-from .pair import PairTask, feed_of
+from .pair import PairData, PairTask
 
 CALIBRATION_IMAGES = 512
 
@@ -103,16 +103,13 @@ class Generate(PairTask):
             yield self.run(self.average, part.to(self.device, self.dtype))
 
 
-class GenerateData:
+class GenerateData(PairData):
     """Training and held-out images."""
 
     def __init__(self, config: Config, progress: Progress | None = None, *, trained: bool = True):
         self.train, self.valid = open_images(config.data, config.seed, progress)
         data = config.data.model_copy(update={"channels": self.train.channels})
         self.config = config.model_copy(update={"data": data})
-
-    def feed(self, world: World, device: torch.device, start: int, *, cache: str = "auto", workers: int = 0) -> Feed:
-        return feed_of(self.train, self.config, world, device, start, cache=cache, workers=workers)
 
     def describe(self) -> str:
         train, valid = self.train, self.valid

@@ -72,27 +72,25 @@ class _Kept(nn.Module):
         return DiscriminatorOutput(logits, {name: feature.clone() for name, feature in out.features.items()})
 
 
-def feed_of(
-    images: Images,
-    config: Config,
-    world: World,
-    device: torch.device,
-    start: int,
-    *,
-    cache: str,
-    workers: int,
-) -> Feed:
-    """This process's share of the windows of each draw, from draw `start` on: patches of pairs, or whole images."""
-    windows = Windows(
-        images,
-        seed=config.seed,
-        global_batch=config.train.batch_size,
-        part=world.local_slice(config.train.batch_size),
-        patch_size=config.data.patch_size if images.paired else None,
-        hflip=config.data.hflip,
-        rotate=config.data.rotate,
-    )
-    return Feed(windows, device=device, cache=cache, workers=workers, start=start)
+class PairData:
+    """Images that have been opened."""
+
+    train: Images
+    config: Config
+
+    def feed(self, world: World, device: torch.device, start: int, *, cache: str = "auto", workers: int = 0) -> Feed:
+        """This process's share of the windows of each draw, from draw `start` on: patches of pairs, or whole images."""
+        config, data = self.config, self.config.data
+        windows = Windows(
+            self.train,
+            seed=config.seed,
+            global_batch=config.train.batch_size,
+            part=world.local_slice(config.train.batch_size),
+            patch_size=data.patch_size if self.train.paired else None,
+            hflip=data.hflip,
+            rotate=data.rotate,
+        )
+        return Feed(windows, device=device, cache=cache, workers=workers, start=start)
 
 
 class PairTask:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ..checkpoint import read_meta
 from ..config import Config
-from ..data.feed import Feed, PairBatch, Windows
+from ..data.feed import PairBatch, Windows
 from ..data.files import Progress
 from ..data.filters import bicubic_up
 from ..data.pairs import open_pairs
 from ..data.places import few
-from ..data.store import Images
+from ..data.store import Images, to_float
 from ..dist import World
 from ..errors import UserError
 from ..grid import grid, save_png, to_uint8
@@ -44,9 +44,7 @@ from ..rng import torch_generator
 from ..tiling import Tiles
 from ..tiling import upscale as upscale_in_tiles
 from . import Batch, Data, Kind, Raw, Task
-from .pair import PairTask, feed_of
-
-PARAMS = {name: architecture.params for name, architecture in ARCHITECTURES.items()}
+from .pair import PairData, PairTask
 
 PREVIEW_SIDE = 128
 """Side of the pieces of validation images shown, in high-resolution pixels."""
@@ -184,14 +182,11 @@ class Upscale(PairTask):
         """Patches in [-1, 1]; augmentation is drawn for the global batch and sliced."""
         assert isinstance(raw, PairBatch)
         count = self.config.train.accumulate
-        low, high = (self._float(x) for x in raw)
+        low, high = (to_float(images, self.dtype).contiguous(memory_format=torch.channels_last) for images in raw)
         return [
             Batch(real=h, condition=l, augment=a)
             for h, l, a in zip(high.chunk(count), low.chunk(count), self.augmentation(draw), strict=True)
         ]
-
-    def _float(self, images: Tensor) -> Tensor:
-        return (images.to(self.dtype) / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
     def _upscale(self, net: nn.Module, low: Tensor) -> Tensor:
         """Upscalers take and give [0, 1]."""
@@ -215,7 +210,7 @@ class Upscale(PairTask):
         settle(self.average)
 
 
-class UpscaleData:
+class UpscaleData(PairData):
     """Training and validation pairs, checked whole."""
 
     def __init__(self, config: Config, progress: Progress | None = None, *, trained: bool = True):
@@ -226,16 +221,13 @@ class UpscaleData:
             _refuse_tiny(self.valid if self.valid is not None else self.train)
         data = d.model_copy(update={"channels": self.train.channels})
         generator = config.generator
-        known = PARAMS[generator.type] if generator.target is None else ()
+        known = ARCHITECTURES[generator.type].params if generator.target is None else ()
         left = [key for key, value in _params(config).items() if value is None and key in known]
         # once settled they are in the run's config, and the file is needed no more
         if left and generator.init is not None and not _is_checkpoint(generator.init):
             own = read_pretrained(generator.init)[1].params  # the file decides what the config leaves open
             generator = generator.model_copy(update={key: own[key] for key in left if key in own})
         self.config = config.model_copy(update={"data": data, "generator": generator})
-
-    def feed(self, world: World, device: torch.device, start: int, *, cache: str = "auto", workers: int = 0) -> Feed:
-        return feed_of(self.train, self.config, world, device, start, cache=cache, workers=workers)
 
     def describe(self) -> str:
         train, valid = self.train, self.valid
