@@ -29,6 +29,10 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
+from commands import leave_out_what_takes_long  # noqa: E402
+
+leave_out_what_takes_long()
+
 
 LONG = ("test_gpu", "test_sweep_launch", "test_tasks", "test_distributed", "test_sweep", "test_trust", "test_cli")
 
