@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # as every optimiser does, but once, before commands are forked off this process
+import torch._dynamo  # this and the next two: what commands import, once, before they are forked off this process
 
+import fmrun.bench
+import fmrun.train
 from fmrun.__main__ import main as command_line
 from fmrun.environment import environment
 from fmrun.presets import describe, names, resolve
