@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # this and the next two: what commands import, once, before they are forked off this process
 
+import fmrun.bench
+import fmrun.train
 from fmrun.__main__ import main as command_line
 from fmrun.environment import environment
 from fmrun.presets import describe, names, resolve
@@ -91,7 +94,8 @@ def fmrun(part: Part, *arguments: str, fork: bool) -> str:
 
 def parts(device: str, smoke: bool, work: Path) -> Iterator[Part]:
     runs, fork = ("--runs-dir", str(work), "--device", device), device == "cpu"
-    small = ("-s", "generator.width=4", "-s", "discriminator.width=4", "--batch-size", "8") if smoke else ()
+    nets = ("-s", "generator.width=4", "-s", "discriminator.width=4", "-s", "eval.num=16")
+    small = (*nets, "-s", "eval.kid_every=0", "--batch-size", "8") if smoke else ()
 
     def tests(part: Part) -> dict[str, Any]:
         out = run(
@@ -111,7 +115,7 @@ def parts(device: str, smoke: bool, work: Path) -> Iterator[Part]:
     for batch, precision in ((4, "fp32"),) if smoke else ((128, "fp32"), (128, "bf16"), (1024, "fp32"), (1024, "bf16")):
 
         def bench(part: Part, batch: int = batch, precision: str = precision) -> dict[str, Any]:
-            sizes = ("-s", "data.image_size=32", "--rounds", "1") if smoke else ("--rounds", "20")
+            sizes = (*nets, "-s", "data.image_size=32", "--rounds", "1") if smoke else ("--rounds", "20")
             asked = ("--pair", "dcgan", "--batch-size", str(batch), "--precision", precision)
             return json.loads(fmrun(part, "bench", *asked, *sizes, "--device", device, "--json", fork=fork))
 

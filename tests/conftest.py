@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +26,20 @@ os.environ["XDG_CACHE_HOME"] = os.environ["XDG_CONFIG_HOME"] = _CACHE.name
 # whatever folder they are started in, they run the fmrun that lies beside these tests
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 
+# where Python may write no byte code, each process compiles torch anew, which takes longer than most tests
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", os.path.join(_CACHE.name, "bytecode"))
+    import torch._dynamo  # what every optimiser imports, before processes that again may not write
+
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+from commands import leave_out_what_takes_long  # noqa: E402
+
+leave_out_what_takes_long()
 
 
 LONG = ("test_gpu", "test_sweep_launch", "test_tasks", "test_distributed", "test_sweep", "test_trust", "test_cli")

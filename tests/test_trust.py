@@ -361,8 +361,9 @@ def test_two_commands_that_allow_at_once_both_are_remembered(home: Path) -> None
 # ---- what is imported
 
 
-def test_byte_code_that_lies_there_is_not_run() -> None:
+def test_byte_code_that_lies_there_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cached file may claim to belong to the source that was allowed."""
+    monkeypatch.setattr(sys, "pycache_prefix", None)
     Path("own_nets.py").write_text(NETS.format(more=""))
     Path("evil.py").write_text(SIDE_EFFECT)
     cached = py_compile.compile(
