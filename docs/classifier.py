@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fmrun.data.sources import BUNDLED, read_bundled, read_idx
 from fmrun.metrics.modes import SIDE, WEIGHTS, Classifier
-from fmrun.rng import torch_generator
+from fmrun.runtime.rng import torch_generator
 
 EPOCHS, BATCH, RATE = 40, 100, 3e-3
 SHIFT = 2

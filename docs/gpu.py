@@ -24,10 +24,10 @@ import torch
 import torch._dynamo  # this and the next two: what commands import, once, before they are forked off this process
 
 import fmrun.bench
-import fmrun.train
+import fmrun.train.run
 from fmrun.__main__ import main as command_line
-from fmrun.environment import environment
-from fmrun.presets import describe, names, resolve
+from fmrun.config.presets import describe, names, resolve
+from fmrun.runtime.environment import environment
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -106,7 +106,7 @@ def parts(device: str, smoke: bool, work: Path) -> Iterator[Part]:
             "-q",
             "-m",
             "cuda",
-            *(("tests/test_graphs.py",) if smoke else ("tests",)),
+            *(("tests/train/test_cuda_graphs.py",) if smoke else ("tests",)),
         )
         return {"said": out.strip().splitlines()[-1]}
 

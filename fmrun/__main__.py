@@ -23,7 +23,7 @@ def main() -> None:
     with suppress(OSError):  # an empty entry of PYTHONPATH: nothing in the current folder is imported by its mere name
         sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]
     from .cli import app
-    from .errors import INTERNAL, FmrunError
+    from .runtime.errors import INTERNAL, FmrunError
 
     code = 0
     try:
@@ -94,7 +94,7 @@ def _tell(message: str, everywhere: bool | None = True) -> None:
     else:
         quiet = rank != "0" and bool(everywhere)
     if not quiet:
-        from .report import Reporter
+        from .runtime.report import Reporter
 
         Reporter().error(message if rank == "0" else f"process {rank}: {message}")
 

@@ -37,7 +37,7 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-from commands import leave_out_what_takes_long  # noqa: E402
+from support.commands import leave_out_what_takes_long  # noqa: E402
 
 leave_out_what_takes_long()
 
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder that is the current one, with 40 grey images of 28 px in `images.npz`."""
-    from commands import end_all, write_images
+    from support.commands import end_all, write_images
 
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "images.npz")

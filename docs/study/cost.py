@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from fmrun.dist import World
-from fmrun.environment import cpu_model
-from fmrun.presets import Override, resolve
-from fmrun.state import State
+from fmrun.config.presets import Override, resolve
+from fmrun.runtime.dist import World
+from fmrun.runtime.environment import cpu_model
+from fmrun.train.state import State
 
 MATCHES = ("sample", "mean", "moments", "mmd", "sliced")
 ROUNDS, STEPS = 15, 8

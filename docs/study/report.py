@@ -13,7 +13,7 @@ import pandas as pd
 from fmrun.compare.columns import Column, Score, columns_of
 from fmrun.compare.figures import Row, dots, encode
 from fmrun.compare.measurements import differences, over_seeds, read, tail_mean
-from fmrun.health import COLLAPSED
+from fmrun.train.health import COLLAPSED
 
 HERE = Path(__file__).parent
 ORDER = ["plain", "raw-sample", "sample", "mean", "moments", "mmd", "sliced"]

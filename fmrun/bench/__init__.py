@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..allocator import keep_freed_memory
 from ..config import Config
-from ..environment import environment
-from ..errors import UserError
-from ..precision import choose_device, choose_precision, set_determinism
-from ..presets import Override, resolve
-from ..report import Reporter, counted
+from ..config.presets import Override, resolve
+from ..runtime.allocator import keep_freed_memory
+from ..runtime.environment import environment
+from ..runtime.errors import UserError
+from ..runtime.precision import choose_device, choose_precision, set_determinism
+from ..runtime.report import Reporter, counted
 from ..tasks import kind
 from .baselines import Baseline
 from .count import StepCounter, passes, units

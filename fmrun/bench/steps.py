@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .. import runs
 from ..config import Config
-from ..dist import World
-from ..loop import Session, Stop
-from ..report import Reporter
-from ..state import State
+from ..runs import folder as runs
+from ..runtime.dist import World
+from ..runtime.report import Reporter
 from ..tasks import Batch, Data, kind
+from ..train.loop import Session, Stop
+from ..train.state import State
 from .timing import quotients, wait
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..report import counted, format_table
+from ..runtime.report import counted, format_table
 
 
 def tables(result: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ def bench(
     """Measure what a training step costs here: without feature matching, with it, and as published."""
     from .. import bench as benching
     from ..bench.words import tables
-    from ..report import Reporter, emit, emit_json
+    from ..runtime.report import Reporter, emit, emit_json
     from . import options
 
     options.choose_device(device)

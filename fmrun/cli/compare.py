@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 from . import options
 
 
@@ -42,9 +42,9 @@ def compare(
     """Show what differs between runs, which is better and how they got there. Runs that differ in their seed are averaged."""
     from ..compare.comparison import compare as read
     from ..compare.table import text, to_json
-    from ..files import saving, write_atomic
-    from ..report import Reporter, emit, emit_json
-    from ..runs import find
+    from ..runs.folder import find
+    from ..runtime.files import saving, write_atomic
+    from ..runtime.report import Reporter, emit, emit_json
 
     if html is not None and (html.is_dir() or html.suffix.lower() not in (".html", ".htm")):
         raise UserError(f"--html {html}: a page is a file whose name ends in .html")

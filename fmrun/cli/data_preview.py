@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 from . import options
 
 
@@ -23,15 +23,15 @@ def data_preview(
     out: Annotated[Path, typer.Option(help="PNG file.")] = Path("data-preview.png"),
 ) -> int:
     """Draw what training would see: pairs of low and high resolution with their degradations, or real images."""
+    from ..config.presets import resolve
     from ..data.places import refuse_missing
-    from ..presets import resolve
-    from ..report import emit, escape
+    from ..runtime.report import emit, escape
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the picture is written as .png; give a name that ends in it")
     resolved = resolve(preset, config, options.as_overrides(context), trust_code=trust_code)
     refuse_missing(resolved.data, resolved.task)
-    from ..files import clean
+    from ..runtime.files import clean
     from ..tasks import kind
 
     images = kind(resolved.task).open(resolved)

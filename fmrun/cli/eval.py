@@ -53,8 +53,8 @@ def eval(
     targets = [options.run_or_checkpoint(name, runs_dir) for name in dict.fromkeys(runs or [])]
     targets = targets or [options.run_or_checkpoint(None, runs_dir)]
     from .. import evaluate as work
-    from ..presets import Override, parse_set
-    from ..report import Reporter, emit, emit_json
+    from ..config.presets import Override, parse_set
+    from ..runtime.report import Reporter, emit, emit_json
 
     overrides = [parse_set(text) for text in set_ or []]
     if data is not None:

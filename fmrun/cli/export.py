@@ -19,9 +19,9 @@ def export(
 ) -> int:
     """Write the generator alone, for other programs: safetensors, which spandrel (chaiNNer, ComfyUI) detects, or ONNX."""
     target = options.run_or_checkpoint(run, runs_dir)
-    from .. import sample as sampling
-    from ..export import export_source
-    from ..report import Reporter, emit, escape
+    from ..runtime.report import Reporter, emit, escape
+    from ..sample import sample as sampling
+    from ..sample.export import export_source
 
     report = Reporter()
     source = sampling.open_source(

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import FmrunError, UserError, reading
+from ..runtime.errors import FmrunError, UserError, reading
 
 if TYPE_CHECKING:
     import torch
 
-    from ..dist import World
-    from ..presets import Override
-    from ..report import Reporter
-    from ..runs import Run
+    from ..config.presets import Override
+    from ..runs.folder import Run
+    from ..runtime.dist import World
+    from ..runtime.report import Reporter
 
 
 def complete_presets(incomplete: str) -> list[str]:
-    from ..presets import names
+    from ..config.presets import names
 
     return [name for name in names() if name.startswith(incomplete)]
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    from ..runs import run_names
+    from ..runs.folder import run_names
 
     return [name for name in run_names(Path("runs")) if name.startswith(incomplete)]
 
@@ -92,8 +92,8 @@ RUNS = Path("runs")
 
 def as_overrides(context: typer.Context) -> list[Override]:
     """The shorthands and `-s` that were given to a command."""
-    from ..overlay import SHORTHANDS
-    from ..presets import Override, parse_set
+    from ..config.overrides import SHORTHANDS
+    from ..config.presets import Override, parse_set
 
     given = context.params
     typed = ((flag, key, given.get(flag[2:].replace("-", "_"))) for flag, key in SHORTHANDS.items())
@@ -107,8 +107,8 @@ def joined(device: str) -> Iterator[tuple[World, Reporter]]:
     import os
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; deterministic kernels need it
-    from ..dist import World
-    from ..report import Reporter
+    from ..runtime.dist import World
+    from ..runtime.report import Reporter
 
     world = World.join(device)
     try:
@@ -122,15 +122,15 @@ def joined(device: str) -> Iterator[tuple[World, Reporter]]:
 
 
 def choose_device(name: str) -> torch.device:
-    from ..precision import choose_device as choose
-    from ..presets import Override, resolve
+    from ..config.presets import Override, resolve
+    from ..runtime.precision import choose_device as choose
 
     resolve(None, None, [Override("--device", "device", name)])  # its error, in its words
     return choose(name)
 
 
 def run_or_checkpoint(name: str | None, runs_dir: Path) -> Run | Path:
-    from ..runs import find
+    from ..runs.folder import find
 
     if name is not None and name.endswith(".safetensors"):
         path = Path(name)

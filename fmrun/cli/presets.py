@@ -14,8 +14,8 @@ def presets(
     json: options.Json = False,
 ) -> int:
     """List the presets, or show one resolved."""
-    from .. import presets as library
-    from ..report import emit, emit_json, format_table
+    from ..config import presets as library
+    from ..runtime.report import emit, emit_json, format_table
 
     if name is not None:
         library.load(name)  # its error, without a flag that was not typed

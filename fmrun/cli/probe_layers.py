@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 from . import options
 
 FREE_IN_PROBE = (
@@ -42,11 +42,11 @@ def probe_layers(
     json: options.Json = False,
 ) -> int:
     """List the discriminator's layers: what each costs, sees and would teach. A preset, a config, or a trained RUN."""
-    from .. import trust
+    from ..config import trust
+    from ..config.presets import resolve, revise
     from ..data.places import refuse_missing
-    from ..presets import resolve, revise
-    from ..report import Reporter, emit, emit_json
-    from ..runs import find
+    from ..runs.folder import find
+    from ..runtime.report import Reporter, emit, emit_json
 
     report, found = Reporter(), None
     overrides = options.as_overrides(context)
@@ -61,7 +61,7 @@ def probe_layers(
         ):  # none of the run's other folders belongs to these images
             gone: dict[str, Any] = {"valid_path": None, "valid_lr_path": None, "lr_path": None, "valid_fraction": 0.0}
             resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update=gone)})
-        from .. import checkpoint
+        from ..runs import checkpoint
 
         found, skipped = checkpoint.newest(folder.checkpoints)
         for sentence in skipped:
@@ -72,7 +72,7 @@ def probe_layers(
         resolved = resolve(preset, config, overrides, need_data=not no_data, trust_code=trust_code)
     if not no_data:
         refuse_missing(resolved.data, resolved.task, "" if run is None else "; give others with --data, or --no-data")
-    from .. import probe
+    from ..probe import probe
 
     result = probe.probe(resolved, run_checkpoint=found, data=not no_data, report=report)
     if json:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 from . import options
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ def resume(
     trust_code: options.TrustCode = False,
 ) -> int:
     """Continue a run exactly where it stopped; --steps makes it longer."""
-    from .. import trust
+    from ..config import trust
+    from ..config.presets import FREE_ON_RESUME, HORIZONS, PLACES, revise
     from ..data.places import located
-    from ..presets import FREE_ON_RESUME, HORIZONS, PLACES, revise
-    from ..runs import find
+    from ..runs.folder import find
 
     overrides = options.as_overrides(context)
     free = FREE_ON_RESUME + HORIZONS + (PLACES if data is not None else PLACES[1:])
@@ -47,6 +47,6 @@ def resume(
         return config.model_copy(update={"data": located(config.data, config.task)})
 
     with options.joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):
-        from .. import train as training
+        from ..train import run as training
 
         return training.resume(found, change, report=report, world=world)

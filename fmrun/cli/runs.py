@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import options
 
 if TYPE_CHECKING:
-    from ..runs import Run
+    from ..runs.folder import Run
 
 
 def runs(
@@ -16,8 +16,8 @@ def runs(
     json: options.Json = False,
 ) -> int:
     """List the runs, or show one."""
-    from ..report import Reporter, emit, emit_json, escape, format_table
-    from ..runs import all_runs, find
+    from ..runs.folder import all_runs, find
+    from ..runtime.report import Reporter, emit, emit_json, escape, format_table
 
     if run is not None:
         shown = _describe_run(find(runs_dir, run))
@@ -48,7 +48,7 @@ def runs(
 
 
 def _describe_run(run: Run) -> dict[str, Any]:
-    from ..checkpoint import steps
+    from ..runs.checkpoint import steps
 
     status = run.status()
     keys = ("step", "steps", "started", "updated", "exit_code", "message", "best")

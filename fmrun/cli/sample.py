@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 from . import options
 
 
@@ -40,8 +40,8 @@ def sample(
 ) -> int:
     """Draw image grids from a trained generator, or upscale photographs with one. Needs no training data."""
     target = options.run_or_checkpoint(run, runs_dir)
-    from .. import sample as sampling
-    from ..report import Reporter, emit, escape
+    from ..runtime.report import Reporter, emit, escape
+    from ..sample import sample as sampling
 
     report = Reporter()
     source = sampling.open_source(

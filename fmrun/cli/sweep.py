@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import DIVERGED, INTERNAL, OK, UserError
+from ..runtime.errors import DIVERGED, INTERNAL, OK, UserError
 from . import options
 
 if TYPE_CHECKING:
-    from ..report import Reporter
+    from ..runtime.report import Reporter
     from ..sweep.item import Item
 
 INDICES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "AWS_BATCH_JOB_ARRAY_INDEX")
@@ -75,8 +75,8 @@ def sweep(
     json: options.Json = False,
 ) -> int:
     """Train a grid of settings over several seeds, and compare. The same command again goes on where it stopped."""
-    from ..presets import DEFAULT
-    from ..report import Reporter, counted, emit
+    from ..config.presets import DEFAULT
+    from ..runtime.report import Reporter, counted, emit
     from ..sweep import grid
     from ..sweep.item import Item
 
@@ -181,7 +181,7 @@ def call(context: typer.Context, command: list[str]) -> int:
 
 def _folder(runs_dir: Path, name: str) -> Path:
     """Where the runs lie."""
-    from ..runs import check_new, check_spelling
+    from ..runs.folder import check_new, check_spelling
 
     check_new(runs_dir, None)
     check_spelling(name, "sweep")
@@ -206,7 +206,7 @@ def _compare(items: list[Item], json: bool, report: Reporter) -> None:
     """The table of `fmrun compare`."""
     from ..compare.comparison import compare
     from ..compare.table import text, to_json
-    from ..report import emit, emit_json
+    from ..runtime.report import emit, emit_json
 
     runs = [one.run for one in items if one.run.config_file.is_file()]
     if len(runs) < 2:

@@ -35,10 +35,10 @@ def train(
     ] = False,
 ) -> int:
     """Train a new run. Without arguments: the preset dcgan-fm on bundled images."""
+    from ..config.presets import DEFAULT, changes, flatten, from_json, resolve
     from ..data.places import refuse_missing
-    from ..presets import DEFAULT, changes, flatten, from_json, resolve
-    from ..report import emit_json
-    from ..runs import check_new, numbered, of_job
+    from ..runs.folder import check_new, numbered, of_job
+    from ..runtime.report import emit_json
 
     resolved = resolve(preset, config, options.as_overrides(context), trust_code=trust_code)
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun may have restarted this, and the run be its own
@@ -46,7 +46,7 @@ def train(
     refuse_missing(resolved.data, resolved.task)
     label = preset or (config.stem if config is not None else DEFAULT)
     with options.joined(resolved.device) as (world, report):
-        from .. import train as training
+        from ..train import run as training
 
         if restarted := world.from_first(of_job(runs_dir, name, world.job) if world.first else None):
             report.note(f"the processes were restarted; they go on with run {restarted.name}")

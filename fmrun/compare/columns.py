@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import UserError
-from ..measures import REFERENCE, TELLING, Better, base, decides, measure, rank
+from ..metrics.measures import REFERENCE, TELLING, Better, base, decides, measure, rank
+from ..runtime.errors import UserError
 from .measurements import FAILED, WAY, at_best, at_last, last_step, over_seeds
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import UserError, nearest
-from ..runs import Run
+from ..runs.folder import Run
+from ..runtime.errors import UserError, nearest
 from .columns import Column, columns_of, curves_of, headline, or_none
 from .configs import differences, group_names, grouped, matches_features
 from .measurements import FAILED, measurements, tail_mean

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from ..config.fields import FIELDS
-from ..presets import FREE_ON_RESUME
+from ..config.presets import FREE_ON_RESUME
 
 NOT_THE_EXPERIMENT = (*(key for key in FREE_ON_RESUME if key != "train.steps"), "data.root")
 """Fields that change what is written down, or how fast, but not what is learned."""

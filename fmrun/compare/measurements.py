@@ -20,9 +20,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from ..errors import reading
-from ..measures import REALS, REFERENCE, base
-from ..runs import Run
+from ..metrics.measures import REALS, REFERENCE, base
+from ..runs.folder import Run
+from ..runtime.errors import reading
 from .configs import flatten
 
 COLUMNS = [

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from .. import __version__
 from ..config.tables import TASKS
-from ..files import make_folder, saving, write_atomic
-from ..measures import Measure, measure
-from ..report import Reporter
+from ..metrics.measures import Measure, measure
+from ..runtime.files import make_folder, saving, write_atomic
+from ..runtime.report import Reporter
 from . import figures, table
 from .columns import Column
 from .comparison import Comparison

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 
-from .. import trust
+from ..config import trust
 from ..config.tables import TASKS
-from ..errors import UserError, reading
-from ..grid import encode_png, grid
-from ..report import Reporter
-from ..runs import Run
-from ..sample import draw, named_code, open_source
+from ..data.grid import encode_png, grid
+from ..runs.folder import Run
+from ..runtime.errors import UserError, reading
+from ..runtime.report import Reporter
+from ..sample.sample import draw, named_code, open_source
 from ..tasks.generate import latents
 from .comparison import Comparison
 

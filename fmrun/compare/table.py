@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..measures import show_all
-from ..report import escape
-from ..tables import Table
+from ..metrics.measures import show_all
+from ..runtime.report import escape
+from ..runtime.table import Table
 from .columns import Column, Score
 from .comparison import TYPICAL, Comparison, Group
 from .configs import IDLE

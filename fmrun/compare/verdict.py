@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..measures import show_all
+from ..metrics.measures import show_all
 from .columns import Column
 from .comparison import Comparison
 from .measurements import differences

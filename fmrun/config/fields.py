@@ -12,8 +12,7 @@ from typing import Annotated, Any, get_args
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
-from fmrun.errors import nearest
-
+from ..runtime.errors import nearest
 from . import Config
 from .base import Section
 

@@ -10,8 +10,8 @@ from threading import Lock
 import numpy as np
 
 from ..config.data import DataConfig
-from ..errors import UserError
-from ..report import warn_once
+from ..runtime.errors import UserError
+from ..runtime.report import warn_once
 from .files import BAD, GREY, UNREADABLE, BadImage, Entry, Middle, Progress, Square, content, converted, decode, each
 from .memory import available_ram, gigabytes
 from .places import few

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import UserError
-from ..rng import numpy_generator
+from ..runtime.errors import UserError
+from ..runtime.rng import numpy_generator
 from .degrade import Recipe
 from .files import each
 from .memory import available_on, gigabytes

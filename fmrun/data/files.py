@@ -18,8 +18,8 @@ import torch
 from PIL import Image, ImageOps, features
 
 from ..config.data import DataConfig
-from ..errors import UserError, reading
-from ..report import counted, note_once
+from ..runtime.errors import UserError, reading
+from ..runtime.report import counted, note_once
 from .places import few
 
 Progress = Callable[[int, int], None]

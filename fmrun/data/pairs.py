@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config.data import DataConfig
-from ..errors import UserError, nearest
+from ..runtime.errors import UserError, nearest
 from .check import Side, scan
 from .files import SMALLEST_SIDE, Middle, Progress, each, find
 from .filters import bicubic_down

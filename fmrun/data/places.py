@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..config.data import DataConfig
 from ..config.tables import TASKS
-from ..errors import UserError, neighbour
+from ..runtime.errors import UserError, neighbour
 
 PATHS = ("path", "valid_path", "lr_path", "valid_lr_path")
 """Fields of `data` that name images."""

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from ..config.data import DataConfig
-from ..errors import UserError, nearest, reading
-from ..report import counted
-from ..rng import numpy_generator
+from ..runtime.errors import UserError, nearest, reading
+from ..runtime.report import counted
+from ..runtime.rng import numpy_generator
 from .check import Side, scan
 from .files import DECODER_ERRORS, BadImage, Progress, Square, find
 from .places import few, missing

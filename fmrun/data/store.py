@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from ..config.degradation import DegradationConfig
-from ..errors import UserError
-from ..rng import numpy_generator
+from ..runtime.errors import UserError
+from ..runtime.rng import numpy_generator
 from .degrade import BICUBIC_MARGIN, MARGIN, Recipe, degrade, recipe
 from .files import BAD, BadImage, Entry, Middle, Square, converted, decode, each
 from .memory import available_ram

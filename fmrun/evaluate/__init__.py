@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 
-from .. import checkpoint, trust
-from ..config import Config
+from ..config import Config, trust
+from ..config.presets import Override, from_json, revise
 from ..config.tables import TASKS
 from ..data.places import refuse_missing
 from ..data.store import Images
-from ..errors import UserError
-from ..measures import lone_precision
+from ..metrics.measures import lone_precision
 from ..metrics.reals import shown
-from ..presets import Override, from_json, revise
-from ..report import Reporter, format_cell, note_once
-from ..runs import Run
-from ..sample import load_source, named_code
-from ..tables import Table
+from ..runs import checkpoint
+from ..runs.folder import Run
+from ..runtime.errors import UserError
+from ..runtime.report import Reporter, format_cell, note_once
+from ..runtime.table import Table
+from ..sample.sample import load_source, named_code
 from ..tasks import Data, kind
 
 FREE = (

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..config import Config
 from ..config.data import DataConfig
-from ..errors import UserError
 from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, kid_error, scores, subset_size
 from ..metrics.extractors import open_extractor, suffix_of
 from ..metrics.modes import STACKED_NUM, Classifier, Kinds, choose_kinds, coverage, load_classifier
 from ..metrics.reals import Reals, Share, choose_reals, share
-from ..report import Reporter, note_once
-from ..sample import Source, images
+from ..runtime.errors import UserError
+from ..runtime.report import Reporter, note_once
+from ..sample.sample import Source, images
 from . import Asked, Opener
 
 DEFAULT_NUM = 2000

@@ -10,10 +10,10 @@ import torch
 
 from ..config import Config
 from ..data.store import Images
-from ..errors import UserError
 from ..metrics.perceptual import METRICS, perceptual_metrics
-from ..report import Reporter
-from ..sample import Source
+from ..runtime.errors import UserError
+from ..runtime.report import Reporter
+from ..sample.sample import Source
 from ..tasks.upscale import bicubic, restored, tile_field, upscaled
 from . import Asked, Opener
 

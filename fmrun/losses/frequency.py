@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dist import World
-from ..errors import UserError
 from ..feature_matching.statistics import at_least_float32
+from ..runtime.dist import World
+from ..runtime.errors import UserError
 
 FACTOR = 50.0
 """Weights in use were chosen with it."""

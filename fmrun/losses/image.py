@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import ImageLossConfig, LossesConfig
 from ..config.losses import ramped
-from ..dist import World
+from ..runtime.dist import World
 from . import pixel
 from .frequency import focal_frequency
 from .perceptual import DistsLoss, LpipsLoss, feature_loss

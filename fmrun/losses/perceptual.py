@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.losses import FeatureLossConfig, LpipsLossConfig, PretrainedLossConfig
-from ..errors import UserError
+from ..runtime.errors import UserError
 from .pixel import distance
 from .pretrained import BACKBONES, Features, as_rgb, choose_layers, load_features
 

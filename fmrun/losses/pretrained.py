@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest, reading
 from ..models.weights import read_state
-from ..report import warn_once
+from ..runtime.errors import UserError, nearest, reading
+from ..runtime.report import warn_once
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's images in [0, 1], which these nets were trained with."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import UserError, nearest
 from ..losses.pretrained import (
     BACKBONES,
     MEAN,
@@ -23,7 +22,8 @@ from ..losses.pretrained import (
     usable,
 )
 from ..models.weights import read_state
-from ..report import note_once
+from ..runtime.errors import UserError, nearest
+from ..runtime.report import note_once
 
 MOBILENET = BACKBONES["mobilenet_v2"]
 

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from ..data.store import Images
-from ..errors import UserError
-from ..rng import numpy_generator
+from ..runtime.errors import UserError
+from ..runtime.rng import numpy_generator
 from .distribution import LEAST
 
 PART = 1024

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config
-from ..errors import UserError, nearest
+from ..config.trust import Target, admitted
 from ..feature_matching.discriminator import Discriminator
 from ..feature_matching.errors import FeatureMatchingError
 from ..feature_matching.given import discriminator_of
 from ..feature_matching.walked import attempt, example_of, materialise, out_of_place, said
-from ..report import divert_prints
-from ..trust import Target, admitted
+from ..runtime.errors import UserError, nearest
+from ..runtime.report import divert_prints
 from .layout import layout_of, settle_layout, twin_of
 from .norm import hold_spectral
 

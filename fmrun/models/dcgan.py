@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import DiscriminatorConfig, GeneratorConfig
-from ..errors import UserError
 from ..feature_matching.discriminator import DiscriminatorOutput, Shape
+from ..runtime.errors import UserError
 from .base import ConvDiscriminator, init_normal
 
 KERNELS = {28: (4, 4, 3), 32: (4, 4, 4), 64: (4, 4, 4, 4), 128: (4, 4, 4, 4, 4)}

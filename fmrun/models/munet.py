@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import DiscriminatorConfig
-from ..errors import UserError
 from ..feature_matching.discriminator import DiscriminatorOutput, Shape
 from ..feature_matching.statistics import at_least_float32
+from ..runtime.errors import UserError
 from .base import Doubling, activate, init_normal
 from .norm import spectral_norm
 

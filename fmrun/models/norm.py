@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as HookedSpectralNorm
 
-from ..dist import World
 from ..feature_matching.frozen import torch_spectral_norms
+from ..runtime.dist import World
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 

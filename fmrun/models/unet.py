@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import DiscriminatorConfig
-from ..errors import UserError
 from ..feature_matching.discriminator import DiscriminatorOutput, Shape
+from ..runtime.errors import UserError
 from .base import Doubling, activate, init_normal
 from .norm import spectral_norm
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 from .weights import LOAD_ERRORS, first_line, flags, read_state
 
 Params = Mapping[str, Any]

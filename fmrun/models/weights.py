@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..checkpoint import CorruptCheckpoint, read_meta
 from ..config import Config
-from ..errors import UserError, reading
-from ..presets import render
+from ..config.presets import render
+from ..runs.checkpoint import CorruptCheckpoint, read_meta
+from ..runtime.errors import UserError, reading
 
 NO_SHAPE = ("init", "train")
 """Settings of a net on which the shapes of its weights do not depend."""

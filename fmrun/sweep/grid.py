@@ -10,9 +10,9 @@ from typing import Any
 
 from ..compare.configs import NOT_THE_EXPERIMENT, experiment, show_value
 from ..config import Config
-from ..errors import UserError
-from ..overlay import SHORTHANDS
-from ..presets import Override, flatten, resolve
+from ..config.overrides import SHORTHANDS
+from ..config.presets import Override, flatten, resolve
+from ..runtime.errors import UserError
 
 MATCHING = "feature_matching."
 WEIGHT = "feature_matching.weight"

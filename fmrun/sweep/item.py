@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..compare.configs import differences
+from ..config.presets import FREE_ON_RESUME
 from ..data.places import located
-from ..errors import UserError
-from ..presets import FREE_ON_RESUME
-from ..runs import Run
+from ..runs.folder import Run
+from ..runtime.errors import UserError
 from .grid import Combination
 
 DECIDED_BY_DATA = ("data.channels",)

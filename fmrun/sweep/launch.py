@@ -17,9 +17,9 @@ from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
-from ..errors import UserError
-from ..files import make_folder
-from ..report import divert_prints
+from ..runtime.errors import UserError
+from ..runtime.files import make_folder
+from ..runtime.report import divert_prints
 from .item import Item
 
 POLL = 0.1

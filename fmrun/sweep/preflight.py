@@ -7,8 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from ..errors import FmrunError, UserError
-from ..report import divert_prints
+from ..runtime.errors import FmrunError, UserError
+from ..runtime.report import divert_prints
 from .grid import Combination
 
 
@@ -28,12 +28,12 @@ def _check(combinations: Sequence[Combination], elsewhere: bool) -> tuple[int, s
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in every command that computes
     import torch
 
-    from .. import trust
-    from ..dist import World
+    from ..config import trust
     from ..metrics.extractors import HOW, available
-    from ..precision import choose_device
-    from ..report import Reporter
-    from ..train import dry_run
+    from ..runtime.dist import World
+    from ..runtime.precision import choose_device
+    from ..runtime.report import Reporter
+    from ..train.run import dry_run
 
     here = {"device": "cpu", "precision": "auto", "compile": False, "cuda_graphs": False} if elsewhere else {}
     gpus, unscored = 0, ""

@@ -16,17 +16,17 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..augment import NUMBERS, augment
 from ..config import Config, GanLossConfig
 from ..config.losses import ramped
 from ..config.tables import ADVERSARIAL_LOSSES
 from ..data.feed import Feed, PairBatch
 from ..data.files import Progress
 from ..data.store import Images
-from ..dist import World
 from ..feature_matching import FeatureMatching
 from ..feature_matching.discriminator import Discriminator, DiscriminatorOutput, Shape, at_each_scale, read
 from ..feature_matching.statistics import at_least_float32
+from ..models.augment import NUMBERS, augment
+from ..runtime.dist import World
 
 Raw = Tensor | PairBatch
 """What a feed gives: images, uint8 (b, C, H, W), or pairs of them."""

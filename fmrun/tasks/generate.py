@@ -13,17 +13,17 @@ from torch.optim.swa_utils import update_bn
 from ..config import Config
 from ..data.feed import order
 from ..data.files import Progress
+from ..data.grid import grid, save_png
 from ..data.sources import open_images
 from ..data.store import to_float, to_uint8
-from ..dist import World
 from ..feature_matching.discriminator import mean_logit
 from ..feature_matching.frozen import frozen_running_stats
-from ..grid import grid, save_png
 from ..metrics.reals import share
 from ..models.custom import custom_generator
 from ..models.norm import restored_buffers
 from ..models.weights import load_weights
-from ..rng import torch_generator
+from ..runtime.dist import World
+from ..runtime.rng import torch_generator
 from . import Batch, Data, Kind, Raw, Task
 from .pair import PairData, PairTask
 

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..augment import NUMBERS
 from ..config import Config
 from ..data.feed import Feed, Windows
 from ..data.store import Images
-from ..dist import World
 from ..feature_matching import FeatureMatching
 from ..feature_matching.discriminator import DiscriminatorOutput, Shape, at_each_scale
 from ..feature_matching.walked import WalkedDiscriminator
+from ..models.augment import NUMBERS
 from ..models.custom import custom_discriminator, user_errors
 from ..models.layout import placed, twin_of
 from ..models.norm import globalise
 from ..models.weights import load_weights
-from ..precision import choose_precision, storage_dtype
-from ..rng import torch_generator
+from ..runtime.dist import World
+from ..runtime.precision import choose_precision, storage_dtype
+from ..runtime.rng import torch_generator
 from . import Batch, DiscriminatorRole, StepPlan, StepScalars, kind
 
 

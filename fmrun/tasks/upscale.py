@@ -11,22 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import read_meta
 from ..config import Config
 from ..data.feed import PairBatch, Windows
 from ..data.files import Progress
 from ..data.filters import bicubic_up
+from ..data.grid import grid, save_png, to_uint8
 from ..data.pairs import open_pairs
 from ..data.places import few
 from ..data.store import Images, to_float
-from ..dist import World
-from ..errors import UserError
-from ..grid import grid, save_png, to_uint8
 from ..losses.image import ImageLosses
 from ..metrics.paired import WINDOW, psnr_y, ssim_y
 from ..metrics.perceptual import perceptual_metrics
 from ..metrics.reals import shuffled
 from ..models.custom import custom_generator
+from ..models.tiling import Tiles
+from ..models.tiling import upscale as upscale_in_tiles
 from ..models.upscalers import (
     ARCHITECTURES,
     Tiling,
@@ -39,10 +38,11 @@ from ..models.upscalers import (
     tiling,
 )
 from ..models.weights import load_weights
-from ..report import warn_once
-from ..rng import torch_generator
-from ..tiling import Tiles
-from ..tiling import upscale as upscale_in_tiles
+from ..runs.checkpoint import read_meta
+from ..runtime.dist import World
+from ..runtime.errors import UserError
+from ..runtime.report import warn_once
+from ..runtime.rng import torch_generator
 from . import Batch, Data, Kind, Raw, Task
 from .pair import PairData, PairTask
 

@@ -19,7 +19,7 @@ from fmrun.config.data import DataConfig
 from fmrun.data.files import BAD
 from fmrun.data.pairs import open_pairs
 from fmrun.data.sources import open_images
-from fmrun.errors import UserError
+from fmrun.runtime.errors import UserError
 
 GOOD = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 BYTES = np.zeros((3, 28, 28), np.uint8)

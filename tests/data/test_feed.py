@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_images import CONFIGS, SIZES, equal, feed, made, opened, picture, save, windows, write_pairs
 from PIL import Image
+from support.pair_images import CONFIGS, SIZES, equal, feed, made, opened, picture, save, windows, write_pairs
 
 from fmrun.config.data import DataConfig
 from fmrun.config.degradation import DegradationConfig
@@ -20,7 +20,7 @@ from fmrun.data.feed import order, placement
 from fmrun.data.pairs import BUNDLED
 from fmrun.data.sources import open_images
 from fmrun.data.store import Images, to_float, to_uint8
-from fmrun.errors import UserError
+from fmrun.runtime.errors import UserError
 
 COUNTS = st.integers(1, 40)
 KINDS = ["images", *CONFIGS]

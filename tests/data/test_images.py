@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import bundled_labels
 from PIL import Image
+from support.helpers import bundled_labels
 from torchvision import datasets
 
 from fmrun.config.data import DataConfig

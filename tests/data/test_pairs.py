@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pair_images import CHAIN, SIZES, both, equal, made, opened, picture, save, write_pairs
 from PIL import Image
+from support.pair_images import CHAIN, SIZES, both, equal, made, opened, picture, save, write_pairs
 
 from fmrun.config.degradation import DegradationConfig
 from fmrun.data import store as module
 from fmrun.data.filters import bicubic_down
 from fmrun.data.pairs import BUNDLED
-from fmrun.errors import UserError
+from fmrun.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pair_images import CONFIGS, feed, opened, write_pairs
 from PIL import Image
+from support.pair_images import CONFIGS, feed, opened, write_pairs
 
 from fmrun.config import Config
 from fmrun.tasks.upscale import UpscaleData

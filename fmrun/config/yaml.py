@@ -1,0 +1,160 @@
+"""A `losses:` list in the traiNNer-redux style, translated to fmrun's sections (see docs/config.md).
+
+An entry describes its loss completely: what it leaves out has the schema's default, never the preset's value, except that
+a feature-matching entry without `loss_weight` has weight 1, without `criterion` is `l1`, and has `balance` `none`: the raw
+sum, which is what its weight was chosen for. That style's statistic is `sample`, the distance to an image's own original;
+in `generate` there is none, and `sample` would pull every image to the mean of the data, so `mean` is taken there unless
+the entry says `match: sample`. Without a feature-matching entry the preset's stands; what remains of the list, if anything
+does, replaces the preset's losses, the adversarial one too.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..runtime.errors import UserError, nearest
+from .acting import ACTS
+from .fields import members, show
+from .overrides import FILE, Given, Layers
+
+UNPAIRED = {"generate": "mean"}
+"""The statistic of each task in which real and generated images do not correspond."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an entry's settings go: the section, and the keys that differ from fmrun's."""
+
+    section: str
+    rename: dict[str, str] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    """Keys of that style that say what fmrun does anyway: accepted with this value only."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether it compares each image with its original."""
+        return self.section not in ("feature_matching", "losses.gan")
+
+
+WEIGHT = {"loss_weight": "weight", "start_iter": "start_step"}
+
+SPECTRUM = {"ave_spectrum": "average_spectrum", "log_matrix": "log_weights", "batch_matrix": "batch_weights"}
+
+DISTRIBUTIONS = {"num_proj_fd": 256, "phase_weight_fd": 1.0, "stride_fd": 1}
+"""Of a variant of the perceptual loss that fmrun has not."""
+
+TYPES: dict[str, Target] = {
+    "featurematchingloss": Target("feature_matching"),
+    "ganloss": Target("losses.gan", {"gan_type": "type"}),
+    "l1loss": Target("losses.l1"),
+    "mseloss": Target("losses.l2"),
+    "charbonnierloss": Target("losses.charbonnier"),
+    "perceptualloss": Target(
+        "losses.perceptual",
+        fixed={"w_lambda": 0.01, "alpha": None, **DISTRIBUTIONS, "clip_min": 0, "antialiased": False},
+    ),
+    "convnextperceptualloss": Target("losses.convnext"),
+    "mobilenetperceptualloss": Target("losses.mobilenet"),
+    "ffloss": Target("losses.frequency", SPECTRUM),
+    "hfenloss": Target("losses.hfen"),
+    "distsloss": Target(
+        "losses.dists", fixed={"as_loss": True, "load_weights": True, "use_input_norm": True, "clip_min": 0}
+    ),
+    "lpipsloss": Target("losses.lpips"),
+}
+
+
+def lay_losses(layers: Layers, entries: list[Any], beside: dict[str, Any], label: str) -> None:
+    """Lays the list, and `beside` it the other settings of its file; what is wrong becomes a problem that names the entry."""
+    task = str(beside.get("task") or (layers.given["task"].value if "task" in layers.given else "generate"))
+    try:
+        settings, implied, replaces = read_losses(entries, task)
+    except UserError as error:
+        layers.problems.append((label, str(error)))
+        settings, implied, replaces = {}, {}, []
+    for section in replaces:
+        layers.drop(f"{section}.")
+    below = dict(layers.given)
+    layers.table(beside, label, FILE)
+    for key, (value, entry, name) in {**implied, **settings}.items():
+        if layers.given.get(key) is below.get(key):
+            layers.lay(key, Given(value, f"{label}: {entry}", name, FILE))
+        elif key in settings:
+            layers.problems.append((label, f"{key} and {name} of {entry} are the same setting; give one"))
+
+
+Settings = dict[str, tuple[Any, str, str]]
+"""By fmrun's key: the value, and the entry and key that the user wrote."""
+
+
+def read_losses(entries: list[Any], task: str) -> tuple[Settings, Settings, list[str]]:
+    """What the list says, what it implies, and the sections in which nothing of the preset is left. UserError names the entry
+    (by its place, from 1) and what is wrong with it."""
+    settings: Settings = {}
+    implied: Settings = {}
+    first: dict[str, int] = {}
+    for number, entry in enumerate(entries, start=1):
+        where = f"losses entry {number}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where} is {show(entry)}; it must be a table with a type, like {{type: ganloss}}")
+        if not isinstance(entry.get("type"), str):
+            raise UserError(f"{where} has no type; known: {', '.join(TYPES)}")
+        type_ = entry["type"].replace("_", "").replace("-", "").lower()
+        if type_ == "ldlloss":
+            raise UserError(f"{where}: fmrun has no {entry['type']}; leave it out")
+        if type_ not in TYPES:
+            hint = nearest(type_, list(TYPES)) or f"; known: {', '.join(TYPES)}"
+            raise UserError(f"{where}: there is no loss type {show(entry['type'])}{hint}")
+        if type_ in first:
+            raise UserError(f"{where}: {type_} is already entry {first[type_]}; each type is given once")
+        first[type_] = number
+        where = f"{where} ({entry['type']})"
+        if TYPES[type_].paired and task in UNPAIRED:
+            raise UserError(
+                f"{where} belongs to super-resolution, where every image has its original; "
+                f"task '{task}' takes featurematchingloss and ganloss only"
+            )
+        own = _entry(entry, TYPES[type_], where)
+        settings |= own
+        if TYPES[type_].paired:
+            implied[f"{TYPES[type_].section}.weight"] = (1.0, where, "weight")
+        elif type_ == "featurematchingloss":
+            match = own.get("feature_matching.match", (UNPAIRED.get(task, "sample"),))[0]
+            defaults = {"weight": 1.0, "balance": "none", "match": match}
+            if match in ACTS["feature_matching.criterion"][1]:
+                unbiased = own.get("feature_matching.estimator", ("",))[0] == "unbiased"
+                defaults["criterion"] = "l2" if unbiased else "l1"
+            implied |= {f"feature_matching.{name}": (value, where, name) for name, value in defaults.items()}
+    replaces = ["feature_matching"] if "featurematchingloss" in first else []
+    if first.keys() - {"featurematchingloss"}:
+        replaces.append("losses")
+        if "ganloss" not in first:
+            implied["losses.gan.weight"] = (0.0, "losses without a ganloss", "weight")
+    return settings, implied, replaces
+
+
+def _entry(entry: dict[Any, Any], target: Target, where: str) -> Settings:
+    rename = {**WEIGHT, **target.rename}
+    known = [m for m in members(target.section) if m != "type"]
+    given: Settings = {}
+    for name, value in entry.items():
+        if name == "type":
+            continue
+        if name in target.fixed:
+            if value != target.fixed[name]:
+                raise UserError(f"{where}: {name} is {show(value)}; fmrun offers {show(target.fixed[name])} only")
+            continue
+        if name == "layer_weights" and isinstance(value, dict) and "layers" in known:
+            if "layers" in entry:
+                raise UserError(f"{where}: layers and the names in layer_weights are the same setting; give one")
+            given[f"{target.section}.layers"] = (list(value), where, name)
+            value = list(value.values())
+        own = rename.get(str(name), str(name))
+        if own not in known and own not in rename.values():
+            options = [*rename, *known]
+            hint = nearest(str(name), options) or f"; known: {', '.join(options)}"
+            raise UserError(f"{where}: there is no key {show(str(name))}{hint}")
+        key = f"{target.section}.{own}"
+        if key in given:
+            raise UserError(f"{where}: {given[key][2]} and {name} are the same setting; give one")
+        given[key] = (value, where, str(name))
+    return given

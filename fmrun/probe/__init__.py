@@ -1,0 +1,1 @@
+"""`fmrun probe-layers`."""

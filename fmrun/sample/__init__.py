@@ -1,0 +1,1 @@
+"""What trained generators make: grids, upscaled photographs, files for other programs."""
