@@ -25,7 +25,7 @@ NAMES = {
     "recall_mobilenet_v2": "recall",
     "coverage_mobilenet_v2": "coverage",
     "modes": "kinds",
-    "modes_kl": "KL of kinds",
+    "modes_kl": "KL of modes",
 }
 DIGITS = {"kid_mobilenet_v2": 2, "fid_mobilenet_v2": 1, "modes": 1}
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import Config
 from ..config.presets import Override, resolve
+from ..config.schema import Config
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.environment import environment
 from ..runtime.errors import UserError

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import AdamConfig
+from ..config.schema import AdamConfig
 from ..models.norm import advance_spectral
 from ..tasks import Batch
 from .steps import OwnStep

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..config import Config
+from ..config.schema import Config
 from ..runs import folder as runs
 from ..runtime.dist import World
 from ..runtime.report import Reporter

@@ -10,7 +10,7 @@ from ..runtime.errors import UserError
 from . import options
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from ..config.schema import Config
 
 
 def resume(

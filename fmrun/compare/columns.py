@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..metrics.measures import REFERENCE, TELLING, Better, base, decides, measure, rank
+from ..config.tables import Better
+from ..metrics.measures import REFERENCE, TELLING, base, decides, measure, rank
 from ..runtime.errors import UserError
 from .measurements import FAILED, WAY, at_best, at_last, last_step, over_seeds
 

@@ -14,8 +14,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from .. import __version__
-from ..config.tables import TASKS
-from ..metrics.measures import Measure, measure
+from ..config.tables import TASKS, MetricRow
+from ..metrics.measures import measure
 from ..runtime.files import make_folder, saving, write_atomic
 from ..runtime.report import Reporter
 from . import figures, table
@@ -105,5 +105,5 @@ def drawn(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
             yield key, figures.curves(lines, _label(about) + quick, known if decides else [])
 
 
-def _label(known: Column | Measure) -> str:
+def _label(known: Column | MetricRow) -> str:
     return f"{known.label}{', ' if known.unit else ''}{known.unit}"

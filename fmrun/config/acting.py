@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from . import Config, LossesConfig
 from .data import ONLY_GENERATE, ONLY_UPSCALE
+from .schema import Config, LossesConfig
 from .tables import DISCRIMINATORS, FROM_CONDITIONS, FROM_LATENTS, GENERATORS, STATISTICS, Row
 
 

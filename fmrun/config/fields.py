@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from ..runtime.errors import nearest
-from . import Config
 from .base import Section
+from .schema import Config
 
 NONE_WORDS = ("none", "None", "null")
 

@@ -10,7 +10,7 @@ from ..runtime.errors import UserError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from . import Config
+    from .schema import Config
 
 SHORTHANDS = {
     "--lambda-feature": "feature_matching.weight",
@@ -112,7 +112,7 @@ class Layers:
         """All of it, validated; UserError tells all that is wrong in one line."""
         from pydantic import ValidationError
 
-        from . import Config
+        from .schema import Config
 
         tree: dict[str, Any] = {}
         for key, given in self.given.items():

@@ -16,7 +16,7 @@ from ..runtime.errors import UserError, nearest
 from .overrides import BENEATH, FILE, TYPED, Layers, Override, one_line
 
 if TYPE_CHECKING:
-    from . import Config
+    from .schema import Config
 
 DEFAULT = "dcgan-fm"
 

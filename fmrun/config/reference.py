@@ -1,19 +1,22 @@
-"""Writes `docs/config.md` and `docs/config.schema.json` from the schema and the presets: `python -m fmrun.reference`."""
+"""Writes `docs/config.md` and `docs/config.schema.json` from the schema and the presets: `python -m fmrun.config.reference`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from . import Config, presets
+from . import presets
 from .fields import FIELDS, OPTIONAL, SECTIONS, members, takes
 from .overrides import SHORTHANDS
+from .schema import Config
 from .yaml import TYPES, WEIGHT
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 DEFAULTS = presets.flatten(Config.model_validate({"losses": {key.rpartition(".")[2]: {} for key in OPTIONAL}}))
 
-BEGIN = "<!-- From here on made from the schema by `python -m fmrun.reference`; edit the descriptions there. -->\n"
+BEGIN = (
+    "<!-- From here on made from the schema by `python -m fmrun.config.reference`; edit the descriptions there. -->\n"
+)
 
 
 def _cell(text: str) -> str:

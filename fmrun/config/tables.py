@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,6 @@ class TaskRow:
     data: str
     """What `data.path` may be."""
 
-    schemes: tuple[str, ...]
-    """What `data.path` begins with where it names a data set."""
-
     sizes: str
     """The settings beside the batch size and the discriminator's width that decide how much memory a step takes."""
 
@@ -43,14 +40,12 @@ TASKS = {
         has_targets=False,
         samples_of="latents",
         data="a folder or file of images",
-        schemes=("bundled:", "torchvision:"),
         sizes="generator.width",
     ),
     "upscale": TaskRow(
         has_targets=True,
         samples_of="photographs",
         data="a folder of images",
-        schemes=("bundled:",),
         sizes="data.patch_size, generator.features",
         sample_options=" --input PHOTO",
     ),
@@ -129,6 +124,103 @@ ADVERSARIAL_LOSSES = {
         relativistic=True,
     ),
 }
+
+
+@dataclass(frozen=True)
+class SourceRow(Row):
+    """Images that `data.path` names as `SOURCE:NAME`. Its code is a reader in `fmrun/data/sources.py`."""
+
+    tasks: tuple[str, ...] = tuple(TASKS)
+
+
+SOURCES = {
+    "bundled": SourceRow("what comes with fmrun"),
+    "torchvision": SourceRow("torchvision's small data sets, downloaded before", tasks=FROM_LATENTS),
+}
+
+
+Better = Literal["lower", "higher"]
+
+
+class MetricRow(NamedTuple):
+    """What a key of metrics.jsonl or a name of an evaluation means to a reader."""
+
+    label: str
+    better: Better | None = None
+    """None: neither way says that a run is better."""
+    unit: str = ""
+    about: str = ""
+    """One sentence for someone who meets it for the first time."""
+    digits: int | None = None
+    """Decimals; None: three significant digits, or two of the interval's."""
+    of_features: bool = False
+    """Whether it is computed from an extractor's features; its plain name means Inception's."""
+
+
+METRICS = {
+    "kid": MetricRow(
+        "KID",
+        "lower",
+        "",
+        "Distance between the distributions of generated and real images; 0 is equal.",
+        of_features=True,
+    ),
+    "fid": MetricRow(
+        "FID",
+        "lower",
+        "",
+        "Distance between Gaussians fitted to generated and real images; biased by N.",
+        of_features=True,
+    ),
+    "precision": MetricRow(
+        "precision", "higher", "", "Share of generated images that lie among real ones.", of_features=True
+    ),
+    "recall": MetricRow(
+        "recall", "higher", "", "Share of real images that lie among generated ones.", of_features=True
+    ),
+    "density": MetricRow(
+        "density", "higher", "", "How densely real images surround the generated ones; 1 is real.", of_features=True
+    ),
+    "coverage": MetricRow(
+        "coverage", "higher", "", "Share of real images with a generated one near.", of_features=True
+    ),
+    "modes": MetricRow("modes covered", "higher", "", "Modes of the data that the generator makes at all."),
+    "modes_kl": MetricRow("KL of modes", "lower", "nats", "How far the modes are from their real shares; 0 is equal."),
+    "psnr_y": MetricRow("PSNR-Y", "higher", "dB", "Pixel error of luma on held-out photographs, as a ratio.", 2),
+    "ssim_y": MetricRow(
+        "SSIM-Y", "higher", "", "Structural similarity of luma on held-out photographs; 1 is equal.", 4
+    ),
+    "lpips": MetricRow("LPIPS", "lower", "", "Perceptual distance to the original; 0 is equal."),
+    "dists": MetricRow("DISTS", "lower", "", "Perceptual distance to the original; 0 is equal."),
+    "mobilenet": MetricRow("MobileNetV2 distance", "lower", "", "Perceptual distance to the original; 0 is equal."),
+    "overfit": MetricRow("overfitting", "lower", "", "How far held-out images look generated to the discriminator."),
+    "d_train": MetricRow("D on training images", None, "", "Output of the discriminator."),
+    "d_valid": MetricRow("D on held-out images", None, "", "Output of the discriminator."),
+    "d_fake": MetricRow("D on generated images", None, "", "Output of the discriminator."),
+    "health/diversity": MetricRow(
+        "diversity", "higher", "%", "How much generated images vary, relative to real ones.", 0
+    ),
+    "fm/share": MetricRow(
+        "gradient share", None, "%", "Gradient of feature matching, relative to the adversarial one."
+    ),
+    "fm/distance": MetricRow("feature distance", None, "", "Between real and generated images, by each run's own D."),
+    "loss/d": MetricRow(
+        "loss of D", None, "", "Of the discriminator; near 0 it tells every image, and teaches little."
+    ),
+    "loss/g_adv": MetricRow("adversarial loss of G", None, "", "Of the generator, without feature matching."),
+    "loss/g": MetricRow("loss of G", None, "", "Of the generator, all terms."),
+    "time/images_per_second": MetricRow("speed", "higher", "images/s", "Of training, on the machine of each run.", 0),
+    "health/d_real": MetricRow("D on real images", None, "", "Output of the discriminator, before any squashing."),
+    "health/d_fake": MetricRow("D on generated images", None, "", "Output of the discriminator, before any squashing."),
+    "health/d_grad_norm": MetricRow("gradient norm of D"),
+    "health/g_grad_norm": MetricRow("gradient norm of G"),
+    "fm/loss": MetricRow("feature-matching loss", None, "", "Distance times its weight, as added to the loss of G."),
+    "fm/weight": MetricRow("weight of the distance", None, "", "Lambda times the balance."),
+    "fm/balance": MetricRow("balance", None, "", "What lambda is multiplied by to give the share that was asked for."),
+    "fm/lambda": MetricRow("lambda"),
+    "optim/lr_generator": MetricRow("learning rate of G"),
+}
+"""By key of metrics.jsonl; names under `eval/` and of evaluations stand without what follows them (extractors)."""
 
 
 def listed(what: str, table: Mapping[str, Row]) -> str:

@@ -31,7 +31,7 @@ from ..runtime.files import exclusive, saving, to_json, write_atomic
 from ..runtime.report import warn_once
 
 if TYPE_CHECKING:
-    from . import Config
+    from .schema import Config
 
 SECTIONS = ("generator", "discriminator")
 """Sections of the config in which a target can stand."""

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from ..config.data import DataConfig
-from ..config.tables import TASKS
+from ..config.tables import SOURCES, TASKS
 from ..runtime.errors import UserError, neighbour
 
 PATHS = ("path", "valid_path", "lr_path", "valid_lr_path")
@@ -51,7 +51,8 @@ def few(names: list[str]) -> str:
 
 def is_named(path: str, task: str) -> bool:
     """Whether `path` is the name of a data set and no path."""
-    return path.lower().startswith(TASKS[task].schemes)
+    source, colon, _ = path.lower().partition(":")
+    return bool(colon) and source in SOURCES and task in SOURCES[source].tasks
 
 
 def missing(path: str, task: str) -> str | None:

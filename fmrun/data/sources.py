@@ -19,7 +19,7 @@ from ..runtime.report import counted
 from ..runtime.rng import numpy_generator
 from .check import Side, scan
 from .files import DECODER_ERRORS, BadImage, Progress, Square, find
-from .places import few, missing
+from .places import few, is_named, missing
 from .store import Images
 
 BUNDLED = {name: Path(__file__).parent / "bundled" for name in ("fashion-mnist", "stacked-fashion-mnist")}
@@ -167,10 +167,8 @@ def _array(field: str, path: str, raw: np.ndarray, config: DataConfig, channels:
 def read_array(path: str, config: DataConfig, split: str) -> np.ndarray | None:
     """The array that `path` names, or `None` if `path` is a folder. Raises `BadFile`."""
     scheme, _, name = path.partition(":")
-    if is_bundled(path):
-        return read_bundled(name, split)
-    if scheme.lower() == "torchvision" and scheme != path:
-        return read_torchvision(name, config.root)
+    if is_named(path, "generate"):
+        return READERS[scheme.lower()](name, config.root, split)
     if why := missing(path, "generate"):
         raise BadFile(why)
     place = Path(path).expanduser()
@@ -237,7 +235,7 @@ def read_npz(path: Path) -> np.ndarray:
     return images
 
 
-def read_torchvision(name: str, root: str) -> np.ndarray:
+def read_torchvision(name: str, root: str, split: str) -> np.ndarray:
     """The training part of one of torchvision's data sets, already downloaded under `root`."""
     if name not in TORCHVISION:
         known = list(TORCHVISION)
@@ -261,13 +259,13 @@ def read_torchvision(name: str, root: str) -> np.ndarray:
     return images.transpose(0, 2, 1) if name == "EMNIST" else images  # its files hold every letter transposed
 
 
-def read_bundled(name: str, split: str) -> np.ndarray:
+def read_bundled(name: str, root: str, split: str) -> np.ndarray:
     """`split` ("train" or "valid") of the images that come with fmrun."""
     if name not in BUNDLED:
         known = list(BUNDLED)
         raise BadFile(f"is not among bundled:{', '.join(known)}{nearest(name, known)}")
     if name.startswith("stacked-"):
-        return stack(read_bundled(name.removeprefix("stacked-"), split), split)
+        return stack(read_bundled(name.removeprefix("stacked-"), root, split), split)
     with Image.open(BUNDLED[name] / f"{name}-{split}.png", formats=("PNG",)) as image:
         grid = np.asarray(image)
     rows = grid.shape[0] // TILE
@@ -279,3 +277,7 @@ def stack(images: np.ndarray, split: str) -> np.ndarray:
     and always the same (Metz et al. 2017, Unrolled GANs, with another set of digits)."""
     rng = numpy_generator(0, "stack", ("train", "valid").index(split))
     return images[rng.integers(len(images), size=(STACKS * len(images), 3))]
+
+
+READERS: dict[str, Callable[[str, str, str], np.ndarray]] = {"bundled": read_bundled, "torchvision": read_torchvision}
+"""By the rows of `config.tables.SOURCES`: uint8 images of a name, `data.root`, and a split (`train` or `valid`)."""

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from ..config import Config, trust
+from ..config import trust
 from ..config.presets import Override, from_json, revise
+from ..config.schema import Config
 from ..config.tables import TASKS
 from ..data.places import refuse_missing
 from ..data.store import Images

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import Config
 from ..config.data import DataConfig
+from ..config.schema import Config
 from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, kid_error, scores, subset_size
 from ..metrics.extractors import open_extractor, suffix_of
 from ..metrics.modes import STACKED_NUM, Classifier, Kinds, choose_kinds, coverage, load_classifier

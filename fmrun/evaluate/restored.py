@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..config import Config
+from ..config.schema import Config
 from ..data.store import Images
 from ..metrics.perceptual import METRICS, perceptual_metrics
 from ..runtime.errors import UserError

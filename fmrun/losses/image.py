@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import ImageLossConfig, LossesConfig
 from ..config.losses import ramped
+from ..config.schema import ImageLossConfig, LossesConfig
 from ..runtime.dist import World
 from . import pixel
 from .frequency import focal_frequency

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ..config import Config
+from ..config.schema import Config
 from ..data.store import Images
 from .distribution import LEAST, kid
 from .extractors import HOW, available, open_extractor, suffix_of

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config.schema import Config
 from ..config.trust import Target, admitted
 from ..feature_matching.discriminator import Discriminator
 from ..feature_matching.errors import FeatureMatchingError

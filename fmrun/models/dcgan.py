@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import DiscriminatorConfig, GeneratorConfig
+from ..config.schema import DiscriminatorConfig, GeneratorConfig
 from ..feature_matching.discriminator import DiscriminatorOutput, Shape
 from ..runtime.errors import UserError
 from .base import ConvDiscriminator, init_normal

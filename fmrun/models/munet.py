@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import DiscriminatorConfig
+from ..config.schema import DiscriminatorConfig
 from ..feature_matching.discriminator import DiscriminatorOutput, Shape
 from ..feature_matching.statistics import at_least_float32
 from ..runtime.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..config import DiscriminatorConfig
+from ..config.schema import DiscriminatorConfig
 from ..feature_matching.discriminator import DiscriminatorOutput, Shape
 from ..runtime.errors import UserError
 from .base import Doubling, activate, init_normal

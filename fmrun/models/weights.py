@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..config import Config
 from ..config.presets import render
+from ..config.schema import Config
 from ..runs.checkpoint import CorruptCheckpoint, read_meta
 from ..runtime.errors import UserError, reading
 

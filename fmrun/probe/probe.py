@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import Config, FeatureMatchingConfig
+from ..config.schema import Config, FeatureMatchingConfig
 from ..feature_matching import FeatureMatching, select_layers
 from ..feature_matching.frozen import frozen, frozen_running_stats
 from ..models.base import parameter_count

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, trust
+from ..config import trust
 from ..config.presets import from_json
+from ..config.schema import Config
 from ..data.grid import grid, save_png, to_uint8
 from ..models.custom import expecting_old_code
 from ..models.layout import placed

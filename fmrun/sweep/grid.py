@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..compare.configs import NOT_THE_EXPERIMENT, experiment, show_value
-from ..config import Config
 from ..config.overrides import SHORTHANDS
 from ..config.presets import Override, flatten, resolve
+from ..config.schema import Config
 from ..runtime.errors import UserError
 
 MATCHING = "feature_matching."

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, GanLossConfig
 from ..config.losses import ramped
+from ..config.schema import Config, GanLossConfig
 from ..config.tables import ADVERSARIAL_LOSSES
 from ..data.feed import Feed, PairBatch
 from ..data.files import Progress

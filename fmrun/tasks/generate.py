@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from ..config import Config
+from ..config.schema import Config
 from ..data.feed import order
 from ..data.files import Progress
 from ..data.grid import grid, save_png

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config.schema import Config
 from ..data.feed import Feed, Windows
 from ..data.store import Images
 from ..feature_matching import FeatureMatching

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config.schema import Config
 from ..data.feed import PairBatch, Windows
 from ..data.files import Progress
 from ..data.filters import bicubic_up

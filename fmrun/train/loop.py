@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-from ..config import Config
+from ..config.schema import Config
 from ..data.grid import save_png
 from ..data.store import Images
 from ..metrics.quick import TrainingKid, extractor_name, metric_name, why_not

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from ..config import Config
+from ..config.schema import Config
 from ..config.tables import TASKS
 from ..runtime.dist import World
 from ..runtime.errors import UserError

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..config import AdamConfig, EmaConfig, ScheduleConfig
+from ..config.schema import AdamConfig, EmaConfig, ScheduleConfig
 from ..runtime.dist import World
 
 SMALLEST_SCALE = 2.0**-6

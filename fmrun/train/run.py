@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from ..config import Config, trust
+from ..config import trust
 from ..config.losses import ramped
 from ..config.presets import FREE_ON_RESUME, HORIZONS, PLACES, covers, flatten, from_json, render
+from ..config.schema import Config
 from ..config.tables import TASKS
 from ..data.places import located, refuse_missing
 from ..data.store import unlike

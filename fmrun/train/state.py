@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import Config
+from ..config.schema import Config
 from ..data.feed import Feed
 from ..losses.image import LOG_NAMES
 from ..metrics.quick import extractor_name, metric_name

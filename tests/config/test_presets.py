@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fmrun.config import Config, presets
 from fmrun.config import overrides as overlay
+from fmrun.config import presets
 from fmrun.config.acting import ACTS, idle
 from fmrun.config.fields import FIELDS, NONE_WORDS, OPTIONAL, SECTIONS
 from fmrun.config.presets import Override, flatten, from_json, parse_set, render, resolve
+from fmrun.config.schema import Config
 from fmrun.runtime.errors import UserError
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -90,7 +91,7 @@ def test_bases_are_merged_deeply(folder):
 
 def test_listing_presets_imports_no_pydantic():
     code = (
-        "import sys; from fmrun import presets; presets.names(); presets.describe('dcgan'); "
+        "import sys; from fmrun.config import presets; presets.names(); presets.describe('dcgan'); "
         "sys.exit(any(m in sys.modules for m in ('pydantic', 'torch', 'numpy', 'yaml')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fmrun.config import Config
 from fmrun.config.overrides import SHORTHANDS
 from fmrun.config.presets import FREE_ON_RESUME, Override, flatten, parse_set, resolve, revise
+from fmrun.config.schema import Config
 from fmrun.runtime.errors import UserError
 
 

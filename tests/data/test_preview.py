@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from support.pair_images import CONFIGS, feed, opened, write_pairs
 
-from fmrun.config import Config
+from fmrun.config.schema import Config
 from fmrun.tasks.upscale import UpscaleData
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fmrun.config import GanLossConfig
+from fmrun.config.schema import GanLossConfig
 from fmrun.config.tables import ADVERSARIAL_LOSSES
 from fmrun.losses.adversarial import D_LOSSES, G_LOSSES, squared_gradient
 

@@ -8,7 +8,7 @@ import torch
 from support.helpers import WORLD
 from torch import Tensor
 
-from fmrun.config import LossesConfig
+from fmrun.config.schema import LossesConfig
 from fmrun.losses import image as image_losses
 from fmrun.losses import pixel
 from fmrun.losses.frequency import focal_frequency

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from support.helpers import WORLD
 from torch import Tensor, nn
 
-from fmrun.config import LossesConfig
 from fmrun.config.losses import ConvNextLossConfig, LpipsLossConfig, PerceptualLossConfig, PretrainedLossConfig
+from fmrun.config.schema import LossesConfig
 from fmrun.losses import pretrained
 from fmrun.losses.image import ImageLosses
 from fmrun.losses.perceptual import CUSTOMARY, DistsLoss, FeatureLoss, LpipsLoss, feature_loss

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmrun.config import Config
+from fmrun.config.schema import Config
 from fmrun.metrics import perceptual
 from fmrun.runtime.dist import World
 from fmrun.runtime.errors import UserError

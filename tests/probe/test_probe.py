@@ -10,7 +10,7 @@ import torch
 from support.helpers import checkpoint_of
 from torch import nn
 
-from fmrun.config import Config
+from fmrun.config.schema import Config
 from fmrun.feature_matching import FeatureMatching
 from fmrun.feature_matching.discriminator import DiscriminatorOutput
 from fmrun.feature_matching.frozen import frozen

@@ -300,7 +300,7 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_what_a_kill_leaves_is_cleaned_and_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys, torch; from pathlib import Path; from fmrun import checkpoint\n"
+        "import os, signal, sys, torch; from pathlib import Path; from fmrun.runs import checkpoint\n"
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "images = checkpoint.ImagesIdentity({}, None)\n"
         "meta = checkpoint.Meta(9, {}, '', None, images, {}, {})\n"

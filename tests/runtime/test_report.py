@@ -22,7 +22,7 @@ pty = pytest.importorskip("pty", reason="needs pseudo-terminals")
 LONG = "[bold]/a/very/long/path[/bold] " + "x" * 200 + " [end]"
 TRAIN = f"""
 import sys, time
-from fmrun.report import Reporter, emit
+from fmrun.runtime.report import Reporter, emit
 reporter = Reporter()
 reporter.note({LONG!r})
 with reporter.progress(20, images_per_step=64) as progress:

@@ -540,7 +540,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "a generator of images from noise": (s("generator.type=dcgan"), "'dcgan' is not for task 'upscale'"),
     "munet for images from noise": (
         s("task=generate", "generator.type=dcgan", "losses.charbonnier=none"),
-        "discriminator.type 'munet' is for task 'upscale'",
+        "discriminator.type 'munet' is not for task 'generate'",
     ),
     "a patch that does not divide": (
         s("data.scale=3", "data.patch_size=32"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fmrun.config import Config
+from fmrun.config.schema import Config
 from fmrun.runs.checkpoint import Checkpoint, ImagesIdentity, Meta
 from fmrun.runtime.dist import World
 from fmrun.tasks import Batch

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmrun.config import Config
+from fmrun.config.schema import Config
 from fmrun.runs.folder import Run
 
 SETTINGS = {

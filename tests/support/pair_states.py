@@ -8,7 +8,7 @@ import torch
 from support.helpers import WORLD
 from torch import nn
 
-from fmrun.config import Config
+from fmrun.config.schema import Config
 from fmrun.data.feed import PairBatch
 from fmrun.train.state import State
 

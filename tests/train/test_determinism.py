@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fmrun.config import Config
+from fmrun.config.schema import Config
 from fmrun.runtime.errors import UserError
 from fmrun.runtime.precision import deterministic_or_said
 from fmrun.train.run import check_determinism

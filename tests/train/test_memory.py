@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmrun.config import Config
+from fmrun.config.schema import Config
 from fmrun.runtime.dist import World
 from fmrun.runtime.errors import UserError
 from fmrun.tasks.generate import Generate

@@ -7,7 +7,7 @@ import torch
 from support.helpers import WORLD
 from torch import nn
 
-from fmrun.config import AdamConfig, EmaConfig, ScheduleConfig
+from fmrun.config.schema import AdamConfig, EmaConfig, ScheduleConfig
 from fmrun.train.optim import SMALLEST_SCALE, Ema, Guard, Optimiser, lr_factor
 
 CPU = torch.device("cpu")

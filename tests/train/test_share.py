@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from support.commands import BARE, TINY, fmrun, good, rows, saved, train
 
-from fmrun.config import FeatureMatchingConfig
+from fmrun.config.schema import FeatureMatchingConfig
 from fmrun.data.feed import order
 from fmrun.feature_matching.strength import DENSE_MEASUREMENTS, Strength
 from fmrun.models.dcgan import DcganDiscriminator, DcganGenerator
