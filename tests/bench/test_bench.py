@@ -93,7 +93,7 @@ def test_passes_are_told_apart_by_their_direction(found):
     assert found["steps"]["howto"]["passes"]["generator"] == {FORWARD: 2, TO_INPUT: 1, TO_WEIGHT: 1}
 
 
-def test_a_step_is_described_whole_and_what_passes_allow_follows_from_the_counts(found):
+def test_a_steps_description_and_ratio_follow_from_counted_passes(found):
     for step in found["steps"].values():
         low, middle, high = step["seconds"]
         assert 0 < low <= middle <= high
@@ -143,7 +143,7 @@ def test_convolutions_are_counted_by_layer_and_direction():
     assert counter.flops == 3 * up_flops + 2 * down_flops
 
 
-def test_a_unit_leaves_out_what_reads_the_input_or_looks_alike_and_counts_the_rest():
+def test_a_unit_counts_only_costs_that_are_not_input_or_duplicates():
     def net(last):
         return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 6, 3), torch.nn.Conv2d(6, last, 3))
 

@@ -123,7 +123,7 @@ def test_gradients_in_float64(pair: str, match: str, update: str) -> None:
 
 @pytest.mark.parametrize("match", ["sample", "mean", "mmd"])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_gradients_in_bfloat16_are_no_further_from_the_truth_than_the_textbooks(pair: str, match: str) -> None:
+def test_bfloat16_gradients_are_as_accurate_as_the_textbooks(pair: str, match: str) -> None:
     for fast, slow, truth in gradients(pair, match, "bf16", "alternating", "bf16", "fp64"):
         error = (slow - truth).norm()
         assert 0 < error < truth.norm()

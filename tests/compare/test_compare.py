@@ -195,7 +195,7 @@ def test_seeds_that_hold_out_their_own_images_are_one_column_and_pair(folder: Pa
     assert "against the same images" in verdict(none).detail
 
 
-def test_quick_measurements_of_different_numbers_of_images_are_not_compared(folder: Path) -> None:
+def test_quick_measurements_of_unequal_image_counts_are_not_compared(folder: Path) -> None:
     rows = [row | {"eval/kid_mobilenet_v2": 0.5} for row in read_outs()]
     a = made_run(folder, "a", rows=rows, **PLAIN, eval__num=500)
     b = made_run(folder, "b", rows=[r | {"eval/psnr_y": 1.0} for r in rows], **MATCHED, eval__num=500)

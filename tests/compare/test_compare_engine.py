@@ -173,9 +173,7 @@ def all_pairs(values: NDArray[np.float64]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("groups", [3, 4, 6])
 @pytest.mark.parametrize("seeds", [3, 5, 8])
 @pytest.mark.parametrize("between", [0.0, 3.0], ids=["seeds do not matter", "seeds matter"])
-def test_without_a_control_at_most_one_comparison_in_twenty_finds_what_is_not_there(
-    groups: int, seeds: int, between: float
-) -> None:
+def test_without_a_control_false_positives_stay_below_one_in_twenty(groups: int, seeds: int, between: float) -> None:
     """Any pair at all, so the best against any other too. As if the best had been chosen before, with p corrected over its
     own comparisons alone, it is 6 to 10 %."""
     rng = np.random.default_rng([groups, seeds, int(between)])

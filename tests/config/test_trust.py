@@ -270,7 +270,7 @@ def test_params_that_a_file_gives_are_not_allowed_by_typing_the_target() -> None
     train(*typed, "-s", "discriminator.params={width = 5}", "--dry-run")
 
 
-def test_all_that_trust_code_would_allow_is_told_at_once_and_no_param_can_hide(
+def test_the_trust_message_lists_all_code_and_no_parameter_can_hide(
     trained: Any, targets: None, workplace: Path
 ) -> None:
     config = {
@@ -530,7 +530,7 @@ def test_a_config_file_takes_no_more_memory_than_a_config_needs(name: str) -> No
 # ---- own nets as before
 
 
-def test_typed_nets_go_on_without_a_question_after_a_kill_and_from_another_folder(workplace: Path) -> None:
+def test_typed_nets_resume_unasked_after_a_kill_and_from_another_folder(workplace: Path) -> None:
     Path("own_nets.py").write_text(NETS.format(more="from own_parts import act\n"))
     Path("own_parts.py").write_text("act = 1\n")
     own = (*TINY, *JUDGE, "-s", "checkpoint.every=4", "-s", "log.every=2")

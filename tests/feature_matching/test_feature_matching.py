@@ -72,7 +72,7 @@ def number(value: float) -> torch.Tensor:
         (("block3", 0, "early", -1, "block3"), ("block1.conv", "block1", "block3")),
     ],
 )
-def test_layers_by_name_index_group_or_automatic_come_in_the_nets_order_each_once(layers, expected):
+def test_selected_layers_come_in_the_nets_order_each_once(layers, expected):
     assert select_layers(layers, net()) == expected
 
 
@@ -92,7 +92,7 @@ def test_an_unknown_name_suggests_the_nearest_and_lists_layers_and_groups():
     assert all(name in text for name in (*NAMES, "early", "mid", "key", "all", "auto"))
 
 
-def test_the_automatic_layer_is_the_convolution_that_feeds_the_head_not_the_head():
+def test_the_automatic_layer_is_the_convolution_before_the_head():
     d = net()
     image = torch.randn(2, 1, 28, 28)
     out = d(image, (d.auto,), True)
@@ -163,7 +163,7 @@ def test_lambda_acts_once(weights, reduction, match, accumulate):
     assert unweighted.abs().sum() > 0
 
 
-def test_balance_comes_after_reduction_and_multiplies_lambda_with_its_ramp():
+def test_balance_follows_reduction_and_multiplies_ramped_lambda():
     state = tiny_state(
         feature_matching__weight=0.2,
         feature_matching__ramp=4,
@@ -238,7 +238,7 @@ def test_a_step_under_balance_adds_lambda_times_the_adversarial_gradient():
     assert state.task.discriminators[0].matching.strength.share.item() == pytest.approx(0.25)
 
 
-def test_share_without_balance_is_that_of_the_raw_term_and_counts_the_adversarial_weight():
+def test_unbalanced_share_is_the_raw_terms_beside_the_weighted_gan_term():
     state = tiny_state(feature_matching__weight=0.25, losses__gan__weight=0.5)
     state.set_scalars(0)
     image_gradient(state, state.task.plan(0).discriminators[0])

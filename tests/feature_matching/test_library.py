@@ -196,7 +196,7 @@ def test_the_discriminator_takes_no_gradient_and_nothing_of_it_moves(make):
     assert differing(before, tensors_of(net)) != []
 
 
-def test_one_pass_over_generated_images_and_a_shorter_one_without_graph_over_real_ones():
+def test_one_pass_over_fakes_and_a_shorter_graphless_one_over_reals():
     net, fake = plain(), generated()[0]
     matching, run = FeatureMatching(net, IMAGE, layers=["1"]), []
     for name, module in net.named_children():

@@ -293,7 +293,7 @@ def test_mmd_of_equal_distributions_is_zero_on_average(kernel):
     assert min(values) < 0 < max(values)
 
 
-def test_mmd_of_identical_features_stays_finite_and_gives_no_gradient_that_is_not_a_number():
+def test_mmd_of_identical_features_and_its_gradient_are_finite():
     """Real images that are all alike leave no distance to take a bandwidth from."""
     x = torch.ones(4, 3)
     fake = torch.ones(4, 3, requires_grad=True)

@@ -58,7 +58,7 @@ def test_gradients(name):
 
 
 @pytest.mark.parametrize("name", D_LOSSES)
-def test_losses_drive_real_up_and_generated_down_and_the_generator_the_other_way(name):
+def test_discriminator_and_generator_losses_pull_in_opposite_directions(name):
     real, fake = logits(REAL), logits(FAKE)
     on_real, on_fake = torch.autograd.grad(D_LOSSES[name](real, fake), (real, fake))
     (on_g,) = torch.autograd.grad(G_LOSSES[name](fake, real.detach()), fake)
@@ -66,7 +66,7 @@ def test_losses_drive_real_up_and_generated_down_and_the_generator_the_other_way
     assert on_g.sum() < 0
 
 
-def test_only_the_relativistic_loss_reads_real_logits_in_the_generators_update():
+def test_only_relativistic_generator_losses_read_real_logits():
     paired = {name for name, row in ADVERSARIAL_LOSSES.items() if row.relativistic}
     assert paired == {"r3gan"}
     for name in set(G_LOSSES) - paired:

@@ -81,7 +81,7 @@ def test_equal_to_slow_references(monkeypatch: pytest.MonkeyPatch) -> None:
             assert 0 < value < 1 or name == "density"
 
 
-def test_sets_that_fit_a_subset_are_compared_once_as_every_draw_of_them_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_no_larger_than_a_subset_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made, real = two(30, 30)
     assert kid(made, real) == pytest.approx(slow_kid(made.double().numpy(), real.double().numpy()), rel=1e-9)
     monkeypatch.setattr(distribution, "SUBSET_SIZE", 29)

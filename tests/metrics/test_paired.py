@@ -95,7 +95,7 @@ def test_equal_images() -> None:
     assert ssim_y(image, image, 2).item() == pytest.approx(1, abs=1e-12)
 
 
-def test_images_of_a_batch_are_measured_each_by_itself_in_double_precision() -> None:
+def test_each_image_is_measured_by_itself_in_double_precision() -> None:
     pairs = [pair(3, seed=seed) for seed in range(3)]
     image, original = (torch.cat(x).float() for x in zip(*pairs, strict=True))
     for metric in (psnr_y, ssim_y):

@@ -71,7 +71,7 @@ class Branched(nn.Module):
 # Walking
 
 
-def test_layers_are_found_in_the_order_they_run_and_the_head_is_none_of_them():
+def test_layers_come_in_the_order_they_run_without_the_head():
     net = walked(sequential())
     assert isinstance(net, Discriminator)
     assert net.feature_names == ("0", "1", "2", "4", "5", "6")
@@ -99,7 +99,7 @@ def test_an_activation_in_place_does_not_change_the_convolution_before_it():
     assert torch.equal(F.leaky_relu(features["0"], 0.2), features["1"])
 
 
-def test_modules_called_again_are_numbered_heads_behind_arithmetic_found_and_written_features_copied():
+def test_repeated_modules_arithmetic_heads_and_overwritten_features():
     net = walked(Branched())
     assert net.feature_names == ("stem", "shared", "act", "shared#2")
     assert net.auto == "shared#2"
@@ -368,7 +368,7 @@ def folder(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_target_is_found_in_the_current_folder_and_made_of_its_parameters(folder):
+def test_a_target_in_the_current_folder_is_built_with_its_parameters(folder):
     net = load_target("own_nets:Net", {"channels": 3, "width": 5}, "discriminator", rng())
     assert net.a.weight.shape == (5, 3, 3, 3)
     assert load_target("own_nets:make", {"channels": 2}, "discriminator", rng()).a.in_channels == 2

@@ -50,7 +50,7 @@ def test_each_has_the_face_of_a_discriminator(net):
     assert out.logits.shape[:2] == (2, 1)
 
 
-def test_taps_do_not_change_the_logits_and_each_tap_alone_is_the_same_feature(net):
+def test_asking_for_layers_changes_neither_logits_nor_features(net):
     image = noise(2, 3, 40, 33)
     whole = net(image, net.feature_names)
     assert torch.equal(whole.logits, net(image).logits)
@@ -80,7 +80,7 @@ def test_nothing_is_run_beyond_the_last_tap(net):
     assert run == []
 
 
-def test_every_feature_passes_a_gradient_and_equal_images_give_equal_features(net):
+def test_features_pass_a_gradient_and_equal_images_give_equal_ones(net):
     image = noise(2, 3, 33, 40).requires_grad_()
     out, again = (net(image, net.feature_names) for _ in range(2))
     for name, value in {**out.features, "logits": out.logits}.items():
@@ -139,7 +139,7 @@ def test_patchgan_stops_widening_at_eight_times_and_names_its_groups():
     assert net.auto == "block6.conv"
 
 
-def test_patchgan_has_no_norm_on_its_first_block_and_spectral_norm_on_all_convolutions():
+def test_patchgan_norms_skip_the_first_block_but_spectral_covers_all():
     for norm in ("batch", "instance", "group"):
         net = patchgan(norm)
         assert ["norm" in block for block in net.blocks] == [False, True, True, True]

@@ -63,7 +63,7 @@ def test_groups_name_layers_that_exist_and_all_is_all(size):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_taps_do_not_change_the_logits_and_each_tap_alone_is_the_same_feature(norm):
+def test_asking_for_layers_changes_neither_logits_nor_features(norm):
     net = DcganDiscriminator(28, 1, 4, norm, rng())
     image = torch.randn(3, 1, 28, 28)
     whole = net(image, net.feature_names)

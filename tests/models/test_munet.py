@@ -68,7 +68,7 @@ def test_the_gradient_branch_comes_last_and_moves_no_index():
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
-def test_with_another_number_of_stages_every_group_names_layers_that_exist(depth):
+def test_groups_name_existing_layers_for_any_number_of_stages(depth):
     net = tiny(ch_mult=(1, 2, 2, 2, 2)[:depth])
     assert net.feature_names == (
         *("input", *(f"enc{i}" for i in range(1, depth + 1))),
@@ -102,7 +102,7 @@ def test_images_below_32_px_are_refused():
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_taps_do_not_change_the_logits_and_each_tap_alone_is_the_same_feature(gradient):
+def test_asking_for_layers_changes_neither_logits_nor_features(gradient):
     net = tiny(gradient=gradient)
     image = noise(2, 3, 33, 40)
     whole = net(image, net.feature_names)
@@ -152,7 +152,7 @@ def test_a_tap_runs_only_the_convolutions_it_depends_on(tap):
     assert run == {name for name in convs if any(name == n or name.startswith(f"{n}.") for n in needed)}
 
 
-def test_what_a_tap_costs_grows_along_the_net_and_the_side_branches_are_cheap():
+def test_layer_cost_grows_along_the_net_and_side_branches_are_cheap():
     net, image = tiny(width=8), noise(1, 3, 64, 64)
 
     def flops(taps: tuple[str, ...], logits: bool = False) -> int:
@@ -174,7 +174,7 @@ def test_what_a_tap_costs_grows_along_the_net_and_the_side_branches_are_cheap():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_every_feature_and_the_logits_pass_a_gradient_to_every_channel_of_the_image(channels):
+def test_features_and_logits_pass_a_gradient_to_every_image_channel(channels):
     net = tiny(channels, gradient=True)
     image = noise(1, channels, 33, 40).requires_grad_()
     out = net(image, net.feature_names)
@@ -402,7 +402,7 @@ def test_the_spectrum_is_float32_under_bfloat16_and_float64_stays():
     assert log_spectrum(x.double()).dtype == torch.float64
 
 
-def test_the_spectrum_has_its_mean_in_the_middle_and_its_magnitude_is_logarithmic():
+def test_the_spectrum_is_centred_and_logarithmic():
     x = noise(1, 1, 6, 9, dtype=torch.float64)
     logarithm, real, imaginary = log_spectrum(x)[0]
     slow = torch.fft.fft2(x[0, 0], norm="ortho")

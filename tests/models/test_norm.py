@@ -269,7 +269,7 @@ def test_frozen_running_stats_in_eval_mode_are_still_used():
         assert torch.equal(norm(whole_batch()), expected)
 
 
-def test_the_averaged_generators_batch_norm_fits_its_weights_and_fitting_twice_is_fitting_once():
+def test_ema_batch_norm_fits_the_weights_and_refitting_changes_nothing():
     state = tiny_state()
     average = state.task.average
     state.task.fit_average()
@@ -283,7 +283,7 @@ def test_the_averaged_generators_batch_norm_fits_its_weights_and_fitting_twice_i
     assert differing(first, everything(state)) == []
 
 
-def test_the_average_is_fitted_once_for_all_who_look_at_it_between_two_steps(monkeypatch):
+def test_ema_batch_norm_is_refitted_at_most_once_between_two_steps(monkeypatch):
     state = tiny_state()
     fits = []
     whole = state.task.fit_average

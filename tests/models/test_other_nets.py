@@ -477,7 +477,7 @@ def test_a_generator_may_be_lazy_or_have_the_older_weight_norm(lazy: bool) -> No
     assert Path(good("sample", "run", "--num", "2").out.strip()).is_file()
 
 
-def test_a_penalty_that_a_network_has_no_second_derivative_for_is_refused_at_the_start() -> None:
+def test_a_penalty_without_second_derivative_is_refused_at_the_start() -> None:
     bring(ONCE)
     good("train", *BARE, *OWN, "--dry-run")
     (error,) = fmrun("train", *BARE, *OWN, "-s", "losses.gan.r1=1").errors

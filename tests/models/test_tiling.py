@@ -69,7 +69,7 @@ def test_tiles_equal_the_whole_up_to_rounding(arch, scale, params):
     assert (narrow - whole).abs().max() > 1e-4, "without overlap they do not"
 
 
-def test_blending_hides_what_statistics_of_the_whole_image_cannot_tell_tiles():
+def test_blending_hides_seams_of_nets_with_whole_image_statistics():
     net, field = tiny("realplksr", 2)
     assert field.radius is None
     # one half dark and flat, the other bright and busy: the worst case for statistics

@@ -105,7 +105,7 @@ def test_control_characters_do_not_act_on_a_terminal() -> None:
 
 
 @pytest.mark.usefixtures("workplace")
-def test_names_with_control_characters_are_escaped_wherever_they_are_shown() -> None:
+def test_control_characters_in_names_are_escaped_everywhere() -> None:
     run, other = (made_run(Path("runs"), name, kid={100: 1.0}) for name in ("run", "other"))
     run.write_status(state="failed", message=EVIL)
     run.env_file.write_text(json.dumps({"command": ["fmrun", EVIL]}))

@@ -186,7 +186,7 @@ def test_before_anything_reads_it_the_discriminator_is_not_run() -> None:
 
 
 @pytest.mark.parametrize("type_", ["vanilla", "r3gan"])
-def test_the_generator_runs_the_discriminator_once_on_fakes_and_once_on_reals(type_: str) -> None:
+def test_a_generator_update_runs_d_once_on_fakes_and_once_on_reals(type_: str) -> None:
     state = make_state(
         losses={"charbonnier": {}, "gan": {"type": type_}}, feature_matching={"layers": ["enc1", "bottleneck"]}
     )
@@ -250,7 +250,7 @@ def test_without_an_adversarial_term_the_share_is_of_the_pixel_losses() -> None:
     assert result["share_of"] == "that of the generator's other losses"
 
 
-def test_the_balance_is_measured_densely_again_when_the_adversarial_term_begins() -> None:
+def test_balance_is_measured_densely_again_when_the_gan_starts() -> None:
     role = make_state(losses={"charbonnier": {}, "gan": {"start_step": 101}}).task.discriminators[0]
     assert [role.plan(step, True).measure for step in (0, 31, 33, 100)] == [True, True, False, False]
     assert all(role.plan(step, True).measure for step in range(101, 133))

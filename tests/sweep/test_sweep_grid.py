@@ -90,7 +90,7 @@ def test_seeds_that_are_none(text: str) -> None:
 # ---- combinations
 
 
-def test_weight_zero_is_one_control_whatever_else_is_said_of_feature_matching() -> None:
+def test_weight_zero_is_one_control_for_all_feature_matching_settings() -> None:
     found = combos(
         "feature_matching.weight=0,0.1", "feature_matching.match=mean,sample", "feature_matching.layers=[block1],[all]"
     )

@@ -154,7 +154,7 @@ RESTARTED = (*TINY, "--steps", "20", *s("log.every=5", "checkpoint.every=5"))
 
 
 @pytest.mark.skipif(not (SCRIPTS / "fmrun").exists(), reason="fmrun is not installed as a script")
-def test_torchrun_restarts_killed_processes_and_the_run_ends_as_if_nothing_had_happened(
+def test_torchrun_restarts_killed_processes_without_changing_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     process = launch("train", *RESTARTED, restarts=1)

@@ -56,7 +56,7 @@ def test_a_healthy_run_hears_nothing(name):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_no_rule_speaks_on_too_few_rows_missing_keys_or_numbers_that_are_not_finite(name):
+def test_no_rule_warns_on_few_rows_missing_keys_or_non_finite_numbers(name):
     for series in ([], [{"step": 1}], rows(1), [{"step": i} for i in range(40)]):
         assert RULES[name](series) is None
     assert RULES[name]([dict.fromkeys(HEALTHY, math.nan) for _ in range(40)]) is None

@@ -227,7 +227,7 @@ def test_the_average_takes_no_gradient():
     assert not any(p.requires_grad for p in average.parameters())
 
 
-def test_an_fp16_update_that_is_skipped_takes_its_running_averages_with_it():
+def test_a_skipped_fp16_update_also_undoes_its_running_averages():
     """In fp16 a skipped update is no failure, so what its forward left in batch norm has to go."""
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
     guard = Guard(scaled=True)

@@ -329,7 +329,7 @@ def test_images_are_found_from_another_folder(workplace: Path, monkeypatch: pyte
     assert paths[0] == paths[1] != paths[2]
 
 
-def test_the_folder_before_a_link_is_another_than_the_one_before_its_target(workplace: Path) -> None:
+def test_the_parent_of_a_link_is_not_the_parent_of_its_target(workplace: Path) -> None:
     (workplace / "far" / "away").mkdir(parents=True)
     (workplace / "link").symlink_to(workplace / "far" / "away")
     write_images(workplace / "far" / "images.npz", seed=1)
@@ -464,7 +464,7 @@ def test_a_learning_rate_below_a_tenth_is_said_at_start_and_resume() -> None:
     assert "learning rates: below a tenth of what is set from step 23 on" in good("resume", "run", "--steps", "25").err
 
 
-def test_a_horizon_still_ahead_may_be_moved_and_gives_the_run_that_had_it_from_the_start() -> None:
+def test_moving_a_future_horizon_equals_having_it_from_the_start() -> None:
     def own(end: int) -> tuple[str, ...]:
         ahead = ("optim.schedule.decay=linear", "optim.schedule.decay_start=5", f"optim.schedule.decay_end={end}")
         return s(

@@ -109,7 +109,7 @@ def test_the_mean_share_over_400_steps_is_lambda(course: Callable[[int], float],
 # ---- a statistic that is blind
 
 
-def test_a_statistic_that_is_blind_everywhere_leaves_the_balance_and_is_said() -> None:
+def test_a_statistic_blind_everywhere_leaves_the_balance_and_is_reported() -> None:
     """A layer whose features are the same whatever the image is."""
     Path("own_nets.py").write_text(
         """
@@ -141,7 +141,7 @@ class Judge(nn.Module):
     assert any("it stays at 1" in line for line in fmrun("train", *BARE, *own, "--dry-run").warnings)
 
 
-def test_a_sum_over_elements_and_a_tiny_statistic_get_the_share_they_ask_for() -> None:
+def test_sums_and_tiny_statistics_get_the_configured_gradient_share() -> None:
     """Balances far from 1 in either direction."""
     for name, settings in (
         ("sum", ("-s", "feature_matching.elements=sum")),

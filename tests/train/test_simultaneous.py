@@ -70,7 +70,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("match", "gan", "norm", "settings"), CASES, ids=str)
-def test_gradients_of_both_nets_are_those_of_the_textbook_at_the_same_weights(match, gan, norm, settings):
+def test_gradients_of_both_nets_equal_the_textbooks(match, gan, norm, settings):
     shared = {
         "losses__gan__type": gan,
         "losses__gan__weight": 0.7,
@@ -168,7 +168,7 @@ def sigmas(net: nn.Module):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_running_averages_and_power_iterations_move_as_in_the_discriminators_own_update(monkeypatch, accumulate):
+def test_buffers_move_as_in_the_discriminators_own_update(monkeypatch, accumulate):
     state = both_at_once(train__accumulate=accumulate)
     advance(state, 3)
     g, d = state.task.generator.norm, role_of(state).net.blocks[1]["norm"]
@@ -202,7 +202,7 @@ def test_real_features_have_no_graph_and_are_of_the_weights_from_before():
         assert seen["fake"][name].requires_grad
 
 
-def test_features_are_compared_in_one_arithmetic_where_one_of_them_is_penalised():
+def test_penalised_features_are_compared_in_one_precision():
     state = both_at_once(
         precision="bf16", losses__gan__r1=1.0, losses__gan__penalty_every=2, discriminator__norm="none"
     )
@@ -219,7 +219,7 @@ def test_features_are_compared_in_one_arithmetic_where_one_of_them_is_penalised(
 # Who takes part
 
 
-def test_a_discriminator_that_is_not_trained_stays_as_it_is_and_is_matched():
+def test_an_untrained_discriminator_stays_fixed_and_is_matched():
     state = both_at_once(discriminator__train=False)
     before = tensors_of(role_of(state).net)
     calls = Calls(role_of(state).net)
@@ -232,7 +232,7 @@ def test_a_discriminator_that_is_not_trained_stays_as_it_is_and_is_matched():
     assert "loss/d" not in row
 
 
-def test_before_the_adversarial_term_begins_the_discriminator_learns_all_the_same():
+def test_the_discriminator_learns_before_the_adversarial_term_starts():
     state = both_at_once(losses__gan__start_step=1)
     before = tensors_of(role_of(state).net)
     advance(state)

@@ -264,7 +264,7 @@ def test_without_penalties_none_is_planned():
 
 
 @pytest.mark.parametrize(("d_updates", "g_updates"), list(itertools.product((1, 2, 3), (1, 2))))
-def test_each_update_takes_a_draw_and_the_last_of_one_net_shares_with_the_first_of_the_other(d_updates, g_updates):
+def test_updates_take_their_own_batch_but_d_and_g_share_one(d_updates, g_updates):
     state = tiny_state(train__d_updates=d_updates, train__g_updates=g_updates, feature_matching__weight=0.1)
     assert state.batches_per_step == d_updates + g_updates - 1
     draws = draws_of(state)
@@ -387,7 +387,7 @@ def test_poisoned_real_images_change_no_weight_and_are_named(norm, value):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_poisoned_generator_loss_changes_no_generator_weight_and_is_named(value):
+def test_a_non_finite_generator_loss_is_named_and_changes_no_weight(value):
     state = tiny_state(feature_matching__weight=0.1, feature_matching__layers="block2", ema__decay=0.0)
     advance(state)
     before = {k: v for k, v in everything(state).items() if k.startswith(("g.", "ema.", "adam.generator"))}

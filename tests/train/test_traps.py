@@ -103,7 +103,7 @@ def test_trap_01_every_layer_of_every_dcgan_passes_gradient(norm):
 # 2 Batch norm blinds
 
 
-def test_trap_02_the_channel_mean_is_blind_behind_batch_norm_and_the_mean_that_keeps_positions_is_not():
+def test_trap_02_only_the_channel_mean_is_blind_behind_batch_norm():
     rng = torch.Generator().manual_seed(0)
     norm = nn.BatchNorm2d(3).double()
     real, fake = (torch.randn(16, 3, 4, 4, generator=rng, dtype=torch.float64) for _ in range(2))
@@ -123,7 +123,7 @@ def test_trap_02_the_channel_mean_is_blind_behind_batch_norm_and_the_mean_that_k
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("match", ["mean", "sample"])
-def test_trap_03_running_averages_move_as_in_a_step_without_feature_matching(match, accumulate):
+def test_trap_03_feature_matching_leaves_running_averages_unchanged(match, accumulate):
     matched = fm_state(feature_matching__match=match, train__accumulate=accumulate)
     plain = tiny_state(feature_matching__weight=0, train__accumulate=accumulate)
     for state in (matched, plain):
@@ -134,7 +134,7 @@ def test_trap_03_running_averages_move_as_in_a_step_without_feature_matching(mat
         assert all(torch.equal(a[n], b[n]) for n in a)
 
 
-def test_trap_03_averages_move_once_for_each_pass_that_the_published_step_makes():
+def test_trap_03_averages_move_once_per_pass_of_the_published_step():
     for accumulate in (1, 2):
         state = fm_state(train__accumulate=accumulate)
         advance(state, 3)
@@ -251,7 +251,7 @@ def test_trap_06_training_adds_no_hooks():
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral"])
-def test_trap_06_a_compiled_discriminator_gives_the_same_layers_also_after_its_first_call(norm):
+def test_trap_06_a_compiled_discriminator_gives_the_same_layers(norm):
     state = fm_state(discriminator__norm=norm)
     role = role_of(state)
     torch._dynamo.reset()
@@ -277,7 +277,7 @@ def test_trap_06_a_step_through_compiled_nets_is_the_eager_step():
 # 7 Stale features
 
 
-def test_trap_07_real_and_generated_features_both_come_from_the_updated_discriminator():
+def test_trap_07_both_features_come_from_the_updated_discriminator():
     state = fm_state(discriminator__norm="none")
     role = role_of(state)
     seen, distance = {}, role.matching.distance
@@ -346,7 +346,7 @@ def test_trap_08_images_are_made_once_a_step(accumulate):
     assert len(made) == (1 if accumulate == 1 else 4)
 
 
-def test_trap_08_the_discriminators_weights_take_no_gradient_in_the_generators_update():
+def test_trap_08_generator_updates_give_no_gradient_to_d():
     """The gradient left on D after the step is that of its own update alone."""
     state, alone = fm_state(), fm_state()
     advance(state)
@@ -392,7 +392,7 @@ def test_trap_08_real_features_have_no_graph():
 # 13 Shape mismatch
 
 
-def test_trap_13_real_and_generated_images_of_different_size_are_an_error_that_names_the_layer():
+def test_trap_13_images_of_different_size_are_an_error_naming_the_layer():
     state = fm_state()
     draws = draws_of(state)
     batch = draws[0][0]
@@ -434,7 +434,7 @@ def test_trap_14_ramp_of_the_adversarial_term():
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral"])
-def test_trap_14_a_discriminator_that_is_not_trained_stays_as_it_is_and_is_matched(norm):
+def test_trap_14_an_untrained_discriminator_stays_fixed_and_is_matched(norm):
     state = fm_state(discriminator__train=False, discriminator__norm=norm)
     before, generator = tensors_of(role_of(state).net), tensors_of(state.task.generator)
     check_start(state, draws_of(state))
