@@ -49,7 +49,7 @@ STATISTICS: dict''',
         '    "mean": mean,\n': '    "mean": mean,\n    "largest": largest,\n',
     },
     "losses/adversarial.py": {
-        "D_LOSSES: dict": '''def d_exponential(real: Tensor, fake: Tensor) -> Tensor:
+        "def _over_scales": '''def d_exponential(real: Tensor, fake: Tensor) -> Tensor:
     """exp(-D(r)) + exp(D(g)), as in boosting."""
     return (-real).exp().mean() + fake.exp().mean()
 
@@ -59,9 +59,9 @@ def g_exponential(fake: Tensor, real: Tensor | None) -> Tensor:
     return (-fake).exp().mean()
 
 
-D_LOSSES: dict''',
-        '    "hinge": _over_scales(d_hinge),\n': '    "hinge": _over_scales(d_hinge),\n    "exponential": _over_scales(d_exponential),\n',
-        '    "hinge": _over_scales(g_linear),\n': '    "hinge": _over_scales(g_linear),\n    "exponential": _over_scales(g_exponential),\n',
+def _over_scales''',
+        '("hinge", d_hinge),': '("hinge", d_hinge), ("exponential", d_exponential),',
+        '("hinge", g_linear),': '("hinge", g_linear), ("exponential", g_exponential),',
     },
     "metrics/distribution.py": {
         'return {"kid"': '''centre = float((made.mean(0) - real.mean(0)).norm())

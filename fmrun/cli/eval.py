@@ -52,8 +52,9 @@ def eval(
     perceptual distances of upscaled photographs. The scores are written into the runs."""
     targets = [options.run_or_checkpoint(name, runs_dir) for name in dict.fromkeys(runs or [])]
     targets = targets or [options.run_or_checkpoint(None, runs_dir)]
-    from .. import evaluate as work
     from ..config.presets import Override, parse_set
+    from ..evaluate.asked import Asked
+    from ..evaluate.evaluate import evaluate, table
     from ..runtime.report import Reporter, emit, emit_json
 
     overrides = [parse_set(text) for text in set_ or []]
@@ -61,13 +62,13 @@ def eval(
         own: dict[str, Any] = {"data.path": data, "data.valid_path": None, "data.valid_fraction": 0.0}
         own |= {"data.lr_path": None, "data.valid_lr_path": None}
         overrides = [Override("--data", key, value) for key, value in own.items()] + overrides
-    asked = work.Asked(num=num, extractor=extractor, overrides=overrides, steps=tuple(step or ()))
+    asked = Asked(num=num, extractor=extractor, overrides=overrides, steps=tuple(step or ()))
     report = Reporter()
-    records = work.evaluate(targets, asked, options.choose_device(device), report, trust_code)
+    records = evaluate(targets, asked, options.choose_device(device), report, trust_code)
     if json:
         emit_json(records)
         return 0
-    emit(work.table(records))
+    emit(table(records))
     names = [target.name for target in targets if not isinstance(target, Path)]
     if len(names) > 1:
         where = f" --runs-dir {runs_dir}" if runs_dir != options.RUNS else ""

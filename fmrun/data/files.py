@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 if AVIF:
     SUFFIXES, FORMATS = (*SUFFIXES, ".avif"), (*FORMATS, "AVIF")
 
-LEGAL_SIZES: tuple[int, ...] = DataConfig.model_fields["image_size"].annotation.__args__  # type: ignore[union-attr]
+LEGAL_SIZES: tuple[int, ...] = get_args(DataConfig.model_fields["image_size"].annotation)
 
 THUMBNAILS = ("@eaDir", "__MACOSX")
 """Folders that file servers and archivers leave beside images, besides hidden ones."""
@@ -101,10 +101,10 @@ def content(path: Path) -> bytes:
     return data
 
 
-def opened(file: object) -> Image.Image:
+def opened(file: Path | IO[bytes]) -> Image.Image:
     """An image whose pixels are yet to be decoded. Raises BadImage."""
     try:
-        image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]
+        image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadImage("huge") from error
     except DECODER_ERRORS as error:

@@ -105,7 +105,8 @@ def filtered(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 def _grid(radius: int) -> tuple[np.ndarray, np.ndarray]:
     side = np.arange(-radius, radius + 1, dtype=np.float64)
-    return tuple(np.meshgrid(side, side, indexing="ij"))  # type: ignore[return-value]
+    y, x = np.meshgrid(side, side, indexing="ij")
+    return y, x
 
 
 def _fast(side: int) -> int:

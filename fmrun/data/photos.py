@@ -52,7 +52,7 @@ def _by_pillow(image: Image.Image) -> pyvips.Image:
     """What libvips cannot read (BMP, Lab of 8 bits) or reads less well: it enlarges the colours of AVIF by repetition."""
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        upright = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")  # type: ignore[arg-type]
+        upright = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
         return pyvips.Image.new_from_array(np.asarray(upright), interpretation="srgb")
     upright = ImageOps.exif_transpose(image)
     mode = "L" if upright.mode in ("1", "L") else "RGBA" if upright.mode == "RGBA" else "RGB"

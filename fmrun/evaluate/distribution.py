@@ -18,7 +18,7 @@ from ..metrics.reals import Reals, Share, choose_reals, share
 from ..runtime.errors import UserError
 from ..runtime.report import Reporter, note_once
 from ..sample.sample import Source, images
-from . import Asked, Opener
+from .asked import Asked, Opener
 
 DEFAULT_NUM = 2000
 """Images generated where --num is not given; fewer where there are fewer real ones."""
@@ -30,7 +30,7 @@ NOISY = 500
 """Below so many images, scores say little."""
 
 
-class Measure:
+class DistributionScores:
     """Scores of generators of images, against real images that are read and looked at once for all of them."""
 
     def __init__(self, asked: Asked, device: torch.device, report: Reporter):

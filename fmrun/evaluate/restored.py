@@ -15,10 +15,10 @@ from ..runtime.errors import UserError
 from ..runtime.report import Reporter
 from ..sample.sample import Source
 from ..tasks.upscale import bicubic, restored, tile_field, upscaled
-from . import Asked, Opener
+from .asked import Asked, Opener
 
 
-class Measure:
+class RestoredScores:
     """Scores of upscalers on whole photographs, in tiles."""
 
     headline = "psnr_y"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -59,15 +58,18 @@ def _no_power_iteration(*nets: nn.Module) -> Iterator[None]:
             norm.n_power_iterations = count
 
 
-def torch_spectral_norms(net: nn.Module) -> Iterator[tuple[Any, Callable[[], object]]]:
+def torch_spectral_norms(
+    net: nn.Module,
+) -> Iterator[tuple[HookedSpectralNorm | ParametrizedSpectralNorm, Callable[[], object]]]:
     """torch's own spectral norms in `net`, of either kind, each with the call that computes its weight."""
     for module in net.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, HookedSpectralNorm):
                 yield hook, partial(hook.compute_weight, module, do_power_iteration=True)
         if parametrize.is_parametrized(module):
-            chains: Any = module.parametrizations
-            for chain in chains.values():
+            assert isinstance(module.parametrizations, nn.ModuleDict)
+            for chain in module.parametrizations.values():
+                assert isinstance(chain, parametrize.ParametrizationList)
                 for norm in chain:
                     if isinstance(norm, ParametrizedSpectralNorm) and hasattr(norm, "n_power_iterations"):
                         yield norm, partial(norm, chain.original)

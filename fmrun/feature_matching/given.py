@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +41,7 @@ class GivenDiscriminator(nn.Module):
         self.net, self.what = net, what
         example = example_of(net, image, what)
         with torch.no_grad(), frozen(net):
-            features = self._split(attempt(net.forward_with_features, example, what))[1]  # type: ignore[arg-type]
+            features = self._split(attempt(self._forward_with_features, example, what))[1]
         if not features:
             raise FeatureMatchingError(f"{what}: forward_with_features returns no features; return (logits, features)")
         self.feature_names = names = tuple(features)
@@ -55,11 +54,16 @@ class GivenDiscriminator(nn.Module):
     def forward(self, image: Tensor, layers: tuple[str, ...] = (), logits: bool = True) -> DiscriminatorOutput:
         if not layers:
             return DiscriminatorOutput(self.net(image))
-        judged, features = self._split(self.net.forward_with_features(image))  # type: ignore[operator]
+        judged, features = self._split(self._forward_with_features(image))
         chosen = {name: feature for name, feature in features.items() if name in layers}
         return DiscriminatorOutput(judged if logits else None, chosen)
 
-    def _split(self, output: Any) -> tuple[Logits, dict[str, Tensor]]:
+    def _forward_with_features(self, image: Tensor) -> object:
+        forward = self.net.forward_with_features
+        assert callable(forward)
+        return forward(image)
+
+    def _split(self, output: object) -> tuple[Logits, dict[str, Tensor]]:
         if isinstance(output, tuple | list) and len(output) == 2 and isinstance(output[1], Mapping | list | tuple):
             features = output[1]
             named = features.items() if isinstance(features, Mapping) else enumerate(features)

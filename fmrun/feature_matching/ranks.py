@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,14 +26,20 @@ class _Sum(torch.autograd.Function):
     """Over processes, differentiable any number of times."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: object, x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _Sum.apply(grad)
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return summed(grad)
+
+
+def summed(x: Tensor) -> Tensor:
+    """Sum of `x` over processes."""
+    total: Tensor = _Sum.apply(x)
+    return total
 
 
 class Processes:
@@ -49,10 +55,10 @@ class Processes:
         self.rank = torch.distributed.get_rank() if distributed else 0
 
     def mean(self, x: Tensor) -> Tensor:
-        return _Sum.apply(x) / self.size if self.size > 1 else x
+        return summed(x) / self.size if self.size > 1 else x
 
     def gather(self, x: Tensor) -> Tensor:
         if self.size == 1:
             return x
         blank = torch.zeros_like(x)
-        return _Sum.apply(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))
+        return summed(torch.cat([x if rank == self.rank else blank for rank in range(self.size)]))

@@ -7,8 +7,7 @@ flows to `fake`; `real` carries none in training. `ranks` makes batch statistics
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +39,7 @@ def reduce_elements(distance: Tensor, elements: str) -> Tensor:
 
 
 def sample(
-    real: Tensor, fake: Tensor, *, criterion: str = "l2", eps: float = 1e-6, elements: str = "mean", **_
+    real: Tensor, fake: Tensor, *, criterion: str = "l2", eps: float = 1e-6, elements: str = "mean", **_: object
 ) -> Tensor:
     """Mean over images of the distance between f(r_j) and f(g_j) (Wang et al. 2018, pix2pixHD, eq. 4)."""
     pointed = pointwise(at_least_float32(real) - at_least_float32(fake), criterion, eps)
@@ -49,19 +48,28 @@ def sample(
     return distance if elements == "mean" else distance * real[0].numel()
 
 
+class _SliceContext(Protocol):
+    """What a forward of `_SliceMean` leaves for its backward."""
+
+    count: int
+    dtype: torch.dtype
+    last: bool
+    """Whether channels are last in memory."""
+
+
 class _SliceMean(torch.autograd.Function):
     """Mean over the first dimension, in the order of memory, whose gradient is not written out for every image: autograd
     adds it to what else flows back with no tensor of the features' size in between."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: _SliceContext, x: Tensor) -> Tensor:
         ctx.count, ctx.dtype = x.shape[0], x.dtype
         ctx.last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         return x.permute(0, 2, 3, 1).mean(0, dtype=wide).permute(2, 0, 1) if ctx.last else x.mean(0, dtype=wide)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: _SliceContext, grad: Tensor) -> Tensor:
         grad = (grad / ctx.count).to(ctx.dtype)
         if ctx.last:  # the sum of this and what else flows back takes its order in memory
             grad = grad.permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -95,7 +103,7 @@ def mean(
     elements: str = "mean",
     estimator: str = "batch",
     real_mean: Tensor | None = None,
-    **_,
+    **_: object,
 ) -> Tensor:
     """Distance between E_b f(r) and E_b f(g) at each position (Salimans et al. 2016, eq. 2).
 
@@ -119,7 +127,7 @@ def moments(
     criterion: str = "l2",
     eps: float = 1e-6,
     elements: str = "mean",
-    **_,
+    **_: object,
 ) -> Tensor:
     """Distance between means plus distance between standard deviations (dos Santos et al. 2019, GFMN, eq. 2)."""
     real_mean, fake_mean = batch_mean(real, ranks), batch_mean(fake, ranks)
@@ -136,7 +144,7 @@ def _channel_covariance(x: Tensor, ranks: Ranks) -> Tensor:
     return ranks.mean(centred.T @ centred / rows.shape[0]) * (count / (count - 1))
 
 
-def coral(real: Tensor, fake: Tensor, *, ranks: Ranks, elements: str = "mean", **_) -> Tensor:
+def coral(real: Tensor, fake: Tensor, *, ranks: Ranks, elements: str = "mean", **_: object) -> Tensor:
     """||C_r - C_g||_F^2 / 4d^2, C the covariance of the d channels over images and positions (Sun & Saenko 2016, eq. 1).
 
     `elements = "sum"` leaves out the 1/d^2.
@@ -157,7 +165,7 @@ def mmd(
     elements: str = "mean",
     kernel: str = "rational_quadratic",
     bandwidth: Tensor | None = None,
-    **_,
+    **_: object,
 ) -> Tensor:
     """Unbiased MMD^2 between the features of images (Gretton et al. 2012, eq. 3); may be negative.
 
@@ -193,20 +201,42 @@ def random_directions(count: int, dimension: int, generator: torch.Generator, dt
     return F.normalize(rows, dim=1)
 
 
-def sliced(real: Tensor, fake: Tensor, *, ranks: Ranks, directions: Tensor, elements: str = "mean", **_) -> Tensor:
+def sliced(
+    real: Tensor, fake: Tensor, *, ranks: Ranks, directions: Tensor | None = None, elements: str = "mean", **_: object
+) -> Tensor:
     """Squared sliced Wasserstein-2 distance: E over directions of the mean squared gap between sorted projections
     (Bonneel et al. 2015; Deshpande et al. 2018).
 
     With unit `directions` (P, d) the expectation already is the average over d elements; `elements = "sum"`
     multiplies by d.
     """
+    assert directions is not None
     x = ranks.gather(at_least_float32(real).flatten(1) @ directions.T)
     y = ranks.gather(at_least_float32(fake).flatten(1) @ directions.T)
     distance = (x.sort(0).values - y.sort(0).values).square().mean()
     return distance if elements == "mean" else distance * directions.shape[1]
 
 
-STATISTICS: dict[str, Callable[..., Tensor]] = {
+class Statistic(Protocol):
+    """Takes the options that it has of these, and leaves the others alone."""
+
+    def __call__(
+        self,
+        real: Tensor,
+        fake: Tensor,
+        *,
+        ranks: Ranks,
+        criterion: str,
+        eps: float,
+        elements: str,
+        estimator: str,
+        real_mean: Tensor | None,
+        kernel: str,
+        directions: Tensor | None,
+    ) -> Tensor: ...
+
+
+STATISTICS: dict[str, Statistic] = {
     "sample": sample,
     "mean": mean,
     "moments": moments,

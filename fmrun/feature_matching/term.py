@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .discriminator import Discriminator, Shape, read
+from .discriminator import Discriminator, Logits, Shape, read
 from .errors import FeatureMatchingError
 from .frozen import frozen
 from .given import discriminator_of
@@ -115,15 +115,16 @@ class FeatureMatching(nn.Module):
             kernel=kernel,
             resize=resize,
         )
-        net = cast(Discriminator, discriminator_of(discriminator, image))
-        self._unregistered = (net,)  # in a tuple: its weights are no part of this module's state
+        net = discriminator_of(discriminator, image)
+        assert isinstance(net, Discriminator)
+        self._unregistered: tuple[nn.Module] = (net,)  # in a tuple: its weights are no part of this module's state
         named = select_layers([layers] if isinstance(layers, str | int) else layers, net)
         self.weights = _layer_weights(named, layer_weights)
         self.layers = tuple(name for name in named if self.weights[name])  # a layer of weight 0 costs nothing
         self.weight, self.start_step, self.ramp = weight, start_step, ramp
         self.match, self.estimator, self.running_decay = match, estimator, running_decay
         self.reduction, self.resize, self.directions = reduction, resize, directions
-        self.options = {"criterion": criterion or "l2", "eps": eps, "elements": elements, "kernel": kernel}
+        self.criterion, self.eps, self.elements, self.kernel = criterion or "l2", eps, elements, kernel
         self._generator = directions_generator or _generator
         self.fixed_directions: dict[str, Tensor] | None = None
         """Random directions by layer, where they have to stay in their place in memory; `resample` draws new ones there."""
@@ -137,13 +138,13 @@ class FeatureMatching(nn.Module):
 
     # ---- in a loop of one's own
 
-    def forward(self, real: Tensor, fake: Tensor, step: int = 0) -> tuple[Any, Distance]:
+    def forward(self, real: Tensor, fake: Tensor, step: int = 0) -> tuple[Logits, Distance]:
         """What the discriminator makes of `fake` (B, C, H, W), and how far its features are from those of `real`.
 
         One pass over each: that of the real images ends at the last layer and keeps no graph. The discriminator is frozen
         meanwhile. Before `start_step` the distance is zero, and real images are not looked at.
         """
-        net: Any = self._unregistered[0]
+        net = self._unregistered[0]
         layers = self.layers if self.ramped(step) > 0 else ()
         with frozen(net):
             generated = read(net, fake, layers)
@@ -224,7 +225,10 @@ class FeatureMatching(nn.Module):
             estimator=self.estimator,
             directions=directions,
             real_mean=real_mean,
-            **self.options,
+            criterion=self.criterion,
+            eps=self.eps,
+            elements=self.elements,
+            kernel=self.kernel,
         )
 
     def _draw(self, layer: str, step: int, dimension: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -298,7 +302,7 @@ def _layer_weights(layers: Sequence[str], weights: Sequence[float] | str) -> dic
 
 
 @torch.no_grad()
-def feature_shapes(net: Any, image: Shape, layers: tuple[str, ...]) -> dict[str, torch.Size]:
+def feature_shapes(net: nn.Module, image: Shape, layers: tuple[str, ...]) -> dict[str, torch.Size]:
     """Shape (C, H, W) of each layer's features for one image (C, H, W); leaves every buffer as it was."""
     weight = next(net.parameters())
     blank = torch.zeros(2, *image, device=weight.device, dtype=weight.dtype)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.utils import parametrize
 
 from .discriminator import DiscriminatorOutput, Logits
 from .errors import FeatureMatchingError
+
+Output = TypeVar("Output")
 
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
 ACTIVATIONS: tuple[type[nn.Module], ...] = tuple(
@@ -57,7 +60,7 @@ def detach_weights(net: nn.Module) -> None:
                 setattr(module, key, value.detach())
 
 
-def attempt(net: Callable[[Tensor], Any], example: Tensor, what: str) -> Any:
+def attempt(net: Callable[[Tensor], Output], example: Tensor, what: str) -> Output:
     """What `net` gives for `example`, global random state left alone; FeatureMatchingError, which begins with `what`, if it fails."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -93,7 +96,7 @@ def out_of_place(net: nn.Module) -> None:
     """Make activations leave alone what they are given: it may be a feature."""
     for module in net.modules():
         if isinstance(module, ACTIVATIONS) and getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
+            vars(module)["inplace"] = False
 
 
 # ---- what comes back
@@ -101,7 +104,7 @@ def out_of_place(net: nn.Module) -> None:
 Path = tuple[str | int, ...]
 
 
-def entries(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+def entries(output: object, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     """Every tensor of numbers in what a net returned, with the way to it."""
     if isinstance(output, Tensor):
         if output.is_floating_point() and output.ndim:
@@ -114,19 +117,25 @@ def entries(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
             yield from entries(value, (*path, i))
 
 
-def at(output: Any, path: Path) -> Tensor:
+def at(output: object, path: Path) -> Tensor:
     for step in path:
-        output = output[step]
+        if isinstance(output, Mapping):
+            output = output[step]
+        else:
+            assert isinstance(output, tuple | list)
+            assert isinstance(step, int)
+            output = output[step]
+    assert isinstance(output, Tensor)
     return output
 
 
-def _chain(node: Any, names: Sequence[str]) -> bool:
+def _chain(node: Node | None, names: Sequence[str]) -> bool:
     return node is not None and node.name().rstrip("0123456789").removesuffix("Backward") in names
 
 
-def ancestors(nodes: Sequence[Any], stop: Callable[[Any], bool] = lambda node: False) -> set[Any]:
+def ancestors(nodes: Sequence[Node | None], stop: Callable[[Node], bool] = lambda node: False) -> set[Node]:
     """Nodes of the graph that these follow from, and these; nothing beyond one at which to `stop`."""
-    seen: set[Any] = set()
+    seen: set[Node] = set()
     waiting = [node for node in nodes if node is not None]
     while waiting:
         node = waiting.pop()
@@ -137,7 +146,7 @@ def ancestors(nodes: Sequence[Any], stop: Callable[[Any], bool] = lambda node: F
     return seen
 
 
-def logit_paths(output: Any, what: str, batch: int) -> tuple[Path, ...]:
+def logit_paths(output: object, what: str, batch: int) -> tuple[Path, ...]:
     """Where the logits of a batch are in what a discriminator returned: the entry that the others feed into, or several of
     one channel, predictions at several scales; each with a row for every image. FeatureMatchingError, which says what came back,
     where that is not clear."""
@@ -150,14 +159,16 @@ def logit_paths(output: Any, what: str, batch: int) -> tuple[Path, ...]:
             found = [(path, tensor) for path, tensor in found if path[0] == named[0]]
     nodes = [tensor.grad_fn for _, tensor in found]
     behind = [ancestors([node]) for node in nodes]
-    last: dict[Any, tuple[Path, Tensor]] = {}
+    last: dict[Node | int, tuple[Path, Tensor]] = {}
     for i, (path, tensor) in enumerate(found):
         if all(nodes[i] not in behind[k] or nodes[k] is nodes[i] for k in range(len(found))):
-            last.setdefault(nodes[i] if nodes[i] is not None else i, (path, tensor))
+            node = nodes[i]
+            last.setdefault(i if node is None else node, (path, tensor))
     sinks = list(last.values())
     for k, (_, tensor) in enumerate(sinks):  # a probability beside the logits that it is made of
         if _chain(tensor.grad_fn, ("Sigmoid",)):
-            inner = tensor.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+            assert tensor.grad_fn is not None
+            inner = tensor.grad_fn.next_functions[0][0]
             sinks[k] = next((entry for entry, node in zip(found, nodes, strict=True) if node is inner), sinks[k])
     single = all(tensor.ndim == 1 or tensor.shape[1] == 1 for _, tensor in sinks)
     if len(sinks) == 1 or (sinks and single):
@@ -194,12 +205,12 @@ class _Recorder:
 
     def begin(self) -> None:
         self.caught: dict[str, Tensor] = {}
-        self.nodes: dict[str, Any] = {}
+        self.nodes: dict[str, Node | None] = {}
         self.versions: dict[str, int] = {}
         self.modules: dict[str, nn.Module] = {}
         self.calls: dict[str, int] = {}
 
-    def catch(self, name: str, module: nn.Module, output: Any) -> None:
+    def catch(self, name: str, module: nn.Module, output: object) -> None:
         count = self.calls[name] = self.calls.get(name, 0) + 1
         call = name if count == 1 else f"{name}#{count}"
         if isinstance(output, tuple | list) and output:  # attention gives its weights too
@@ -223,7 +234,7 @@ class _Hook:
     def __init__(self, name: str, recorder: _Recorder):
         self.name, self.recorder = name, recorder
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:
         if self.recorder.active:
             self.recorder.catch(self.name, module, output)
 
@@ -280,12 +291,12 @@ class WalkedDiscriminator(nn.Module):
         recorder.active = False
 
     @staticmethod
-    def _before_shaping(node: Any) -> Any:
-        while _chain(node, SHAPING):
+    def _before_shaping(node: Node | None) -> Node | None:
+        while node is not None and _chain(node, SHAPING):
             node = node.next_functions[0][0]
         return node
 
-    def _name(self, recorder: _Recorder, ways: Sequence[set[Any]]) -> None:
+    def _name(self, recorder: _Recorder, ways: Sequence[set[Node]]) -> None:
         """Which calls are listed, and the groups they form; `ways`: the nodes that each of the logits follows from."""
         listed: list[str] = []
         blocks: list[str] = []
@@ -328,7 +339,7 @@ class WalkedDiscriminator(nn.Module):
             call for call in self.calls if recorder.caught[call]._version != recorder.versions[call]
         )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> WalkedDiscriminator:
+    def __deepcopy__(self, memo: dict[int, object]) -> WalkedDiscriminator:
         detach_weights(self)
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
@@ -358,7 +369,7 @@ class WalkedDiscriminator(nn.Module):
             )
         return DiscriminatorOutput(judged, {name: caught[name] for name in self.calls if name in caught})
 
-    def _logits(self, output: Any) -> Logits:
+    def _logits(self, output: object) -> Logits:
         found = tuple(at(output, path) for path in self.paths)
         return found[0] if len(found) == 1 else found
 
@@ -372,9 +383,9 @@ def _base(call: str) -> str:
     return call.partition("#")[0]
 
 
-def _descendants(leaf: Tensor, nodes: set[Any]) -> set[Any]:
+def _descendants(leaf: Tensor, nodes: set[Node]) -> set[Node]:
     """Those of the nodes that `leaf` leads to."""
-    later: dict[Any, list[Any]] = {}
+    later: dict[Node, list[Node]] = {}
     starts = []
     for node in nodes:
         for earlier, _ in node.next_functions:
@@ -382,7 +393,7 @@ def _descendants(leaf: Tensor, nodes: set[Any]) -> set[Any]:
                 later.setdefault(earlier, []).append(node)
         if getattr(node, "variable", None) is leaf:
             starts.append(node)
-    seen: set[Any] = set()
+    seen: set[Node] = set()
     while starts:
         node = starts.pop()
         if node not in seen:

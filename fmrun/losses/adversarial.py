@@ -7,7 +7,7 @@ all are averaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -63,33 +63,46 @@ def g_r3gan(fake: Tensor, real: Tensor | None) -> Tensor:
     return F.softplus(real - fake).mean()
 
 
-def _over_scales(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _over_scales(losses: Sequence[Tensor]) -> Tensor:
     """The loss of logits at several scales: the mean of each one's (Wang et al. 2018, pix2pixHD, eq. 3, over D's number)."""
+    return losses[0] if len(losses) == 1 else torch.stack(tuple(losses)).mean()
 
-    def mean(one: Logits, other: Logits | None) -> Tensor:
-        others = scales(other) if other is not None else (None,) * len(scales(one))
-        losses = [loss(a, b) for a, b in zip(scales(one), others, strict=True)]
-        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+def _of_discriminator(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Logits, Logits], Tensor]:
+    def mean(real: Logits, fake: Logits) -> Tensor:
+        return _over_scales([loss(r, f) for r, f in zip(scales(real), scales(fake), strict=True)])
 
     return mean
 
 
-D_LOSSES: dict[str, Callable[[Logits, Logits], Tensor]] = {
-    "vanilla": _over_scales(d_vanilla),
-    "lsgan": _over_scales(d_lsgan),
-    "hinge": _over_scales(d_hinge),
-    "wgan": _over_scales(d_wgan),
-    "r3gan": _over_scales(d_r3gan),
+def _of_generator(loss: Callable[[Tensor, Tensor | None], Tensor]) -> Callable[[Logits, Logits | None], Tensor]:
+    def mean(fake: Logits, real: Logits | None) -> Tensor:
+        reals = scales(real) if real is not None else (None,) * len(scales(fake))
+        return _over_scales([loss(f, r) for f, r in zip(scales(fake), reals, strict=True)])
+
+    return mean
+
+
+D_LOSSES = {
+    name: _of_discriminator(loss)
+    for name, loss in (
+        ("vanilla", d_vanilla),
+        ("lsgan", d_lsgan),
+        ("hinge", d_hinge),
+        ("wgan", d_wgan),
+        ("r3gan", d_r3gan),
+    )
 }
-G_LOSSES: dict[str, Callable[[Logits, Logits | None], Tensor]] = {
-    "vanilla": _over_scales(g_vanilla),
-    "lsgan": _over_scales(g_lsgan),
-    "hinge": _over_scales(g_linear),
-    "wgan": _over_scales(g_linear),
-    "r3gan": _over_scales(g_r3gan),
+G_LOSSES = {
+    name: _of_generator(loss)
+    for name, loss in (
+        ("vanilla", g_vanilla),
+        ("lsgan", g_lsgan),
+        ("hinge", g_linear),
+        ("wgan", g_linear),
+        ("r3gan", g_r3gan),
+    )
 }
-PAIRED = frozenset({"r3gan"})
-"""Losses whose generator term reads the logits of real images."""
 
 
 def squared_gradient(logits: Logits, images: Tensor) -> Tensor:

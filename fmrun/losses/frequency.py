@@ -59,4 +59,5 @@ def focal_frequency(
         else:
             peak = weight.amax((-2, -1), keepdim=True)
         weight = weight / peak.clamp(min=torch.finfo(weight.dtype).tiny)
-    return FACTOR * (weight * distance).mean()
+    loss: Tensor = FACTOR * (weight * distance).mean()
+    return loss

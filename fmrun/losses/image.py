@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config.losses import ramped
 from ..config.schema import ImageLossConfig, LossesConfig
 from ..runtime.dist import World
 from . import pixel
 from .frequency import focal_frequency
-from .perceptual import DistsLoss, LpipsLoss, feature_loss
+from .perceptual import DistsLoss, FeatureLoss, LpipsLoss, feature_loss
 
 LOG_NAMES = {"mobilenet": "mobilenetperceptualloss"}
 """What a loss is called in the log, where not as its section: it must not be taken for the usual perceptual loss."""
 
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+FUNCTIONS = {
     **{name: partial(pixel.distance, criterion=name) for name in ("l1", "l2", "charbonnier")},
-    "frequency": focal_frequency,
-    "hfen": pixel.hfen,
+    "frequency": partial(focal_frequency),
+    "hfen": partial(pixel.hfen),
 }
 """Of image and original; their options are called as in the config."""
 
-NETS: dict[str, Callable[[Any], nn.Module]] = {
+NETS: dict[str, partial[FeatureLoss] | partial[DistsLoss] | partial[LpipsLoss]] = {
     "perceptual": partial(feature_loss, "vgg19", field="losses.perceptual"),
     "convnext": partial(feature_loss, "convnext_tiny", field="losses.convnext"),
     "mobilenet": partial(feature_loss, "mobilenet_v2", field="losses.mobilenet"),
@@ -66,16 +65,15 @@ class ImageLosses:
         self.configs = {name: c for name, c in config.image.items() if c.weight > 0}
         self.device, self.world, self.batch_size, self.precision = device, world, batch_size, precision
         dtype = torch.float64 if precision == torch.float64 else torch.float32
-        self.functions: dict[str, Callable[..., Tensor]] = {}
+        self.functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
         for name, c in self.configs.items():
             if name in NETS:
                 net = NETS[name](c).to(device=device, dtype=dtype)
                 self.functions[name] = net.to(memory_format=torch.channels_last)
             else:
                 options = c.model_dump(exclude={*ImageLossConfig.model_fields, "reduction"})
-                self.functions[name] = partial(FUNCTIONS[name], **options)
-        if "frequency" in self.functions:
-            self.functions["frequency"] = partial(self.functions["frequency"], world=world)
+                shared = {"world": world} if name == "frequency" else {}
+                self.functions[name] = partial(FUNCTIONS[name], **options, **shared)
 
     def weights(self, step: int) -> dict[str, float]:
         """Weight of every section's loss at `step`, with its start and ramp."""

@@ -85,7 +85,8 @@ class DistsLoss(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        return self.net(as_rgb(image), as_rgb(target), require_grad=True).mean()
+        distances: Tensor = self.net(as_rgb(image), as_rgb(target), require_grad=True)
+        return distances.mean()
 
 
 class LpipsLoss(nn.Module):
@@ -106,4 +107,5 @@ class LpipsLoss(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        return self.net(as_rgb(image), as_rgb(target), normalize=True).mean()
+        distances: Tensor = self.net(as_rgb(image), as_rgb(target), normalize=True)
+        return distances.mean()

@@ -54,7 +54,8 @@ class Backbone:
         from torchvision.models import get_model  # takes a second, and only these losses need it
 
         with torch.device("meta"):
-            return get_model(self.model, weights=None).features
+            net: nn.Sequential = get_model(self.model, weights=None).features
+        return net
 
 
 def _numbered(names: Sequence[str]) -> dict[str, int]:
@@ -198,4 +199,5 @@ class Features(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return self.net((as_rgb(image) - self.mean) / self.std)
+        features: dict[str, Tensor] = self.net((as_rgb(image) - self.mean) / self.std)
+        return features

@@ -109,7 +109,7 @@ def open_extractor(name: str | None, device: torch.device) -> Extractor:
 
 
 def _mobilenet(device: torch.device) -> Extractor:
-    net = load_features(MOBILENET, None, "--extractor").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = load_features(MOBILENET, None, "--extractor").to(device).to(memory_format=torch.channels_last)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
     def features(images: Tensor) -> Tensor:

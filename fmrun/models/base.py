@@ -39,6 +39,11 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def blocks_of(blocks: nn.ModuleList) -> list[nn.ModuleDict]:
+    """Blocks of named modules."""
+    return [block for block in blocks if isinstance(block, nn.ModuleDict)]
+
+
 class ConvDiscriminator(nn.Module):
     """Blocks of a convolution, a norm (but on the first block; or spectral norm on all) and a leaky ReLU, then `head`.
 
@@ -73,8 +78,8 @@ class ConvDiscriminator(nn.Module):
         self.head = head
         init_normal(self, generator)
         if norm == "spectral":
-            for conv in [block["conv"] for block in self.blocks] + [self.head]:  # type: ignore[index]
-                spectral_norm(conv, generator)
+            for layer in [*(block["conv"] for block in blocks_of(self.blocks)), self.head]:
+                spectral_norm(layer, generator)
 
         count = len(self.blocks)
         names = [f"block{i}" for i in range(1, count + 1)]
@@ -91,17 +96,17 @@ class ConvDiscriminator(nn.Module):
     def trunk(self, x: Tensor, layers: tuple[str, ...], logits: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """What feeds the head, and the features of `layers`; without `logits` no further than these need."""
         features: dict[str, Tensor] = {}
-        for i, block in enumerate(self.blocks, 1):
+        for i, block in enumerate(blocks_of(self.blocks), 1):
             if not logits and len(features) == len(layers):
                 break
-            x = block["conv"](x)  # type: ignore[index]
+            x = block["conv"](x)
             if f"block{i}.conv" in layers:
                 features[f"block{i}.conv"] = x
                 if not logits and len(features) == len(layers):
                     break
-            normed = "norm" in block  # type: ignore[operator]
+            normed = "norm" in block
             if normed:
-                x = block["norm"](x)  # type: ignore[index]
+                x = block["norm"](x)
             x = activate(x, inplace=normed)  # in place only where no tap holds the same memory
             if f"block{i}" in layers:
                 features[f"block{i}"] = x

@@ -173,6 +173,6 @@ def custom_discriminator(
         settle_layout(net, example)
         layout = layout_of(net)
         net = discriminator_of(net, image, what)
-        net.memory_format = layout  # type: ignore[assignment]
+        vars(net)["memory_format"] = layout
     _check_trainable(net, what)
     return net

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..config.schema import DiscriminatorConfig, GeneratorConfig
 from ..feature_matching.discriminator import DiscriminatorOutput, Shape
 from ..runtime.errors import UserError
-from .base import ConvDiscriminator, init_normal
+from .base import ConvDiscriminator, blocks_of, init_normal
 
 KERNELS = {28: (4, 4, 3), 32: (4, 4, 4), 64: (4, 4, 4, 4), 128: (4, 4, 4, 4, 4)}
 """Kernel of each halving, from the image inwards; stride 2, padding 1."""
@@ -44,8 +44,8 @@ class DcganGenerator(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         x = F.relu(self.norm(self.project(latent[:, :, None, None])), inplace=True)
-        for block in self.blocks:
-            x = F.relu(block["norm"](block["conv"](x)), inplace=True)  # type: ignore[index]
+        for block in blocks_of(self.blocks):
+            x = F.relu(block["norm"](block["conv"](x)), inplace=True)
         return torch.tanh(self.image(x))
 
 

@@ -41,7 +41,7 @@ def settle_layout(net: nn.Module, example: Tensor) -> None:
         if sums:
             torch.stack(sums).sum().backward()
     except (FeatureMatchingError, RuntimeError):
-        net.memory_format = FIRST  # type: ignore[assignment]
+        vars(net)["memory_format"] = FIRST
         net.register_forward_pre_hook(_ordinary)
 
 

@@ -172,7 +172,9 @@ def advance_spectral(net: nn.Module) -> None:
             norm.n_power_iterations = 0
     for module in net.modules():
         if parametrize.is_parametrized(module, "weight"):
-            chain: Any = module.parametrizations["weight"]  # type: ignore[index]
+            assert isinstance(module.parametrizations, nn.ModuleDict)
+            chain = module.parametrizations["weight"]
+            assert isinstance(chain, parametrize.ParametrizationList)
             for parametrization in chain:
                 if isinstance(parametrization, SpectralNorm):
                     parametrization.advance(chain.original)

@@ -21,6 +21,7 @@ from ..feature_matching import FeatureMatching, select_layers
 from ..feature_matching.frozen import frozen, frozen_running_stats
 from ..models.base import parameter_count
 from ..models.custom import user_errors
+from ..models.norm import restored_buffers
 from ..runs import checkpoint
 from ..runs.checkpoint import named
 from ..runtime.dist import World
@@ -39,7 +40,6 @@ from ..train.start_checks import (
     full_plan,
     matching_on,
     passes_gradient,
-    restored_buffers,
 )
 from ..train.state import State
 from ..train.step import image_gradients

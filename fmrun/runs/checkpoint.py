@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import safetensors.torch
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..runtime.environment import cpu_model
 from ..runtime.errors import SaveError, UserError, reading
-from ..runtime.files import make_folder, write_atomic
+from ..runtime.files import Json, make_folder, write_atomic
 
 KEY = "fmrun"
 BLANK = b"0" * 64
@@ -65,13 +65,13 @@ class Meta:
     """What a checkpoint holds besides tensors."""
 
     step: Annotated[int, Field(ge=0)]
-    config: dict[str, Any]
+    config: Json
     """As the run's `config.json` has it."""
     data: str
     """Fingerprint of the training images; `held_out`: of those held out."""
     held_out: str | None
     images: ImagesIdentity
-    machine: dict[str, Any]
+    machine: Json
     """See `machine`."""
     window: dict[str, Annotated[int, Field(ge=1)]]
     """Steps in each of the log's sums."""
@@ -216,7 +216,7 @@ def rotate(folder: Path, *, keep_last: int, keep_every: int, keep: set[int]) -> 
             good += 1
 
 
-def machine(device: torch.device | str = "cpu", ranks: int = 1) -> dict[str, Any]:
+def machine(device: torch.device | str = "cpu", ranks: int = 1) -> Json:
     """What it takes for a resumed run to equal an uninterrupted one to the bit; goes into `meta`."""
     device = torch.device(device)
     facts = {
@@ -232,7 +232,7 @@ def machine(device: torch.device | str = "cpu", ranks: int = 1) -> dict[str, Any
     return facts | {"threads": torch.get_num_threads(), "processor": cpu_model()}
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """Where `machine` then and now differ, in words: `"threads: 2 then, 1 now"`."""
     facts = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return [f"{key}: {before.get(key, 'none')} then, {now.get(key, 'none')} now" for key in facts]

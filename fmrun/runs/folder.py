@@ -16,12 +16,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import SupportsFloat
 
 from ..config import files as config_files
 from ..runtime.environment import environment
 from ..runtime.errors import SaveError, UserError, nearest, reading
-from ..runtime.files import exclusive, make_folder, saving, sync_folder, to_json, write_atomic
+from ..runtime.files import Json, exclusive, make_folder, saving, sync_folder, to_json, write_atomic
 from ..runtime.report import counted, warn_once
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -78,31 +78,32 @@ class Run:
     def lock_file(self) -> Path:
         return self.path / ".lock"
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Json:
         """The resolved config as it was written."""
         if not (config := config_files.read(self.config_file)):
             raise UserError(f"cannot read {self.config_file}: it is empty")
         return config
 
-    def env(self) -> dict[str, Any]:
+    def env(self) -> Json:
         """Command, preset and `environment()` at the start, as far as they can be read."""
         from . import records
 
         return records.read(self.env_file, records.Env, lenient=True)
 
-    def code(self) -> dict[str, dict[str, Any]]:
+    def code(self) -> dict[str, Json]:
         """What `trust.record` noted of nets of the user's own, by section."""
         from . import records
 
-        return records.read(self.env_file, records.Env).get("code", {})
+        noted: dict[str, Json] = records.read(self.env_file, records.Env).get("code", {})
+        return noted
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Json:
         """The fields of `write_status`, as far as they can be read."""
         from . import records
 
         return records.read(self.status_file, records.Status, lenient=True)
 
-    def write_status(self, **fields: Any) -> None:
+    def write_status(self, **fields: object) -> None:
         """Replace these fields of the status and keep the others. `updated` is always set; `state="running"`
         also sets `pid` and `host`. States: running, finished, stopped, diverged, failed. `saved` is the step of the last
         checkpoint."""
@@ -112,7 +113,7 @@ class Run:
         with saving(self.status_file):
             write_atomic(self.status_file, to_json(status))
 
-    def try_status(self, **fields: Any) -> None:
+    def try_status(self, **fields: object) -> None:
         """`write_status`, on the way out of a failure: a disk that refuses must not hide what happened."""
         with suppress(SaveError):
             self.write_status(**fields)
@@ -161,7 +162,7 @@ class Run:
         except OSError:  # filelock's Timeout is one
             return True
 
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
+    def append_metrics(self, row: Mapping[str, object]) -> None:
         """Add one flat row (numbers, 0-dim tensors, strings, None) as a line of JSON; NaN and infinities
         become null. It is on the disk before a checkpoint of its step is. Raises SaveError when the disk refuses."""
         line = json.dumps({key: _json_number(value) for key, value in row.items()}).encode() + b"\n"
@@ -170,32 +171,33 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[Json]:
         """All rows that can be read."""
         return [row for _, row in self._rows()]
 
-    def evaluations(self) -> list[dict[str, Any]]:
+    def evaluations(self) -> list[Json]:
         """What `add_evaluation` was given, in the order of their steps."""
         from . import records
 
         try:
-            return records.read(self.evaluations_file, records.Evaluations).get("evaluations", [])
+            kept: list[Json] = records.read(self.evaluations_file, records.Evaluations).get("evaluations", [])
         except UserError as error:
             raise UserError(f"{error}; move it away, and evaluate again with `{self.command('eval')}`") from None
+        return kept
 
-    def add_evaluation(self, record: Mapping[str, Any]) -> None:
+    def add_evaluation(self, record: Mapping[str, object]) -> None:
         """Keep what one evaluation found: `step`, `weights` (ema or raw), `metrics` (name to number), `floor` (the same
         of real images against real ones), `settings` (all that makes two evaluations comparable: data, number of
         images, extractor, resolution, resize filter, …), `default` (whether that is as `fmrun eval` measures without options). Replaces an older one of the same step, weights and settings."""
         what = ("step", "weights", "settings")
 
-        def replace(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        def replace(records: list[Json]) -> list[Json]:
             kept = [r for r in records if any(r.get(key) != record.get(key) for key in what)]
             return sorted([*kept, dict(record)], key=lambda r: int(r["step"]))
 
         self._change_evaluations(replace)
 
-    def _change_evaluations(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    def _change_evaluations(self, change: Callable[[list[Json]], list[Json]]) -> None:
         """Two commands that add at once would each forget what the other found."""
         refusal = f"process {{}} holds {self.evaluations_file}; wait for it to end, or stop it first"
         with exclusive(self.path / ".evaluations.lock", refusal, patience=60), saving(self.evaluations_file):
@@ -215,7 +217,7 @@ class Run:
             if number and int(number[1]) > step:
                 path.unlink(missing_ok=True)
 
-    def _rows(self) -> list[tuple[bytes, dict[str, Any]]]:
+    def _rows(self) -> list[tuple[bytes, Json]]:
         """Each line with its row. Lines that cannot be read are counted and said; of a last one that a kill tore, nothing."""
         if not self.metrics_file.exists():
             return []
@@ -241,9 +243,9 @@ def create(
     runs_dir: Path,
     name: str | None,
     preset: str,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     command: Sequence[str],
-    code: Mapping[str, Any] | None = None,
+    code: Mapping[str, object] | None = None,
     texts: Mapping[str, bytes] | None = None,
     job: str | None = None,
 ) -> Run:
@@ -261,7 +263,7 @@ def create(
             f"cannot make a run in {runs_dir}: {error.strerror}; make it writable or give another --runs-dir"
         ) from error
     try:
-        facts: dict[str, Any] = {"command": list(command), "preset": preset, **environment()}
+        facts: Json = {"command": list(command), "preset": preset, **environment()}
         facts |= {name: noted for name, noted in (("code", code), ("job", job)) if noted}
         with saving(runs_dir):
             draft.samples.mkdir()
@@ -366,9 +368,10 @@ def run_names(runs_dir: Path) -> list[str]:
         return []
 
 
-def _json_number(value: Any) -> Any:
+def _json_number(value: object) -> object:
     if value is None or isinstance(value, str | bool | int):
         return value
+    assert isinstance(value, SupportsFloat)
     return number if math.isfinite(number := float(value)) else None
 
 

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..runtime.errors import UserError, reading
+from ..runtime.files import Json
 from ..runtime.report import warn_once
 
 Step = Annotated[int, Field(ge=0)]
@@ -27,7 +28,7 @@ class Status(Record):
     updated: str | None = None
     exit_code: int | None = None
     message: str | None = None
-    best: dict[str, Any] | None = None
+    best: Json | None = None
 
 
 class Code(Record):
@@ -54,7 +55,7 @@ class Env(Record):
 class Evaluation(Record):
     step: Step
     weights: str = "ema"
-    settings: dict[str, Any] = {}
+    settings: Json = {}
     metrics: dict[str, float | None] = {}
     floor: dict[str, float | None] = {}
     bicubic: dict[str, float | None] = {}
@@ -67,7 +68,7 @@ class Evaluations(Record):
     evaluations: list[Evaluation] = []
 
 
-def read(path: Path, model: type[BaseModel], lenient: bool = False) -> dict[str, Any]:
+def read(path: Path, model: type[BaseModel], lenient: bool = False) -> Json:
     """What the file holds; empty where there is none. UserError if it is not what `model` says; `lenient`: what is wrong is as
     good as missing, and said."""
     try:
@@ -90,7 +91,7 @@ def read(path: Path, model: type[BaseModel], lenient: bool = False) -> dict[str,
     return content
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Json:
     with reading(path):
         if not path.exists():
             return {}

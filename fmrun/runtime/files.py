@@ -11,6 +11,9 @@ from typing import Any
 from .errors import SaveError, UserError
 from .report import to_json_text
 
+Json = dict[str, Any]
+"""What a file of JSON holds."""
+
 
 @contextmanager
 def saving(what: Path) -> Iterator[None]:

@@ -143,7 +143,7 @@ def export_onnx(net: nn.Module, path: Path, *, channels: int | None = None, late
     plain = _plain(net)
     for module in plain.modules():
         if hasattr(module, "update_params"):  # SPAN's would write into the weights at every call
-            module.update_params = lambda: None  # type: ignore[assignment]
+            vars(module)["update_params"] = lambda: None
     try:
         with _silent():
             program = torch.onnx.export(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +41,20 @@ def build_discriminator(config: Config, image: Shape) -> nn.Module:
 
 
 @user_errors()
-def feature_matching(config: Config, net: nn.Module, image: Shape, **changes: Any) -> FeatureMatching:
+def feature_matching(config: Config, net: nn.Module, image: Shape, **changes: object) -> FeatureMatching:
     """The config's feature matching of a discriminator of images (C, H, W), with these changes."""
 
     def generator(step: int, place: int, device: torch.device) -> torch.Generator:
         return torch_generator(config.seed, "directions", step, place, device=device)
 
-    settings = {**config.feature_matching.model_dump(), **changes}
+    settings = config.feature_matching.model_dump()
+    settings.update(changes)
     return FeatureMatching(net, image, **settings, directions_generator=generator)
 
 
 def _compiled(net: nn.Module, mode: str) -> nn.Module:
-    compiled: Any = torch.compile(net, mode=mode)
+    compiled = torch.compile(net, mode=mode)
+    assert isinstance(compiled, nn.Module)
     return compiled if mode == "default" else _Kept(compiled)
 
 
@@ -64,8 +65,8 @@ class _Kept(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, *arguments: Any) -> Any:
-        out = self.net(*arguments)
+    def forward(self, *arguments: object) -> Tensor | DiscriminatorOutput:
+        out: Tensor | DiscriminatorOutput = self.net(*arguments)
         if isinstance(out, Tensor):
             return out.clone()
         logits = at_each_scale(torch.clone, out.logits) if out.logits is not None else None
@@ -191,7 +192,7 @@ class PairTask:
     def run(self, net: nn.Module, x: Tensor) -> Tensor:
         """What a generator makes of `x`, in the precision of training, as at least float32."""
         with self.autocast():
-            image = net(x)
+            image: Tensor = net(x)
         return image.to(self.dtype)
 
     def autocast(self) -> torch.autocast:

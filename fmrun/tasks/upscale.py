@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +55,7 @@ VARIANTS = ("norm", "layer_norm", "dysample", "unshuffle")
 """Settings of `generator` that a net from a file needs to be built again without the file."""
 
 
-def _params(config: Config) -> dict[str, Any]:
+def _params(config: Config) -> dict[str, int | bool | None]:
     c = config.generator
     return {name: getattr(c, name) for name in ("features", "blocks", "kernel", *VARIANTS)}
 

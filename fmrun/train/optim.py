@@ -67,6 +67,15 @@ class Guard(nn.Module):
         return (step, net) if step >= 0 else None
 
 
+class GuardedAdam(torch.optim.Adam):
+    """Adam with what its fused kernel reads where it is set."""
+
+    found_inf: Tensor
+    """Not zero: leave all as it is."""
+    grad_scale: Tensor
+    """What gradients are divided by."""
+
+
 class Optimiser:
     """Adam on one net: averages gradients over processes, clips, and skips what is not finite, all on the device."""
 
@@ -84,7 +93,7 @@ class Optimiser:
         self.names, self.parameters = zip(*net.named_parameters(), strict=True)
         self.config, self.clip, self.guard, self.index, self.world = config, clip, guard, index, world
         self.lr = torch.tensor(config.lr, device=device)
-        self.adam = torch.optim.Adam(self.parameters, lr=self.lr, betas=config.betas, eps=config.eps, fused=True)
+        self.adam = GuardedAdam(self.parameters, lr=self.lr, betas=config.betas, eps=config.eps, fused=True)
         # fp16 skips updates in good health; what such a forward put into running averages has to go with it
         self.averages = [b for b in net.buffers() if b.is_floating_point()] if guard.scaled else []
         self.remember()
@@ -109,9 +118,9 @@ class Optimiser:
         skip = self.guard.skip(norm, step, self.index)
         if self.clip is not None:
             scale = scale * (norm / self.clip).clamp(min=1.0).to(scale.dtype)
-        self.adam.found_inf = skip  # type: ignore[attr-defined]
+        self.adam.found_inf = skip
         if self.clip is not None or self.guard.scaled:
-            self.adam.grad_scale = scale  # type: ignore[attr-defined]
+            self.adam.grad_scale = scale
         if self.lr.is_cuda:
             # the fused kernel is the same; torch refuses to record without this, and warns of it where nothing is recorded
             for group in self.adam.param_groups:

@@ -8,14 +8,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..config import trust
 from ..config.losses import ramped
 from ..config.presets import FREE_ON_RESUME, HORIZONS, PLACES, covers, flatten, from_json, render
-from ..config.schema import Config
+from ..config.schema import Config, FeatureMatchingConfig, GanLossConfig
 from ..config.tables import TASKS
 from ..data.places import located, refuse_missing
 from ..data.store import unlike
@@ -29,7 +28,7 @@ from ..runs.folder import Run
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.dist import World
 from ..runtime.errors import OK, Diverged, FmrunError, UserError, nearest
-from ..runtime.files import clean, saving, to_json, write_atomic
+from ..runtime.files import Json, clean, saving, to_json, write_atomic
 from ..runtime.precision import choose_device, choose_precision, deterministic_or_said, set_determinism, set_threads
 from ..runtime.report import Reporter, counted, require_tensorboard
 from ..tasks import Data, Monitor, kind
@@ -71,7 +70,10 @@ def warnings(config: Config, state: State) -> list[str]:
             "match 'sample' pairs each generated image with an unrelated real one, which rewards making every image the "
             "average of the data; use match=mean unless that is what you want to see"
         )
-    late: dict[str, Any] = {"adversarial training": config.losses.gan, "feature matching": fm}
+    late: dict[str, GanLossConfig | FeatureMatchingConfig] = {
+        "adversarial training": config.losses.gan,
+        "feature matching": fm,
+    }
     missed = {name: term for name, term in late.items() if term.weight and term.start_step >= config.train.steps}
     if missed:
         first = min(term.start_step for term in missed.values())
@@ -239,7 +241,7 @@ def dry_run(config: Config, report: Reporter, world: World, show: Callable[[Conf
     explain(measured, state, report)
 
 
-def resume(run: Run, change: Callable[[dict[str, Any]], Config], *, report: Reporter, world: World) -> int:
+def resume(run: Run, change: Callable[[Json], Config], *, report: Reporter, world: World) -> int:
     """Continue a run where it stopped; the exit code. `change` turns its saved config into the one to go on with."""
     config = change(run.config())
     found, skipped = checkpoint.newest(run.checkpoints)
@@ -322,8 +324,9 @@ def _refuse_other_past(run: Run, config: Config, found: checkpoint.Checkpoint) -
 
 def _course(config: Config, step: int) -> tuple[float, ...]:
     """The factors that follow from horizons: on the learning rates and on every term of the generator's loss."""
-    terms: tuple[Any, ...] = (config.losses.gan, config.feature_matching, *config.losses.image.values())
-    return lr_factor(config.optim.schedule, step), *(ramped(term, step) for term in terms)
+    losses, matching = config.losses, config.feature_matching
+    images = (ramped(loss, step) for loss in losses.image.values())
+    return lr_factor(config.optim.schedule, step), ramped(losses.gan, step), ramped(matching, step), *images
 
 
 def _refuse_others(run: Run, config: Config, found: checkpoint.Checkpoint, data: Data) -> None:

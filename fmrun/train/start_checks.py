@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -286,7 +285,7 @@ def features_of(
     return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
-def matching_on(state: State, layers: Sequence[str], **changes: Any) -> FeatureMatching:
+def matching_on(state: State, layers: Sequence[str], **changes: object) -> FeatureMatching:
     """A fresh `FeatureMatching` like the config's, on these layers of the first discriminator and with these changes."""
     role = state.task.discriminators[0]
     return feature_matching(state.config, role.net, role.image, layers=layers, **changes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..config.schema import Config
+from ..config.schema import AdamConfig, Config
 from ..data.feed import Feed
 from ..losses.image import LOG_NAMES
 from ..metrics.quick import extractor_name, metric_name
@@ -16,13 +16,29 @@ from ..models.custom import expecting_old_code, user_errors
 from ..runs.checkpoint import Checkpoint, named
 from ..runtime.dist import World
 from ..runtime.rng import torch_generator
-from ..tasks import Batch, Task, kind
+from ..tasks import Batch, StepPlan, StepScalars, Task, kind
 from .cuda_graphs import CudaRecorder, Recorder, StepGraphs
 from .optim import Ema, Guard, Optimiser, lr_factor
 from .simultaneous import simultaneous_step
 from .step import StepLog, alternating_step
 
-UPDATES: dict[str, Callable[..., StepLog]] = {"alternating": alternating_step, "simultaneous": simultaneous_step}
+
+class Update(Protocol):
+    """One kind of training step."""
+
+    def __call__(
+        self,
+        task: Task,
+        batches: Sequence[Sequence[Batch]],
+        plan: StepPlan,
+        scalars: StepScalars,
+        optimisers: Mapping[str, Optimiser],
+        world: World,
+        d_updates: int = 1,
+    ) -> StepLog: ...
+
+
+UPDATES: dict[str, Update] = {"alternating": alternating_step, "simultaneous": simultaneous_step}
 
 
 class Window:
@@ -78,17 +94,15 @@ class State:
         """Recorded steps, where the config asks for them and the device has them."""
         if config.cuda_graphs and device.type == "cuda":
             self.record_with(CudaRecorder(device))
-        shared: dict[str, Any] = {
-            "clip": config.optim.clip_grad_norm,
-            "guard": self.guard,
-            "world": world,
-            "device": device,
-        }
-        self.optimisers = {"generator": Optimiser(self.task.generator, config.optim.generator, index=1, **shared)}
+        clip = config.optim.clip_grad_norm
+
+        def optimiser(net: nn.Module, adam: AdamConfig, index: int) -> Optimiser:
+            return Optimiser(net, adam, clip=clip, guard=self.guard, index=index, world=world, device=device)
+
+        self.optimisers = {"generator": optimiser(self.task.generator, config.optim.generator, 1)}
         for role in self.task.discriminators:
             if role.trained:
-                optimiser = Optimiser(role.net, config.optim.discriminator, index=0, **shared)
-                self.optimisers[role.name] = optimiser
+                self.optimisers[role.name] = optimiser(role.net, config.optim.discriminator, 0)
 
     @property
     def batches_per_step(self) -> int:

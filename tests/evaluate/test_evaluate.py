@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from fmrun.config.data import DataConfig
 from fmrun.config.presets import Override, parse_set, resolve
 from fmrun.data.sources import open_images
-from fmrun.evaluate import Asked, restored, table
+from fmrun.evaluate import restored
+from fmrun.evaluate.asked import Asked
+from fmrun.evaluate.evaluate import table
 from fmrun.metrics import extractors
 from fmrun.metrics.distribution import SCORES, kid
 from fmrun.metrics.extractors import EXTRACTORS, INCEPTION_FILE, Extractor, available, open_extractor
@@ -341,7 +343,7 @@ def test_upscalers_are_measured_beside_bicubic() -> None:
 def upscaled_by_nearest(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Measures enlarging by nearest neighbour, one photograph, under a config with these settings."""
     monkeypatch.setattr(restored, "perceptual_metrics", lambda device: {})
-    found = restored.Measure(Asked(num=1), CPU, Reporter(quiet_rank=True))
+    found = restored.RestoredScores(Asked(num=1), CPU, Reporter(quiet_rank=True))
 
     class Nearest(nn.Upsample):
         def __init__(self) -> None:
