@@ -23,8 +23,8 @@ Layer = tuple[tuple[int, ...], bool]
 
 
 def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
-    found = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-    return {storage._cdata: storage for storage in found}
+    storages = [tensor.untyped_storage() for tensor in tree_leaves(tree) if isinstance(tensor, Tensor)]
+    return {storage._cdata: storage for storage in storages}
 
 
 class StepCounter(TorchDispatchMode):

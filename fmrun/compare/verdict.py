@@ -52,10 +52,10 @@ def margins(comparison: Comparison) -> dict[tuple[int, int], Margin]:
         return {}
     names, control = [group.name for group in comparison.groups], comparison.control
     held = names[control] if control in ranked and control is not None else None
-    found = differences(column.rows[comparison.by], [names[i] for i in ranked], comparison.by == "last", held)
+    tests = differences(column.rows[comparison.by], [names[i] for i in ranked], comparison.by == "last", held)
     sign = -1 if column.better == "lower" else 1
     margins = {}
-    for row in found[found["count"] > 1].reset_index(names=["one", "other"]).to_dict("records"):
+    for row in tests[tests["count"] > 1].reset_index(names=["one", "other"]).to_dict("records"):
         one, other = names.index(row["one"]), names.index(row["other"])
         mean, (low, high) = sign * row["mean"], sorted((sign * row["low"], sign * row["high"]))
         complete = not (lost(comparison, one) or lost(comparison, other))
@@ -68,8 +68,8 @@ def against(comparison: Comparison) -> tuple[int | None, dict[int, Margin]]:
     """The control, or else the best, and by place of the others, best first, how much better (or worse) they are."""
     ranked = comparison.ranking
     anchor = comparison.control if comparison.control in ranked else next(iter(ranked), None)
-    found = margins(comparison)
-    return anchor, {i: found[i, anchor] for i in ranked if anchor is not None and (i, anchor) in found}
+    all_margins = margins(comparison)
+    return anchor, {i: all_margins[i, anchor] for i in ranked if anchor is not None and (i, anchor) in all_margins}
 
 
 def lost(comparison: Comparison, place: int) -> str:

@@ -127,12 +127,12 @@ SECOND_PASS = PassConfig(
 )
 
 
-def _over(defaults: Any, given: Any) -> Any:
-    """`given` with what it leaves out taken from `defaults`, section by section."""
-    if not isinstance(given, dict) or not isinstance(defaults, Section):
-        return given
+def _over(defaults: Any, values: Any) -> Any:
+    """`values` with what it leaves out taken from `defaults`, section by section."""
+    if not isinstance(values, dict) or not isinstance(defaults, Section):
+        return values
     below = dict(defaults)
-    return below | {name: _over(below.get(name), value) for name, value in given.items()}
+    return below | {name: _over(below.get(name), value) for name, value in values.items()}
 
 
 class DegradationConfig(Section):
@@ -158,10 +158,10 @@ class DegradationConfig(Section):
 
     @field_validator("second", "sinc", mode="before")
     @classmethod
-    def _over_defaults(cls, given: Any, info: ValidationInfo) -> Any:
+    def _over_defaults(cls, values: Any, info: ValidationInfo) -> Any:
         """What is left out has the default that it has here, not that of the first pass."""
         assert info.field_name is not None
-        return _over(cls.model_fields[info.field_name].default, given)
+        return _over(cls.model_fields[info.field_name].default, values)
 
     def acting(self) -> dict[str, Any]:
         """The fields that have an effect, as JSON has them."""

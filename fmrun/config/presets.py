@@ -56,8 +56,8 @@ def describe(name: str) -> str:
 def load(name: str) -> dict[str, Any]:
     """The preset with its bases applied, unvalidated; without `description` and `extends`."""
     data = _read(name)
-    own = {k: v for k, v in data.items() if k not in META}
-    return _merge(load(data["extends"]), own) if "extends" in data else own
+    settings = {k: v for k, v in data.items() if k not in META}
+    return _merge(load(data["extends"]), settings) if "extends" in data else settings
 
 
 def _read(name: Any) -> dict[str, Any]:

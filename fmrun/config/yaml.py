@@ -113,15 +113,15 @@ def read_losses(entries: list[Any], task: str) -> tuple[Settings, Settings, list
                 f"{where} belongs to super-resolution, where every image has its original; "
                 f"task '{task}' takes featurematchingloss and ganloss only"
             )
-        own = _entry(entry, TYPES[type_], where)
-        settings |= own
+        entry_settings = _entry(entry, TYPES[type_], where)
+        settings |= entry_settings
         if TYPES[type_].paired:
             implied[f"{TYPES[type_].section}.weight"] = (1.0, where, "weight")
         elif type_ == "featurematchingloss":
-            match = own.get("feature_matching.match", (UNPAIRED.get(task, "sample"),))[0]
+            match = entry_settings.get("feature_matching.match", (UNPAIRED.get(task, "sample"),))[0]
             defaults = {"weight": 1.0, "balance": "none", "match": match}
             if match in ACTS["feature_matching.criterion"][1]:
-                unbiased = own.get("feature_matching.estimator", ("",))[0] == "unbiased"
+                unbiased = entry_settings.get("feature_matching.estimator", ("",))[0] == "unbiased"
                 defaults["criterion"] = "l2" if unbiased else "l1"
             implied |= {f"feature_matching.{name}": (value, where, name) for name, value in defaults.items()}
     replaces = ["feature_matching"] if "featurematchingloss" in first else []
@@ -135,7 +135,7 @@ def read_losses(entries: list[Any], task: str) -> tuple[Settings, Settings, list
 def _entry(entry: dict[Any, Any], target: Target, where: str) -> Settings:
     rename = {**WEIGHT, **target.rename}
     known = [m for m in members(target.section) if m != "type"]
-    given: Settings = {}
+    settings: Settings = {}
     for name, value in entry.items():
         if name == "type":
             continue
@@ -146,15 +146,15 @@ def _entry(entry: dict[Any, Any], target: Target, where: str) -> Settings:
         if name == "layer_weights" and isinstance(value, dict) and "layers" in known:
             if "layers" in entry:
                 raise UserError(f"{where}: layers and the names in layer_weights are the same setting; give one")
-            given[f"{target.section}.layers"] = (list(value), where, name)
+            settings[f"{target.section}.layers"] = (list(value), where, name)
             value = list(value.values())
-        own = rename.get(str(name), str(name))
-        if own not in known and own not in rename.values():
+        field_name = rename.get(str(name), str(name))
+        if field_name not in known and field_name not in rename.values():
             options = [*rename, *known]
             hint = nearest(str(name), options) or f"; known: {', '.join(options)}"
             raise UserError(f"{where}: there is no key {show(str(name))}{hint}")
-        key = f"{target.section}.{own}"
-        if key in given:
-            raise UserError(f"{where}: {given[key][2]} and {name} are the same setting; give one")
-        given[key] = (value, where, str(name))
-    return given
+        key = f"{target.section}.{field_name}"
+        if key in settings:
+            raise UserError(f"{where}: {settings[key][2]} and {name} are the same setting; give one")
+        settings[key] = (value, where, str(name))
+    return settings

@@ -64,15 +64,15 @@ class Kinds:
         edge = (images.shape[-1] - SIDE) // 2
         inner = images[..., edge : edge + SIDE, edge : edge + SIDE].reshape(-1, 1, SIDE, SIDE)
         with torch.no_grad():
-            found = torch.cat([net(part.float() / 255).argmax(1) for part in inner.split(PARTS)])
-        digits = CLASSES ** torch.arange(self.channels - 1, -1, -1, device=found.device)
-        return (found.view(-1, self.channels) * digits).sum(1)
+            classes = torch.cat([net(chunk.float() / 255).argmax(1) for chunk in inner.split(PARTS)])
+        digits = CLASSES ** torch.arange(self.channels - 1, -1, -1, device=classes.device)
+        return (classes.view(-1, self.channels) * digits).sum(1)
 
     def histogram(self, net: Classifier, parts: Iterable[Tensor], device: torch.device) -> Tensor:
         """How many images of each kind: float64 (count,)."""
         counts = torch.zeros(self.count, dtype=torch.float64)
-        for part in parts:
-            counts += torch.bincount(self.labels(net, part.to(device)).cpu(), minlength=self.count)
+        for chunk in parts:
+            counts += torch.bincount(self.labels(net, chunk.to(device)).cpu(), minlength=self.count)
         return counts
 
 

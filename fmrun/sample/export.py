@@ -73,21 +73,21 @@ def export_upscaler(net: nn.Module, path: Path, *, scale: int, channels: int) ->
     meant = f"{title_of(plain)} x{scale}, {channels} channel{'s' if channels > 1 else ''}"
     try:
         with torch.random.fork_rng(devices=[]):
-            found: Any = MAIN_REGISTRY.load(safetensors.torch.load(data))
+            descriptor: Any = MAIN_REGISTRY.load(safetensors.torch.load(data))
     except Exception as error:  # spandrel guesses from names and shapes, and trips where they deceive it
         raise UserError(
             f"{path} is not written: spandrel does not detect the generator, {meant} ({_reason(error)}); export to ONNX "
             "instead"
         ) from None
-    facts = (found.scale, found.input_channels, found.output_channels)
-    if type(found.model) is not type(plain) or facts != (scale, channels, channels):
+    facts = (descriptor.scale, descriptor.input_channels, descriptor.output_channels)
+    if type(descriptor.model) is not type(plain) or facts != (scale, channels, channels):
         raise UserError(
-            f"{path} is not written: spandrel takes the generator, {meant}, for {found.architecture.name} "
-            f"x{found.scale}, {found.input_channels} to {found.output_channels} channels; export to ONNX instead"
+            f"{path} is not written: spandrel takes the generator, {meant}, for {descriptor.architecture.name} "
+            f"x{descriptor.scale}, {descriptor.input_channels} to {descriptor.output_channels} channels; export to ONNX instead"
         )
     image = _noise(channels, SIZES[0])
     with torch.no_grad():
-        difference = float((found.model.eval()(image) - plain(image)).abs().max())
+        difference = float((descriptor.model.eval()(image) - plain(image)).abs().max())
     if difference != 0:
         raise FmrunError(
             f"{path} is not written: what spandrel loads from it makes other images than the run's generator "

@@ -89,16 +89,16 @@ def named_code(target: Run | Path) -> list[trust.Target]:
     return found
 
 
-def load_source(found: checkpoint.Checkpoint, folder: Path, *, raw: bool, device: torch.device) -> Source:
+def load_source(saved: checkpoint.Checkpoint, folder: Path, *, raw: bool, device: torch.device) -> Source:
     """The averaged (or `raw`) generator of a checkpoint."""
     set_determinism(True, device)
-    config = without_init(from_json(found.meta.config))
+    config = without_init(from_json(saved.meta.config))
     assert config.data.channels is not None
     net = kind(config.task).generator(config, config.data.channels)
     with expecting_old_code(config):
-        net.load_state_dict(found.part("generator" if raw else "ema"))
+        net.load_state_dict(saved.part("generator" if raw else "ema"))
     net = placed(net, device, torch.float32).eval()
-    return Source(net, config, found.step, folder, raw)
+    return Source(net, config, saved.step, folder, raw)
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def draw(source: Source, noise: Tensor) -> Tensor:
     device = next(source.net.parameters()).device
     count = len(noise)
     filled = torch.cat([noise, noise.new_zeros(-count % CHUNK, noise.shape[1])])
-    return torch.cat([to_uint8(source.net(part.to(device))).cpu() for part in filled.split(CHUNK)])[:count]
+    return torch.cat([to_uint8(source.net(chunk.to(device))).cpu() for chunk in filled.split(CHUNK)])[:count]
 
 
 def images(source: Source, seed: int, count: int) -> Iterator[Tensor]:
