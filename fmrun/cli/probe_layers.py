@@ -78,5 +78,5 @@ def probe_layers(
     if json:
         emit_json(result)
     else:
-        emit(probe.table(result))
+        emit(probe.layer_table(result))
     return 0

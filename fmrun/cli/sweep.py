@@ -205,7 +205,7 @@ def _place(number: int | None, count: int) -> int:
 def _compare(items: list[Item], json: bool, report: Reporter) -> None:
     """The table of `fmrun compare`."""
     from ..compare.comparison import compare
-    from ..compare.table import text, to_json
+    from ..compare.table import text, to_data
     from ..runtime.report import emit, emit_json
 
     runs = [one.run for one in items if one.run.config_file.is_file()]
@@ -215,7 +215,7 @@ def _compare(items: list[Item], json: bool, report: Reporter) -> None:
     for sentence in comparison.warnings:
         report.warn(sentence)
     if json:
-        emit_json(to_json(comparison))
+        emit_json(to_data(comparison))
     else:
         emit(text(comparison))
 

@@ -38,7 +38,7 @@ Levels = Sequence[tuple[float, str]]
 """Values that the others are held against, each with its name: lines across."""
 
 
-class Row(NamedTuple):
+class Interval(NamedTuple):
     """A mean, the ends of its interval where it has one, the values of single seeds, and a style."""
 
     name: str
@@ -60,7 +60,7 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def dots(rows: Sequence[Row], label: str, levels: Levels = (), width: float = WIDTH) -> Figure:
+def dots(rows: Sequence[Interval], label: str, levels: Levels = (), width: float = WIDTH) -> Figure:
     """Means with their intervals and below each the single seeds, the first row on top; `width` in points. An interval
     that would leave nothing else to see goes beyond the edge."""
     names = [textwrap.fill(row.name, int(width / 20)) for row in rows]

@@ -23,7 +23,7 @@ from scipy import stats
 from ..metrics.measures import REALS, REFERENCE, base
 from ..runs.folder import Run
 from ..runtime.errors import reading
-from .configs import flatten
+from .configs import flat_fields
 
 COLUMNS = [
     *("run", "seed", "group", "state", "metric", "source", "weights", "settings", "reals", "step", "value", "floor")
@@ -52,12 +52,12 @@ def measurements(
     rows: list[tuple[Any, ...]] = []
     for run, name, group, config in zip(runs, names, groups, configs, strict=True):
         who = (name, int(config.get("seed", 0)), group, run.state)
-        rows += [(*who, *measured) for measured in (*_evaluated(run), *_in_training(run, flatten(config)))]
+        rows += [(*who, *measured) for measured in (*_evaluated(run), *_in_training(run, flat_fields(config)))]
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"seed": int, "step": int, "value": float, "floor": float})
     return table.drop_duplicates(["run", *WAY, "step"], keep="last", ignore_index=True)
 
 
-def read(file: Path) -> pd.DataFrame:
+def read_table(file: Path) -> pd.DataFrame:
     """The table as `fmrun compare --csv` wrote it."""
     with reading(file):
         return pd.read_csv(file, dtype={"reals": str}, keep_default_na=False, na_values={"value": "", "floor": ""})
@@ -152,7 +152,7 @@ def student(mean: ArrayLike, sem: ArrayLike, count: ArrayLike) -> tuple[NDArray[
     return stats.t.ppf(0.975, free) * sem, np.where((sem == 0) & (mean == 0), 1.0, p)
 
 
-def differences(
+def paired_differences(
     rows: pd.DataFrame, groups: Sequence[str], same_step: bool = True, control: str | None = None
 ) -> pd.DataFrame:
     """Every pair of groups, first minus second, over the seeds that both have, measured against the same real images and,

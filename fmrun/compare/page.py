@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .pictures import Picture
 
 
-def write(
+def write_page(
     comparison: Comparison, path: Path, *, device: torch.device, report: Reporter, trust_code: bool = False
 ) -> None:
     """Write the page, whole or not at all. Raises SaveError when the disk refuses."""
@@ -62,7 +62,7 @@ def page(comparison: Comparison, samples: Sequence[Picture] = ()) -> str:
         samples_of=TASKS[comparison.task].samples_of,
         pictures=[(p.group, p.caption, base64.b64encode(p.png).decode()) for p in samples],
         settings=table.settings(comparison),
-        scores=table.scores(comparison),
+        scores=table.score_table(comparison),
         pairs=table.pairs(comparison),
         intervals=drawings.pop("intervals", None),
         curves=[(measure(key), figure) for key, figure in drawings.items()],
@@ -85,7 +85,7 @@ def drawn(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
     if column is not None and len(comparison.ranking) > 1:
         scores = [(i, score) for i in comparison.ranking if (score := column.scores(comparison.by)[i]) is not None]
         rows = [
-            figures.Row(groups[i].name, s.mean, s.low, s.high, [v for v, _ in s.runs.values()], styles[i])
+            figures.Interval(groups[i].name, s.mean, s.low, s.high, [v for v, _ in s.runs.values()], styles[i])
             for i, s in scores
         ]
         yield "intervals", figures.dots(rows, f"{_label(column)} ({column.better} is better)", known)

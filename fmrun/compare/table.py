@@ -19,11 +19,11 @@ def text(comparison: Comparison) -> str:
     """Verdict, scores, differences between groups and between configs, as lines for a terminal."""
     outcome = verdict(comparison)
     parts = ["\n".join(escape(sentence) for sentence in (outcome.sentence, outcome.detail) if sentence)]
-    parts += [table.text() for table in (scores(comparison), pairs(comparison), settings(comparison)) if table]
+    parts += [table.text() for table in (score_table(comparison), pairs(comparison), settings(comparison)) if table]
     return "\n\n".join(parts)
 
 
-def scores(comparison: Comparison) -> Table:
+def score_table(comparison: Comparison) -> Table:
     """A row per group, in `Comparison.order`, then what scores are held against: real images, bicubic upscaling."""
     groups = [comparison.groups[i] for i in comparison.order]
     deciding = [column for column in comparison.columns if column.better is not None]
@@ -115,7 +115,7 @@ def _cells(
     return cells
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
+def to_data(comparison: Comparison) -> dict[str, Any]:
     """The comparison as plain data: attributes of `Comparison`, without curves and measurements (`--csv`), with the column
     that decides and groups by name; and `order` (the best first), `verdict`, and `pairs`: every other group against the
     control, or else the best, as `group`, `other` and what `Margin` has."""

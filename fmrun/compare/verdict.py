@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..metrics.measures import show_all
 from .columns import Column
 from .comparison import Comparison
-from .measurements import differences
+from .measurements import paired_differences
 
 ALPHA = 0.05
 
@@ -52,7 +52,7 @@ def margins(comparison: Comparison) -> dict[tuple[int, int], Margin]:
         return {}
     names, control = [group.name for group in comparison.groups], comparison.control
     held = names[control] if control in ranked and control is not None else None
-    tests = differences(column.rows[comparison.by], [names[i] for i in ranked], comparison.by == "last", held)
+    tests = paired_differences(column.rows[comparison.by], [names[i] for i in ranked], comparison.by == "last", held)
     sign = -1 if column.better == "lower" else 1
     margins = {}
     for row in tests[tests["count"] > 1].reset_index(names=["one", "other"]).to_dict("records"):

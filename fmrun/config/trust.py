@@ -153,7 +153,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 @dataclass(frozen=True)
-class Code:
+class NamedCode:
     """What a target would run: files under `folder` by the names of their modules, or what is `installed`."""
 
     target: Target
@@ -230,7 +230,7 @@ def _listed() -> dict[str, Any]:
     return {k: v for k, v in entries.items() if isinstance(v, dict)} if isinstance(entries, dict) else {}
 
 
-def _remember(code: Code) -> None:
+def _remember(code: NamedCode) -> None:
     """Put code into the list; where that cannot be written, it is allowed in this command alone, which is said."""
     if code.digest in _listed():
         return
@@ -249,7 +249,7 @@ def _remember(code: Code) -> None:
         warn_once(f"{code.target.name} is allowed in this command alone, not remembered: {error}")
 
 
-_ADMITTED: dict[str, Code] = {}
+_ADMITTED: dict[str, NamedCode] = {}
 """What this process may import, by `Target.key`."""
 
 
@@ -284,7 +284,7 @@ def admit(named: Iterable[Target], trust_code: bool = False) -> None:
         _ADMITTED[code.target.key] = code
 
 
-def _refusal(code: Code) -> str:
+def _refusal(code: NamedCode) -> str:
     target = code.target
     known = any([e.get("target"), e.get("params")] == [target.name, target.params] for e in _listed().values())
     params = ", ".join(f"{json.dumps(k)}: {_shortened(json.dumps(v))}" for k, v in target.params.items())
@@ -300,7 +300,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:100]} … {text[-100:]}"
 
 
-def admitted(target: Target) -> Code:
+def admitted(target: Target) -> NamedCode:
     """What a target may import in this process; Untrusted where nobody has allowed it."""
     if target.key not in _ADMITTED:
         admit([target])
@@ -310,7 +310,7 @@ def admitted(target: Target) -> Code:
 # ---- where it lies
 
 
-def locate(target: Target) -> Code:
+def locate(target: Target) -> NamedCode:
     """What a target would run, from its folder, the current folder, or what is installed; nothing is imported.
 
     Raises UserError if there is no such module.
@@ -322,28 +322,28 @@ def locate(target: Target) -> Code:
     if target.file is not None:
         for place in dict.fromkeys((folder or here, here / target.file.parent)):
             if module in (files := _collect(module, place)):
-                return Code(target, place, files)
+                return NamedCode(target, place, files)
         if module in (*OURS, *sys.stdlib_module_names):
             raise UserError(f"{what}: rename '{target.file}': its name is that of a module of Python's or of fmrun's")
         before = f", nor in {folder}, where it was when the run was started" if folder is not None else ""
         raise UserError(f"{what}: there is no file '{target.file}' in {here}{before}")
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names:
-        return Code(target, installed=f"Python {platform.python_version()}")
+        return NamedCode(target, installed=f"Python {platform.python_version()}")
     for place in dict.fromkeys((folder or here, here)):
         if files := _collect(module, place):
             break
     else:
         places, installed = _installed(top)
         if installed is not None:
-            return Code(target, installed=installed)
+            return NamedCode(target, installed=installed)
         place = next((p for p in places if module in _collect(module, p)), here)
         files = _collect(module, place)
     if module not in files or files[module].data is None:
         missing = next((level for level in _levels(module) if level not in files), module)
         before = f", in {folder}, where it was when the run was started," if folder is not None else ""
         raise UserError(f"{what}: there is no module '{missing}' in {here}{before} or among the installed packages")
-    return Code(target, place, files)
+    return NamedCode(target, place, files)
 
 
 def _levels(module: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ UNPAIRED = {"generate": "mean"}
 
 
 @dataclass(frozen=True)
-class Target:
+class LossTarget:
     """Where an entry's settings go: the section, and the keys that differ from fmrun's."""
 
     section: str
@@ -42,24 +42,24 @@ SPECTRUM = {"ave_spectrum": "average_spectrum", "log_matrix": "log_weights", "ba
 DISTRIBUTIONS = {"num_proj_fd": 256, "phase_weight_fd": 1.0, "stride_fd": 1}
 """Of a variant of the perceptual loss that fmrun has not."""
 
-TYPES: dict[str, Target] = {
-    "featurematchingloss": Target("feature_matching"),
-    "ganloss": Target("losses.gan", {"gan_type": "type"}),
-    "l1loss": Target("losses.l1"),
-    "mseloss": Target("losses.l2"),
-    "charbonnierloss": Target("losses.charbonnier"),
-    "perceptualloss": Target(
+TYPES: dict[str, LossTarget] = {
+    "featurematchingloss": LossTarget("feature_matching"),
+    "ganloss": LossTarget("losses.gan", {"gan_type": "type"}),
+    "l1loss": LossTarget("losses.l1"),
+    "mseloss": LossTarget("losses.l2"),
+    "charbonnierloss": LossTarget("losses.charbonnier"),
+    "perceptualloss": LossTarget(
         "losses.perceptual",
         fixed={"w_lambda": 0.01, "alpha": None, **DISTRIBUTIONS, "clip_min": 0, "antialiased": False},
     ),
-    "convnextperceptualloss": Target("losses.convnext"),
-    "mobilenetperceptualloss": Target("losses.mobilenet"),
-    "ffloss": Target("losses.frequency", SPECTRUM),
-    "hfenloss": Target("losses.hfen"),
-    "distsloss": Target(
+    "convnextperceptualloss": LossTarget("losses.convnext"),
+    "mobilenetperceptualloss": LossTarget("losses.mobilenet"),
+    "ffloss": LossTarget("losses.frequency", SPECTRUM),
+    "hfenloss": LossTarget("losses.hfen"),
+    "distsloss": LossTarget(
         "losses.dists", fixed={"as_loss": True, "load_weights": True, "use_input_norm": True, "clip_min": 0}
     ),
-    "lpipsloss": Target("losses.lpips"),
+    "lpipsloss": LossTarget("losses.lpips"),
 }
 
 
@@ -132,7 +132,7 @@ def read_losses(entries: list[Any], task: str) -> tuple[Settings, Settings, list
     return settings, implied, replaces
 
 
-def _entry(entry: dict[Any, Any], target: Target, where: str) -> Settings:
+def _entry(entry: dict[Any, Any], target: LossTarget, where: str) -> Settings:
     rename = {**WEIGHT, **target.rename}
     known = [m for m in members(target.section) if m != "type"]
     settings: Settings = {}

@@ -116,7 +116,7 @@ def _channels(count: int) -> str:
     return f"{count} channel{'s' if count > 1 else ''}"
 
 
-def describe(arch: str, scale: int, channels: int, **params: Any) -> Upscaler:
+def upscaler_for(arch: str, scale: int, channels: int, **params: Any) -> Upscaler:
     """The upscaler that these settings mean; a parameter that is None or not given has the architecture's default.
 
     Raises UserError, saying what there is, for what the architecture cannot do.
@@ -144,8 +144,8 @@ def describe(arch: str, scale: int, channels: int, **params: Any) -> Upscaler:
 
 
 def build_upscaler(arch: str, scale: int, channels: int, generator: torch.Generator, **params: Any) -> nn.Module:
-    """A new net of spandrel's class, in train mode, with first weights from `generator`; see `describe`."""
-    upscaler = describe(arch, scale, channels, **params)
+    """A new net of spandrel's class, in train mode, with first weights from `generator`; see `upscaler_for`."""
+    upscaler = upscaler_for(arch, scale, channels, **params)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         net = _make(upscaler)
@@ -250,7 +250,7 @@ def load_pretrained(path: str | Path, *, scale: int, channels: int, arch: str, p
     return net
 
 
-def settle(net: nn.Module) -> None:
+def fuse_convolutions(net: nn.Module) -> None:
     """Compute SPAN's convolutions of inference from those it is trained with; they are part of its state."""
     for module in net.modules():
         if callable(update := getattr(module, "update_params", None)):

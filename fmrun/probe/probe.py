@@ -283,7 +283,7 @@ def _warnings(result: Mapping[str, Any], fm: FeatureMatchingConfig) -> list[str]
     return sentences
 
 
-def table(result: Mapping[str, Any]) -> str:
+def layer_table(result: Mapping[str, Any]) -> str:
     """The layers of a result for the terminal; sizes and shares have their units in the head."""
     seen = any(layer["gap"] is not None for layer in result["layers"])
     columns = ["#", "layer", "shape", "channels", "sees px", "MFLOPs", "cost %", "memory MB", "gradient"]

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..models.upscalers import settle, title_of
+from ..models.upscalers import fuse_convolutions, title_of
 from ..runtime.errors import FmrunError, UserError
 from ..runtime.files import saving, write_atomic
 from .sample import Source
@@ -103,7 +103,7 @@ def export_weights(net: nn.Module, path: Path) -> Exported:
 
 def _plain(net: nn.Module) -> nn.Module:
     """The net on the CPU, in eval mode, SPAN's convolutions of inference computed from those it was trained with."""
-    settle(net)
+    fuse_convolutions(net)
     return net.to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
 
 
