@@ -123,7 +123,7 @@ def _sentence(
     what = f"{column.label} {better}{unit} against {worse}{unit}, {much} {column.better}."
     if margin is not None and margin.certain:
         return f"{one} beats {two}: {what}", False
-    where = [f"{who} {told}" for who, i in (("it", first), (two, other)) if (told := lost(comparison, i))]
+    where = [f"{who} {outcome}" for who, i in (("it", first), (two, other)) if (outcome := lost(comparison, i))]
     hedge = f" where {' and '.join(where)}" if where else ""
     if margin is not None and margin.mean < 0:
         hedge += ", but not on the seeds that both have"
@@ -139,8 +139,8 @@ def _detail(comparison: Comparison, column: Column, other: int, margin: Margin |
     ends = sorted((sign * margin.low, sign * margin.high))
     mean, low, high = show_all(column.key, [abs(margin.mean), *ends], [(ends[1] - ends[0]) / 2])
     holms = " after Holm's correction" if len(comparison.ranking) > 2 else ""
-    told = f"{how} than {comparison.groups[other].name} by {mean} (95 % interval {low} to {high}; p {show_p(margin.p)}{holms})"
-    return f"Over the {margin.count} seeds that both have it is {told}."
+    difference = f"{how} than {comparison.groups[other].name} by {mean} (95 % interval {low} to {high}; p {show_p(margin.p)}{holms})"
+    return f"Over the {margin.count} seeds that both have it is {difference}."
 
 
 def show_p(p: float) -> str:

@@ -1,4 +1,4 @@
-"""How much memory there is to keep images in."""
+"""How much memory is available for keeping images."""
 
 import os
 from pathlib import Path

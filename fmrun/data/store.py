@@ -39,7 +39,7 @@ class Window(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Where images are files: under `root`, brought to their size by `shape`."""
+    """The files of images: under `root`, each brought to its size by `shape`."""
 
     root: Path
     shape: Square | Middle

@@ -102,7 +102,7 @@ def fid(made: Tensor, real: Tensor) -> float:
 
 
 def neighbourhoods(made: Tensor, real: Tensor) -> dict[str, float]:
-    """`precision` and `recall` (Kynkäänniemi et al. 2019, k = 3): the share of generated images in the balls of real ones,
+    """`precision` and `recall` (Kynkäänniemi et al. 2019, k = 3): the fraction of generated images in the balls of real ones,
     and of real images in those of generated ones. `density` and `coverage` (Naeem et al. 2020): in how many balls of real
     images a generated one lies, by how many it would if they were alike, and the share of real balls that are hit."""
     from torch_fidelity.metric_prc import prc_features_to_metric

@@ -37,7 +37,7 @@ HOW = (
 """What to do where there is none."""
 
 BATCH = 128
-"""Images looked at together; on a CPU more is not faster."""
+"""Images per forward pass; on a CPU more is not faster."""
 
 
 @dataclass(frozen=True)

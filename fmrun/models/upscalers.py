@@ -37,7 +37,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What can be asked of an architecture, and what it is without being asked."""
+    """An architecture: the settings it offers, and their defaults."""
 
     title: str
     """Name of spandrel's class."""

@@ -147,7 +147,7 @@ class World:
         return self.rank == 0
 
     def local_slice(self, count: int) -> slice:
-        """This process's share of `count` consecutive images of the global batch."""
+        """This process's slice of `count` consecutive images of the global batch."""
         assert count % self.size == 0, (count, self.size)
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 

@@ -136,12 +136,12 @@ class Reporter:
 
     def counting(self, what: str, interval: float | None = None) -> Callable[[int, int], None]:
         """A callback for (done, in all) that says how far it is, every few seconds (or `interval`) of a long wait."""
-        said = self.clock()
+        last = self.clock()
 
         def tell(done: int, total: int) -> None:
-            nonlocal said
-            if self.clock() - said >= (PLAIN_INTERVAL if interval is None else interval) and done < total:
-                said = self.clock()
+            nonlocal last
+            if self.clock() - last >= (PLAIN_INTERVAL if interval is None else interval) and done < total:
+                last = self.clock()
                 self.note(f"{what}: {done} of {total}")
 
         return tell

@@ -97,7 +97,7 @@ def export_upscaler(net: nn.Module, path: Path, *, scale: int, channels: int) ->
 
 
 def export_weights(net: nn.Module, path: Path) -> Exported:
-    """Write the state dict of any generator, under its own names: `generator.init` starts from such a file."""
+    """Write the state dict of any generator under its own names: `generator.init` starts from such a file."""
     return _written(path, f"{len(net.state_dict())} tensors", _serialised(_plain(net), path), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep is asked for: `--over` and `--seeds`, and the combinations and names that they make."""
+"""The grid of a sweep: `--over` and `--seeds`, and the combinations and names that they make."""
 
 import json
 import re
