@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from fmrun.compare.columns import Column, Score, columns_of
-from fmrun.compare.figures import Row, dots, encode
-from fmrun.compare.measurements import differences, over_seeds, read, tail_mean
+from fmrun.compare.figures import Interval, dots, encode
+from fmrun.compare.measurements import over_seeds, paired_differences, read_table, tail_mean
 from fmrun.train.health import COLLAPSED
 
 HERE = Path(__file__).parent
@@ -34,7 +34,7 @@ class Study:
     """A table of measurements, KID × 1000."""
 
     def __init__(self, file: Path):
-        table = read(file)
+        table = read_table(file)
         table.loc[table.metric.str.startswith("kid"), ["value", "floor"]] *= 1000
         self.groups = sorted(table.group.unique(), key=place)
         self.table = table
@@ -45,7 +45,7 @@ class Study:
 
     def against_control(self, column: Column) -> pd.DataFrame:
         """By group: its difference from the control over the same seeds, and p after Holm's correction."""
-        found = differences(column.rows["last"], self.groups, control=CONTROL).loc[CONTROL]
+        found = paired_differences(column.rows["last"], self.groups, control=CONTROL).loc[CONTROL]
         return found.assign(mean=-found["mean"], low=-found.high, high=-found.low)
 
 
@@ -142,7 +142,7 @@ def figure(study: Study) -> bytes:
     for group, row in study.against_control(study.kid).iterrows():
         style = 1 if row.high < 0 else 2 if row.low > 0 else 0
         seeds = (wide[group] - wide[CONTROL]).dropna().tolist()
-        rows.append(Row(label(group), *map(float, (row["mean"], row.low, row.high)), seeds, style))
+        rows.append(Interval(label(group), *map(float, (row["mean"], row.low, row.high)), seeds, style))
     axis = "difference of KID-mobilenet_v2 × 1000 from plain (lower is better)"
     return encode(dots(rows, axis, [(0.0, "plain")], 620), "svg")
 

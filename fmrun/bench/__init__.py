@@ -58,16 +58,16 @@ IMAGES = 1200
 
 
 def bench(
-    pairs: Sequence[str], asked: Sequence[Override], *, device: str, precision: str, rounds: int, report: Reporter
+    pairs: Sequence[str], overrides: Sequence[Override], *, device: str, precision: str, rounds: int, report: Reporter
 ) -> dict[str, Any]:
-    """Measure the named pairs, with further fields of their configs in `asked`; what `--json` prints:
+    """Measure the named pairs, with further fields of their configs in `overrides`; what `--json` prints:
 
     - `machine`: hardware, versions, threads
     - `pairs`: by name, what `measure` gives
 
     Raises UserError for a device, size or precision there is not, and for a field in `SET_HERE`.
     """
-    for override in asked:
+    for override in overrides:
         if override.key in SET_HERE:
             raise UserError(
                 f"{override.flag}: bench sets {override.key} by itself; leave it out, or choose by --pair, --device and "
@@ -80,27 +80,27 @@ def bench(
     choose_precision(precisions[-1], place)
     set_determinism(False, place)
     keep_freed_memory()
-    found = {}
+    pairs_measured = {}
     with tempfile.TemporaryDirectory(prefix="fmrun-bench-") as folder:
-        configs = {name: _config(name, place, Path(folder), asked) for name in pairs}
+        configs = {name: _config(name, place, Path(folder), overrides) for name in pairs}
         for name, config in configs.items():
             report.note(f"measuring {name}: {counted(rounds, 'round')}")
-            found[name] = measure(config, place, precisions, rounds, Path(folder))
+            pairs_measured[name] = measure(config, place, precisions, rounds, Path(folder))
     known = {key: value for key, value in environment().items() if key != "host"}
-    return {"machine": {"device": str(place), **known}, "pairs": found}
+    return {"machine": {"device": str(place), **known}, "pairs": pairs_measured}
 
 
-def _config(name: str, device: torch.device, folder: Path, asked: Sequence[Override]) -> Config:
+def _config(name: str, device: torch.device, folder: Path, overrides: Sequence[Override]) -> Config:
     """The preset of a pair as it would be trained."""
     cpu, gpu, layers = PAIRS[name]
-    given: dict[str, Any] = {"device": str(device), "deterministic": False, "data.channels": 3}
-    given["feature_matching.layers"] = [layers]
+    values: dict[str, Any] = {"device": str(device), "deterministic": False, "data.channels": 3}
+    values["feature_matching.layers"] = [layers]
     if name == "dcgan":
         images = np.random.default_rng(0).integers(0, 256, (IMAGES, 128, 128, 3), dtype=np.uint8)
         np.savez(path := folder / "images.npz", images=images)
-        given |= {"data.path": str(path), "data.valid_fraction": 0.5}
-    common = [Override("bench", key, value) for key, value in given.items()]
-    return resolve(gpu if device.type == "cuda" else cpu, None, [*common, *asked])
+        values |= {"data.path": str(path), "data.valid_fraction": 0.5}
+    common = [Override("bench", key, value) for key, value in values.items()]
+    return resolve(gpu if device.type == "cuda" else cpu, None, [*common, *overrides])
 
 
 def steps_of(
@@ -158,10 +158,10 @@ def measure(
     times = in_turns({**steps, **without_graph, **{p: product for p, (product, _) in products.items()}}, device, rounds)
     g = median(quotients(times["generator"], times["discriminator"]))
     rates = {p: [flops / t for t in times[p]] for p, (_, flops) in products.items()}
-    found: dict[str, dict[str, Any]] = {}
+    timed: dict[str, dict[str, Any]] = {}
     for name, step in steps.items():
         flops, through = counters[name].flops, {net: passes(counters[name], unit[net]) for net in unit}
-        found[name] = {
+        timed[name] = {
             "precision": step.precision,
             "passes": through,
             "cost": sum(through["discriminator"].values()) + g * sum(through["generator"].values()),
@@ -177,7 +177,7 @@ def measure(
             alike = steps[over].precision == steps[under].precision
             ratios[f"{over}_over_{under}"] = {
                 "quartiles": quartiles(quotients(times[over], times[under])),
-                "passes": found[over]["cost"] / found[under]["cost"] if alike else None,
+                "passes": timed[over]["cost"] / timed[under]["cost"] if alike else None,
             }
     return {
         "size": own.batch.real.shape[-1],
@@ -186,7 +186,7 @@ def measure(
         "layers": list(own.layers),
         "g": g,
         "matmul_flops": {p: median(rate) for p, rate in rates.items()},
-        "steps": found,
+        "steps": timed,
         "ratios": ratios,
         "training": training_cost(
             config.model_copy(update={"precision": precisions[0 if device.type == "cpu" else -1]}),

@@ -23,8 +23,8 @@ Layer = tuple[tuple[int, ...], bool]
 
 
 def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
-    found = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-    return {storage._cdata: storage for storage in found}
+    storages = [tensor.untyped_storage() for tensor in tree_leaves(tree) if isinstance(tensor, Tensor)]
+    return {storage._cdata: storage for storage in storages}
 
 
 class StepCounter(TorchDispatchMode):
@@ -78,15 +78,15 @@ def units(forwards: Mapping[str, Callable[[], Tensor]]) -> dict[str, Counter[Lay
     for name, forward in forwards.items():
         with counters[name]:
             forward().float().sum().backward()
-    found = {}
+    by_net = {}
     for name, counter in counters.items():
         forth, to_input, to_weight = (counter.layers[direction] for direction in DIRECTIONS)
         elsewhere = {layer for other in counters.values() if other is not counter for layer in other.layers[FORWARD]}
         inner = {
             layer: n for layer, n in forth.items() if to_input[layer] == to_weight[layer] and layer not in elsewhere
         }
-        found[name] = Counter(inner)
-    return found
+        by_net[name] = Counter(inner)
+    return by_net
 
 
 def passes(counter: StepCounter, unit: Counter[Layer]) -> dict[str, float]:

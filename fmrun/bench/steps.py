@@ -62,9 +62,9 @@ class OwnStep:
         image = task.generate(batch).detach()
 
         def logits() -> Tensor:
-            found = task.discriminators[0](image, None).logits
-            assert isinstance(found, Tensor)
-            return found
+            output = task.discriminators[0](image, None).logits
+            assert isinstance(output, Tensor)
+            return output
 
         return {"discriminator": logits, "generator": lambda: task.generate(batch)}
 

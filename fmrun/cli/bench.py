@@ -27,8 +27,8 @@ def bench(
 
     options.choose_device(device)
     pairs = list(benching.PAIRS) if pair == "all" else [pair]
-    asked = [override for override in options.as_overrides(context) if override.flag != "--device"]
-    result = benching.bench(pairs, asked, device=device, precision=precision, rounds=rounds, report=Reporter())
+    overrides = [override for override in options.as_overrides(context) if override.flag != "--device"]
+    result = benching.bench(pairs, overrides, device=device, precision=precision, rounds=rounds, report=Reporter())
     if json:
         emit_json(result)
     else:

@@ -41,7 +41,7 @@ def compare(
 ) -> int:
     """Show what differs between runs, which is better and how they got there. Runs that differ in their seed are averaged."""
     from ..compare.comparison import compare as read
-    from ..compare.table import text, to_json
+    from ..compare.table import text, to_data
     from ..runs.folder import find
     from ..runtime.files import saving, write_atomic
     from ..runtime.report import Reporter, emit, emit_json
@@ -55,9 +55,9 @@ def compare(
     for sentence in comparison.warnings:
         report.warn(sentence)
     if html is not None:
-        from ..compare.page import write
+        from ..compare.page import write_page
 
-        write(comparison, html, device=options.choose_device("auto"), report=report, trust_code=trust_code)
+        write_page(comparison, html, device=options.choose_device("auto"), report=report, trust_code=trust_code)
         report.note(f"the page is {html}: open it in a browser")
     if figures is not None:
         from ..compare.page import write_figures
@@ -68,7 +68,7 @@ def compare(
         with saving(csv):
             write_atomic(csv, table.encode())
     if json:
-        emit_json(to_json(comparison))
+        emit_json(to_data(comparison))
     else:
         emit(table.rstrip("\n") if csv == Path("-") else text(comparison))
     return 0

@@ -95,10 +95,10 @@ def as_overrides(context: typer.Context) -> list[Override]:
     from ..config.overrides import SHORTHANDS
     from ..config.presets import Override, parse_set
 
-    given = context.params
-    typed = ((flag, key, given.get(flag[2:].replace("-", "_"))) for flag, key in SHORTHANDS.items())
-    found = [Override(flag, key, value) for flag, key, value in typed if value is not None]
-    return found + [parse_set(text) for text in given.get("set_") or []]
+    params = context.params
+    typed = ((flag, key, params.get(flag[2:].replace("-", "_"))) for flag, key in SHORTHANDS.items())
+    overrides = [Override(flag, key, value) for flag, key, value in typed if value is not None]
+    return overrides + [parse_set(text) for text in params.get("set_") or []]
 
 
 @contextmanager

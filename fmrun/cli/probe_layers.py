@@ -48,7 +48,7 @@ def probe_layers(
     from ..runs.folder import find
     from ..runtime.report import Reporter, emit, emit_json
 
-    report, found = Reporter(), None
+    report, latest = Reporter(), None
     overrides = options.as_overrides(context)
     if run is not None:
         if preset is not None or config is not None:
@@ -63,10 +63,10 @@ def probe_layers(
             resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update=gone)})
         from ..runs import checkpoint
 
-        found, skipped = checkpoint.newest(folder.checkpoints)
+        latest, skipped = checkpoint.newest(folder.checkpoints)
         for sentence in skipped:
             report.warn(sentence)
-        if found is None:
+        if latest is None:
             raise folder.no_checkpoint()
     else:
         resolved = resolve(preset, config, overrides, need_data=not no_data, trust_code=trust_code)
@@ -74,9 +74,9 @@ def probe_layers(
         refuse_missing(resolved.data, resolved.task, "" if run is None else "; give others with --data, or --no-data")
     from ..probe import probe
 
-    result = probe.probe(resolved, run_checkpoint=found, data=not no_data, report=report)
+    result = probe.probe(resolved, run_checkpoint=latest, data=not no_data, report=report)
     if json:
         emit_json(result)
     else:
-        emit(probe.table(result))
+        emit(probe.layer_table(result))
     return 0

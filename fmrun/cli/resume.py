@@ -39,14 +39,14 @@ def resume(
             f"{place.flag}: where the run's images were moved to is said by --data PATH; with other images it would be another "
             "experiment: fmrun train"
         )
-    found = find(runs_dir, run)
+    its_run = find(runs_dir, run)
 
     def change(saved: dict[str, Any]) -> Config:
         config = revise(saved, overrides, free)
-        trust.admit(trust.targets(config, str(found.config_file), found.code()), trust_code)
+        trust.admit(trust.targets(config, str(its_run.config_file), its_run.code()), trust_code)
         return config.model_copy(update={"data": located(config.data, config.task)})
 
-    with options.joined(str(found.config().get("device", "auto")) if device is None else device) as (world, report):
+    with options.joined(str(its_run.config().get("device", "auto")) if device is None else device) as (world, report):
         from ..train import run as training
 
-        return training.resume(found, change, report=report, world=world)
+        return training.resume(its_run, change, report=report, world=world)

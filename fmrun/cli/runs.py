@@ -20,26 +20,26 @@ def runs(
     from ..runtime.report import Reporter, emit, emit_json, escape, format_table
 
     if run is not None:
-        shown = _describe_run(find(runs_dir, run))
+        description = _describe_run(find(runs_dir, run))
         if json:
-            emit_json(shown)
+            emit_json(description)
         else:
-            for key, value in shown.items():
+            for key, value in description.items():
                 if value is not None:
                     emit(escape(f"{key}: {value}"))
         return 0
-    found = [_describe_run(r) for r in all_runs(runs_dir)]
+    descriptions = [_describe_run(r) for r in all_runs(runs_dir)]
     runs_in = {file.parent.parent for file in runs_dir.glob("*/*/config.json")}
     sweeps = sorted(folder for folder in runs_in if not (folder / "config.json").exists())
     for folder in sweeps:
         Reporter().note(f"a sweep: {folder.name}; its runs: fmrun runs --runs-dir {folder}")
     if json:
-        emit_json(found)
-    elif found:
+        emit_json(descriptions)
+    elif descriptions:
         columns = ("name", "state", "step", "steps", "started")
         rows = [
             [*(r[c] for c in columns[:-1]), r["started"] and f"{r['started'][:16].replace('T', ' ')} UTC"]
-            for r in found
+            for r in descriptions
         ]
         emit(format_table(columns, rows))
     elif not sweeps:

@@ -192,8 +192,8 @@ def _folder(runs_dir: Path, name: str) -> Path:
 
 def _place(number: int | None, count: int) -> int:
     """Which run `--item` means."""
-    said = [os.environ[name] for name in INDICES if os.environ.get(name, "").isdecimal()]
-    place = int(said[0]) if number is None and said else number
+    indices = [os.environ[name] for name in INDICES if os.environ.get(name, "").isdecimal()]
+    place = int(indices[0]) if number is None and indices else number
     if place is None or not 0 <= place < count:
         raise UserError(
             f"--item: give the number of the run, 0 to {count - 1} (--plan lists them), or start it in a job array that "
@@ -205,7 +205,7 @@ def _place(number: int | None, count: int) -> int:
 def _compare(items: list[Item], json: bool, report: Reporter) -> None:
     """The table of `fmrun compare`."""
     from ..compare.comparison import compare
-    from ..compare.table import text, to_json
+    from ..compare.table import text, to_data
     from ..runtime.report import emit, emit_json
 
     runs = [one.run for one in items if one.run.config_file.is_file()]
@@ -215,16 +215,16 @@ def _compare(items: list[Item], json: bool, report: Reporter) -> None:
     for sentence in comparison.warnings:
         report.warn(sentence)
     if json:
-        emit_json(to_json(comparison))
+        emit_json(to_data(comparison))
     else:
         emit(text(comparison))
 
 
-def _slurm_options(given: list[str] | None) -> dict[str, Any]:
+def _slurm_options(texts: list[str] | None) -> dict[str, Any]:
     from ..config.base import toml_value
 
     options = {}
-    for text in given or []:
+    for text in texts or []:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--slurm {text}: write it as --slurm KEY=VALUE, like --slurm partition=gpu")

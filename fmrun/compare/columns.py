@@ -96,11 +96,11 @@ def _column(way: Any, ways: Mapping[Any, pd.DataFrame], groups: Sequence[str]) -
 
 
 def _scores(rows: pd.DataFrame, groups: Sequence[str]) -> tuple[Score | None, ...]:
-    found = over_seeds(rows.groupby("group").value)
+    summary = over_seeds(rows.groupby("group").value)
     runs = {name: (float(value), int(step)) for name, value, step in zip(rows.run, rows.value, rows.step, strict=True)}
     members = rows.groupby("group").run.apply(list)
     return tuple(
-        Score(*interval(found.loc[name]), {run: runs[run] for run in members[name]}) if name in members else None
+        Score(*interval(summary.loc[name]), {run: runs[run] for run in members[name]}) if name in members else None
         for name in groups
     )
 
@@ -114,34 +114,34 @@ def or_none(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def _label(way: Any, others: Sequence[Any]) -> str:
+def _label(way: Any, ways: Sequence[Any]) -> str:
     """The measure's name, with what tells it from others of its name."""
     key, source, weights, settings = way
-    same = [other for other in others if other[1] == source]
-    extra = ["in training"] if source == "training" and len(same) < len(others) else []
+    same = [other for other in ways if other[1] == source]
+    extra = ["in training"] if source == "training" and len(same) < len(ways) else []
     extra += [weights] if any(other[2] != weights for other in same) else []
-    own, theirs = json.loads(settings), [json.loads(other[3]) for other in same]
-    differing = sorted(k for k in own if any(other.get(k) != own[k] for other in theirs))
-    return ", ".join([measure(key).label, *extra, *(f"{k.rpartition('.')[2]} {own[k]}" for k in differing)])
+    values, theirs = json.loads(settings), [json.loads(other[3]) for other in same]
+    differing = sorted(k for k in values if any(other.get(k) != values[k] for other in theirs))
+    return ", ".join([measure(key).label, *extra, *(f"{k.rpartition('.')[2]} {values[k]}" for k in differing)])
 
 
-def headline(columns: Sequence[Column], by: str, asked: str | None, runs: Sequence[str]) -> int | None:
+def headline(columns: Sequence[Column], by: str, metric: str | None, runs: Sequence[str]) -> int | None:
     """Place of the column that decides: the one that covers the most groups, then the most telling measure."""
-    wanted = [i for i, column in enumerate(columns) if decides(column.key)]
-    if asked is not None:
+    candidates = [i for i, column in enumerate(columns) if decides(column.key)]
+    if metric is not None:
         known = {column.key: column for column in columns if column.better is not None}
-        wanted = [
+        candidates = [
             i
             for i, c in enumerate(columns)
-            if c.key in known and asked in (c.key, c.key.removeprefix("eval/"), base(c.key)[0])
+            if c.key in known and metric in (c.key, c.key.removeprefix("eval/"), base(c.key)[0])
         ]
-        if not wanted:
+        if not candidates:
             there = f"they have {', '.join(known)}" if known else f"`fmrun eval {' '.join(runs[:2])}` measures some"
             raise UserError(
-                f"--metric {asked}: these runs have no such measure, or neither way of it is better; {there}"
+                f"--metric {metric}: these runs have no such measure, or neither way of it is better; {there}"
             )
-    covered = {i: sum(score is not None for score in columns[i].scores(by)) for i in wanted}
-    return min(wanted, key=lambda i: (-covered[i], i), default=None)
+    covered = {i: sum(score is not None for score in columns[i].scores(by)) for i in candidates}
+    return min(candidates, key=lambda i: (-covered[i], i), default=None)
 
 
 def curves_of(table: pd.DataFrame, decisive: Column | None) -> dict[str, pd.DataFrame]:
@@ -154,10 +154,10 @@ def curves_of(table: pd.DataFrame, decisive: Column | None) -> dict[str, pd.Data
     keys = set(several[several].index)
     scored = sorted((key for key in keys if key.startswith("eval/") and decides(key)), key=rank)
     first = [key for key in dict.fromkeys([*([decisive.key] if decisive else []), *scored]) if key in keys][:3]
-    found = {}
+    curves = {}
     for key in (*first, *(key for key in TELLING if key in keys)):
-        own = rows[rows.metric == key]
-        points = over_seeds(own.groupby(["group", "step"]).value)
-        points = points.join(own.groupby("group").run.nunique().rename("runs")).query("2 * count >= runs")
-        found[key] = points.reset_index()
-    return found
+        measured = rows[rows.metric == key]
+        points = over_seeds(measured.groupby(["group", "step"]).value)
+        points = points.join(measured.groupby("group").run.nunique().rename("runs")).query("2 * count >= runs")
+        curves[key] = points.reset_index()
+    return curves

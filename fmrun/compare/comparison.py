@@ -107,8 +107,10 @@ def compare(runs: Sequence[Run], metric: str | None = None, by: str = "last", co
     configs = [run.config() for run in runs]
     tasks = {str(config.get("task", "generate")): run.name for config, run in zip(configs, runs, strict=True)}
     if len(tasks) > 1:
-        told = " and ".join(f"{name} ({task})" for task, name in tasks.items())
-        raise UserError(f"{told} learn different tasks and have no measure in common; compare runs of one task")
+        names_and_tasks = " and ".join(f"{name} ({task})" for task, name in tasks.items())
+        raise UserError(
+            f"{names_and_tasks} learn different tasks and have no measure in common; compare runs of one task"
+        )
     names = [run.name for run in runs]
     names = [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
     places = grouped(configs)
@@ -134,8 +136,8 @@ def compare(runs: Sequence[Run], metric: str | None = None, by: str = "last", co
     columns = columns_of(table, labels)
     deciding = headline(columns, by, metric, names)
     curves = curves_of(table, None if deciding is None else columns[deciding])
-    found = Comparison(next(iter(tasks)), groups, differences(heads), columns, deciding, by, curves, table)
-    return replace(found, warnings=tuple(_cautions(found, [run.env() for run in runs])))
+    comparison = Comparison(next(iter(tasks)), groups, differences(heads), columns, deciding, by, curves, table)
+    return replace(comparison, warnings=tuple(_cautions(comparison, [run.env() for run in runs])))
 
 
 def _member(run: Run, name: str, config: Mapping[str, Any]) -> Member:

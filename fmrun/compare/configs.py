@@ -30,22 +30,22 @@ IDLE = "·"
 Flat = dict[str, Any]
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Flat:
+def flat_fields(config: Mapping[str, Any], prefix: str = "") -> Flat:
     """`{"train.steps": 2500, …}` of a run's config.json; a section that is absent is None."""
     flat: Flat = {}
     for key, value in config.items():
         nested = isinstance(value, dict) and value
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+        flat |= flat_fields(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return flat
 
 
 def acting(config: Mapping[str, Any]) -> Flat:
     """The fields that have an effect, with the defaults of those that were not there yet when the run was made."""
-    flat = flatten(config)
+    flat = flat_fields(config)
     sections = {key.rpartition(".")[0] for key in flat}
     new = {key: s.info.default for key, s in FIELDS.items() if key not in flat and key.rpartition(".")[0] in sections}
     flat |= {key: list(v) if isinstance(v, tuple) else v for key, v in new.items() if v is not PydanticUndefined}
-    idle = [found[1] for key in flat if (found := WEIGHT.fullmatch(key)) and not flat[key]]
+    idle = [match[1] for key in flat if (match := WEIGHT.fullmatch(key)) and not flat[key]]
     idle += ["data.degradation."] * (flat.get("data.degradation.kind") != "chain")
     idle += ["data.degradation.second."] * (flat.get("data.degradation.passes") == 1)
     return {key: value for key, value in flat.items() if SWITCH.fullmatch(key) or not key.startswith(tuple(idle))}
@@ -58,19 +58,19 @@ def experiment(config: Mapping[str, Any]) -> Flat:
 
 def matches_features(config: Mapping[str, Any]) -> bool:
     """Whether any discriminator's features are matched."""
-    return any(WEIGHT.fullmatch(key) and value for key, value in flatten(config).items())
+    return any(WEIGHT.fullmatch(key) and value for key, value in flat_fields(config).items())
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """The fields in which these experiments differ, in the order of the schema, and what each has. Of a section that some
     have and others have not, the weight is one."""
     flats = [experiment(config) for config in configs]
-    found = {}
+    differing = {}
     for field in dict.fromkeys(key for flat in flats for key in flat):
         values = tuple(show_value(flat[field]) if field in flat else IDLE for flat in flats)
         if len({*values} - {IDLE}) > 1 or (IDLE in values and field.endswith(".weight")):
-            found[field] = values
-    return found
+            differing[field] = values
+    return differing
 
 
 def grouped(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:

@@ -38,7 +38,7 @@ Levels = Sequence[tuple[float, str]]
 """Values that the others are held against, each with its name: lines across."""
 
 
-class Row(NamedTuple):
+class Interval(NamedTuple):
     """A mean, the ends of its interval where it has one, the values of single seeds, and a style."""
 
     name: str
@@ -60,7 +60,7 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def dots(rows: Sequence[Row], label: str, levels: Levels = (), width: float = WIDTH) -> Figure:
+def dots(rows: Sequence[Interval], label: str, levels: Levels = (), width: float = WIDTH) -> Figure:
     """Means with their intervals and below each the single seeds, the first row on top; `width` in points. An interval
     that would leave nothing else to see goes beyond the edge."""
     names = [textwrap.fill(row.name, int(width / 20)) for row in rows]
@@ -102,8 +102,8 @@ def curves(lines: Sequence[Line], label: str, levels: Levels = ()) -> Figure:
         figure = Figure((WIDTH / 72, (250 + 17 * rows) / 72))
         ax = figure.add_subplot()
         for _, points, style in lines:
-            parts = np.array_split(points, min(120, len(points)))
-            step, mean, low, high = np.array([part.mean(axis=0) for part in parts]).T
+            chunks = np.array_split(points, min(120, len(points)))
+            step, mean, low, high = np.array([chunk.mean(axis=0) for chunk in chunks]).T
             ax.plot(step, mean, markevery=max(1, len(step) // 6), markersize=4.5, **_look(style))
             ax.fill_between(step, low, high, color=COLOURS[style % len(COLOURS)], alpha=0.15, linewidth=0)
         means, ends = (np.concatenate([points[:, i].ravel() for _, points, _ in lines]) for i in (1, slice(1, 4)))
@@ -139,8 +139,8 @@ def _limits(values: Collection[float], ends: Collection[float], levels: Collecti
     """An axis that holds the values, the ends as far as they lie within one spread of the values, and levels that do."""
     spread = max(max(values) - min(values), 0.01 * max(map(abs, values))) or 1.0
     low, high = min(values) - spread, max(values) + spread
-    shown = [*values, *(min(max(end, low), high) for end in ends), *(level for level in levels if low < level < high)]
-    return float(min(shown) - 0.05 * spread), float(max(shown) + 0.05 * spread)
+    points = [*values, *(min(max(end, low), high) for end in ends), *(level for level in levels if low < level < high)]
+    return float(min(points) - 0.05 * spread), float(max(points) + 0.05 * spread)
 
 
 def encode(figure: Figure, kind: str) -> bytes:

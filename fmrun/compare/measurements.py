@@ -23,7 +23,7 @@ from scipy import stats
 from ..metrics.measures import REALS, REFERENCE, base
 from ..runs.folder import Run
 from ..runtime.errors import reading
-from .configs import flatten
+from .configs import flat_fields
 
 COLUMNS = [
     *("run", "seed", "group", "state", "metric", "source", "weights", "settings", "reals", "step", "value", "floor")
@@ -52,12 +52,12 @@ def measurements(
     rows: list[tuple[Any, ...]] = []
     for run, name, group, config in zip(runs, names, groups, configs, strict=True):
         who = (name, int(config.get("seed", 0)), group, run.state)
-        rows += [(*who, *measured) for measured in (*_evaluated(run), *_in_training(run, flatten(config)))]
+        rows += [(*who, *measured) for measured in (*_evaluated(run), *_in_training(run, flat_fields(config)))]
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"seed": int, "step": int, "value": float, "floor": float})
     return table.drop_duplicates(["run", *WAY, "step"], keep="last", ignore_index=True)
 
 
-def read(file: Path) -> pd.DataFrame:
+def read_table(file: Path) -> pd.DataFrame:
     """The table as `fmrun compare --csv` wrote it."""
     with reading(file):
         return pd.read_csv(file, dtype={"reals": str}, keep_default_na=False, na_values={"value": "", "floor": ""})
@@ -91,8 +91,8 @@ def _quick_settings(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not key.startswith("eval/"):
         return {}
     num = "eval.kid_num" if base(key)[0] == "kid" else "eval.num"
-    found = {field: value for field, value in config.items() if QUICK.fullmatch(field)} | {num: config.get(num)}
-    return dict(sorted(found.items()))
+    fields = {field: value for field, value in config.items() if QUICK.fullmatch(field)} | {num: config.get(num)}
+    return dict(sorted(fields.items()))
 
 
 def is_finite(value: Any) -> bool:
@@ -123,10 +123,14 @@ def at_best(rows: pd.DataFrame, better: str) -> pd.DataFrame:
     return rows.loc[values.idxmin() if better == "lower" else values.idxmax()]
 
 
-def tail_mean(table: pd.DataFrame, metric: str, part: float) -> pd.Series[float]:
+def tail_mean(table: pd.DataFrame, metric: str, fraction: float) -> pd.Series[float]:
     """By group: the mean over the last part of each run's read-outs, which vary too much one by one, and over runs."""
     values = table[table.metric == metric].groupby(["group", "run"]).value
-    return values.apply(lambda own: own.tail(max(1, round(part * len(own)))).mean()).groupby("group").mean()
+    return (
+        values.apply(lambda read_outs: read_outs.tail(max(1, round(fraction * len(read_outs)))).mean())
+        .groupby("group")
+        .mean()
+    )
 
 
 # ---- statistics over seeds
@@ -135,9 +139,9 @@ def tail_mean(table: pd.DataFrame, metric: str, part: float) -> pd.Series[float]
 def over_seeds(values: Any) -> pd.DataFrame:
     """Of each group of a groupby, or column of a frame: its mean, Student's 95 % interval `low` to `high` (NaN for a single
     value), `count`, and the two-sided `p` of the hypothesis that the true mean is zero (as `scipy.stats.ttest_1samp`)."""
-    found = pd.DataFrame({"mean": values.mean(), "count": values.count()})
-    half, found["p"] = student(found["mean"], values.sem(), found["count"])
-    return found.assign(low=found["mean"] - half, high=found["mean"] + half)
+    summary = pd.DataFrame({"mean": values.mean(), "count": values.count()})
+    half, summary["p"] = student(summary["mean"], values.sem(), summary["count"])
+    return summary.assign(low=summary["mean"] - half, high=summary["mean"] + half)
 
 
 def student(mean: ArrayLike, sem: ArrayLike, count: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -148,7 +152,7 @@ def student(mean: ArrayLike, sem: ArrayLike, count: ArrayLike) -> tuple[NDArray[
     return stats.t.ppf(0.975, free) * sem, np.where((sem == 0) & (mean == 0), 1.0, p)
 
 
-def differences(
+def paired_differences(
     rows: pd.DataFrame, groups: Sequence[str], same_step: bool = True, control: str | None = None
 ) -> pd.DataFrame:
     """Every pair of groups, first minus second, over the seeds that both have, measured against the same real images and,
@@ -156,11 +160,11 @@ def differences(
     pairs with the `control` over these: which group would be best was not known before, which is the control was."""
     wide = rows.pivot(index=["seed", "reals", *["step"] * same_step], columns="group", values="value")
     pairs: dict[Hashable, Any] = {(a, b): wide[a] - wide[b] for a, b in combinations(groups, 2)}
-    found = over_seeds(pd.DataFrame(pairs))
-    found["holm"] = holm(found.p)
-    against = [control in pair for pair in found.index]
-    found.loc[against, "holm"] = holm(found.p[against])
-    return found
+    compared = over_seeds(pd.DataFrame(pairs))
+    compared["holm"] = holm(compared.p)
+    against = [control in pair for pair in compared.index]
+    compared.loc[against, "holm"] = holm(compared.p[against])
+    return compared
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .pictures import Picture
 
 
-def write(
+def write_page(
     comparison: Comparison, path: Path, *, device: torch.device, report: Reporter, trust_code: bool = False
 ) -> None:
     """Write the page, whole or not at all. Raises SaveError when the disk refuses."""
@@ -55,17 +55,17 @@ def page(comparison: Comparison, samples: Sequence[Picture] = ()) -> str:
     """The whole page."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    shown = {name: _inline(figure) for name, figure in drawn(comparison)}
+    drawings = {name: _inline(figure) for name, figure in drawn(comparison)}
     return environment.get_template("page.html.j2").render(
         c=comparison,
         verdict=verdict(comparison),
         samples_of=TASKS[comparison.task].samples_of,
         pictures=[(p.group, p.caption, base64.b64encode(p.png).decode()) for p in samples],
         settings=table.settings(comparison),
-        scores=table.scores(comparison),
+        scores=table.score_table(comparison),
         pairs=table.pairs(comparison),
-        intervals=shown.pop("intervals", None),
-        curves=[(measure(key), figure) for key, figure in shown.items()],
+        intervals=drawings.pop("intervals", None),
+        curves=[(measure(key), figure) for key, figure in drawings.items()],
         version=__version__,
     )
 
@@ -78,14 +78,14 @@ def _inline(figure: Figure) -> Markup:
 def drawn(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
     """`intervals`, the scores that decide over their seeds, where two groups or more have one; and the curves by their key,
     without what is the same throughout. The control has style 0, the others follow in the order in which they were given."""
-    column, groups, others = comparison.column, comparison.groups, itertools.count(1)
-    styles = [0 if group.control else next(others) for group in groups]
+    column, groups, numbers = comparison.column, comparison.groups, itertools.count(1)
+    styles = [0 if group.control else next(numbers) for group in groups]
     levels = [] if column is None else [(column.floor, "real against real"), (column.reference, "bicubic")]
     known = [(value, name) for value, name in levels if value is not None]
     if column is not None and len(comparison.ranking) > 1:
         scores = [(i, score) for i in comparison.ranking if (score := column.scores(comparison.by)[i]) is not None]
         rows = [
-            figures.Row(groups[i].name, s.mean, s.low, s.high, [v for v, _ in s.runs.values()], styles[i])
+            figures.Interval(groups[i].name, s.mean, s.low, s.high, [v for v, _ in s.runs.values()], styles[i])
             for i, s in scores
         ]
         yield "intervals", figures.dots(rows, f"{_label(column)} ({column.better} is better)", known)
@@ -94,14 +94,14 @@ def drawn(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
         values = points[["step", "mean", "low", "high"]] * [1, *[100 if about.unit == "%" else 1] * 3]
         # the interval of two seeds would be ten times as wide as what a curve is about
         values.loc[points["count"] < 3, ["low", "high"]] = float("nan")
-        own = [
+        by_group = [
             (groups[i].name, values[points.group == groups[i].name].to_numpy(float), styles[i])
             for i in comparison.order
         ]
         if points["mean"].nunique() > 1:
             quick = ", in training" if key.startswith("eval/") else ""
             decides = column is not None and column.key == key
-            lines = [line for line in own if len(line[1])]
+            lines = [line for line in by_group if len(line[1])]
             yield key, figures.curves(lines, _label(about) + quick, known if decides else [])
 
 

@@ -32,7 +32,7 @@ def pictures(
 ) -> list[Picture]:
     """A picture per group, by its run of the lowest seed that has not failed: of images from noise the first latents of
     seed 0, of super-resolution the last sheet that training drew. Groups of which there is none are warned of and left out."""
-    groups, found = comparison.groups, []
+    groups, pictures = comparison.groups, []
     chosen = [min(group.members, key=lambda member: (member.failed, member.seed)) for group in groups]
     if not TASKS[comparison.task].has_targets:
         trust.admit([named for member in chosen for named in named_code(Run(Path(member.path)))], trust_code)
@@ -43,10 +43,10 @@ def pictures(
                 caption, png = _last_sheet(run)
             else:
                 caption, png = _samples(run, device, report)
-            found.append(Picture(group.name, f"{member.name}, {caption}", png))
+            pictures.append(Picture(group.name, f"{member.name}, {caption}", png))
         except UserError as error:
             report.warn(f"no picture of {group.name}: {error}")
-    return found
+    return pictures
 
 
 def _samples(run: Run, device: torch.device, report: Reporter) -> tuple[str, bytes]:

@@ -17,13 +17,13 @@ from .verdict import against, show_p, verdict
 
 def text(comparison: Comparison) -> str:
     """Verdict, scores, differences between groups and between configs, as lines for a terminal."""
-    found = verdict(comparison)
-    parts = ["\n".join(escape(sentence) for sentence in (found.sentence, found.detail) if sentence)]
-    parts += [table.text() for table in (scores(comparison), pairs(comparison), settings(comparison)) if table]
+    outcome = verdict(comparison)
+    parts = ["\n".join(escape(sentence) for sentence in (outcome.sentence, outcome.detail) if sentence)]
+    parts += [table.text() for table in (score_table(comparison), pairs(comparison), settings(comparison)) if table]
     return "\n\n".join(parts)
 
 
-def scores(comparison: Comparison) -> Table:
+def score_table(comparison: Comparison) -> Table:
     """A row per group, in `Comparison.order`, then what scores are held against: real images, bicubic upscaling."""
     groups = [comparison.groups[i] for i in comparison.order]
     deciding = [column for column in comparison.columns if column.better is not None]
@@ -59,14 +59,14 @@ def scores(comparison: Comparison) -> Table:
 
 def pairs(comparison: Comparison) -> Table | None:
     """Every group against the control, or else the best; None for fewer than two that share seeds with it."""
-    column, (anchor, found) = comparison.column, against(comparison)
-    if column is None or anchor is None or len(found) < 2:
+    column, (anchor, margins) = comparison.column, against(comparison)
+    if column is None or anchor is None or len(margins) < 2:
         return None
-    values = [value for m in found.values() for value in (m.mean, m.low, m.high)]
-    cells = show_all(column.key, values, [(m.high - m.low) / 2 for m in found.values()])
+    values = [value for m in margins.values() for value in (m.mean, m.low, m.high)]
+    cells = show_all(column.key, values, [(m.high - m.low) / 2 for m in margins.values()])
     rows = [
         [comparison.groups[place].name, str(m.count), mean, f"{low} to {high}", show_p(m.p)]
-        for (place, m), mean, low, high in zip(found.items(), cells[::3], cells[1::3], cells[2::3], strict=True)
+        for (place, m), mean, low, high in zip(margins.items(), cells[::3], cells[1::3], cells[2::3], strict=True)
     ]
     family = "" if anchor == comparison.control else " over all pairs of groups"
     note = f"by {column.label}, over the same seeds: positive is better; p after Holm's correction{family}"
@@ -93,12 +93,12 @@ def state(group: Group) -> str:
 
 def _seeds(comparison: Comparison) -> list[str]:
     """Of each group's runs, how many count by the column that decides."""
-    found = []
+    cells = []
     for i in comparison.order:
         score = None if comparison.column is None else comparison.column.scores(comparison.by)[i]
         count, runs = 0 if score is None else score.count, len(comparison.groups[i].members)
-        found.append(str(runs) if count == runs else f"{count} of {runs}")
-    return found
+        cells.append(str(runs) if count == runs else f"{count} of {runs}")
+    return cells
 
 
 def _cells(
@@ -115,7 +115,7 @@ def _cells(
     return cells
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
+def to_data(comparison: Comparison) -> dict[str, Any]:
     """The comparison as plain data: attributes of `Comparison`, without curves and measurements (`--csv`), with the column
     that decides and groups by name; and `order` (the best first), `verdict`, and `pairs`: every other group against the
     control, or else the best, as `group`, `other` and what `Margin` has."""

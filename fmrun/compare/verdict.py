@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..metrics.measures import show_all
 from .columns import Column
 from .comparison import Comparison
-from .measurements import differences
+from .measurements import paired_differences
 
 ALPHA = 0.05
 
@@ -52,10 +52,10 @@ def margins(comparison: Comparison) -> dict[tuple[int, int], Margin]:
         return {}
     names, control = [group.name for group in comparison.groups], comparison.control
     held = names[control] if control in ranked and control is not None else None
-    found = differences(column.rows[comparison.by], [names[i] for i in ranked], comparison.by == "last", held)
+    tests = paired_differences(column.rows[comparison.by], [names[i] for i in ranked], comparison.by == "last", held)
     sign = -1 if column.better == "lower" else 1
     margins = {}
-    for row in found[found["count"] > 1].reset_index(names=["one", "other"]).to_dict("records"):
+    for row in tests[tests["count"] > 1].reset_index(names=["one", "other"]).to_dict("records"):
         one, other = names.index(row["one"]), names.index(row["other"])
         mean, (low, high) = sign * row["mean"], sorted((sign * row["low"], sign * row["high"]))
         complete = not (lost(comparison, one) or lost(comparison, other))
@@ -68,8 +68,8 @@ def against(comparison: Comparison) -> tuple[int | None, dict[int, Margin]]:
     """The control, or else the best, and by place of the others, best first, how much better (or worse) they are."""
     ranked = comparison.ranking
     anchor = comparison.control if comparison.control in ranked else next(iter(ranked), None)
-    found = margins(comparison)
-    return anchor, {i: found[i, anchor] for i in ranked if anchor is not None and (i, anchor) in found}
+    all_margins = margins(comparison)
+    return anchor, {i: all_margins[i, anchor] for i in ranked if anchor is not None and (i, anchor) in all_margins}
 
 
 def lost(comparison: Comparison, place: int) -> str:
@@ -123,7 +123,7 @@ def _sentence(
     what = f"{column.label} {better}{unit} against {worse}{unit}, {much} {column.better}."
     if margin is not None and margin.certain:
         return f"{one} beats {two}: {what}", False
-    where = [f"{who} {told}" for who, i in (("it", first), (two, other)) if (told := lost(comparison, i))]
+    where = [f"{who} {outcome}" for who, i in (("it", first), (two, other)) if (outcome := lost(comparison, i))]
     hedge = f" where {' and '.join(where)}" if where else ""
     if margin is not None and margin.mean < 0:
         hedge += ", but not on the seeds that both have"
@@ -139,8 +139,8 @@ def _detail(comparison: Comparison, column: Column, other: int, margin: Margin |
     ends = sorted((sign * margin.low, sign * margin.high))
     mean, low, high = show_all(column.key, [abs(margin.mean), *ends], [(ends[1] - ends[0]) / 2])
     holms = " after Holm's correction" if len(comparison.ranking) > 2 else ""
-    told = f"{how} than {comparison.groups[other].name} by {mean} (95 % interval {low} to {high}; p {show_p(margin.p)}{holms})"
-    return f"Over the {margin.count} seeds that both have it is {told}."
+    difference = f"{how} than {comparison.groups[other].name} by {mean} (95 % interval {low} to {high}; p {show_p(margin.p)}{holms})"
+    return f"Over the {margin.count} seeds that both have it is {difference}."
 
 
 def show_p(p: float) -> str:

@@ -44,14 +44,14 @@ own has no type."""
 def idle(config: Config, key: str) -> tuple[str, str] | None:
     """Where a setting is not its default and does not act: the setting that decides (a type, or the target in its place), and
     what is to be said."""
-    if (found := _stopped(config, key)) is None or _value(config, key) == _value(Config(), key):
+    if (stopped := _stopped(config, key)) is None or _value(config, key) == _value(Config(), key):
         return None
-    selector, values, now = found
+    selector, values, now = stopped
     (section, _, _), name = key.rpartition("."), selector.rpartition(".")[2].replace("target", "type")
     beside = [k for k, (by, having) in ACTS.items() if by == selector and now in having and k.startswith(f"{section}.")]
     has = f", which has {', '.join(k.removeprefix(f'{section}.') for k in beside)}" if beside else ""
-    *others, last = [str(value).lower() if isinstance(value, bool) else str(value) for value in values]
-    allowed = f"{', '.join(others)} or {last}" if others else last
+    *first_values, last = [str(value).lower() if isinstance(value, bool) else str(value) for value in values]
+    allowed = f"{', '.join(first_values)} or {last}" if first_values else last
     now = str(now).lower() if isinstance(now, bool) else now
     return selector, f"{key} is for {name} {allowed}, not {now}{has}; leave it out"
 
@@ -66,8 +66,8 @@ def _stopped(config: Config, key: str) -> tuple[str, tuple[Any, ...], Any] | Non
             return selector.replace(".type", ".target"), values, target
         if now not in values:
             return selector, values, now
-        if (found := _stopped(config, selector)) is not None:
-            return found
+        if (stopped := _stopped(config, selector)) is not None:
+            return stopped
     return None
 
 

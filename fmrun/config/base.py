@@ -28,7 +28,7 @@ class Section(BaseModel):
         if tuple in types and value not in choices:
             if isinstance(value, str):
                 parts = value.strip().removeprefix("[").removesuffix("]").split(",")
-                value = [part.strip().strip("\"'") for part in parts if part.strip()]
+                value = [item.strip().strip("\"'") for item in parts if item.strip()]
             elif isinstance(value, bool | int | float):
                 value = [value]
         elif isinstance(value, str) and not {str, bool} & types and value not in choices:

@@ -12,7 +12,7 @@ class DataConfig(Section):
     path: str = Field(default="bundled:fashion-mnist", min_length=1)
     """Images to learn from. For images from noise: a folder (any nesting), an `idx-ubyte` or `idx-ubyte.gz` file, an
     `.npz` file, `torchvision:NAME` (already downloaded under `data.root`), `bundled:fashion-mnist`, or
-    `bundled:stacked-fashion-mnist`, whose colour images are three independent grey ones, one a channel: 1,000 kinds to
+    `bundled:stacked-fashion-mnist`, whose colour images are three independent grey ones, one per channel: 1,000 modes to
     be covered. For super-resolution: a folder of high-resolution images, or `bundled:photographs`."""
 
     root: str = "data"
@@ -47,7 +47,7 @@ class DataConfig(Section):
     """Images held out of training, as `path`. `none` takes the bundled ones, else a `valid_fraction` of the data."""
 
     valid_fraction: float = Field(default=0.0, ge=0.0, le=0.5)
-    """Share of the data held out where `valid_path` is `none` and the data is not bundled, chosen by the seed."""
+    """Fraction of the data held out where `valid_path` is `none` and the data is not bundled, chosen by the seed."""
 
     scale: Literal[1, 2, 3, 4] = 2
     """Super-resolution: factor from the low to the high resolution."""

@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .base import Section
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Sigma = Annotated[float, Field(ge=0.05, le=20.0)]
 Factor = Annotated[float, Field(ge=0.05, le=4.0)]
 Level = Annotated[float, Field(ge=0.0, le=255.0)]
@@ -27,30 +27,30 @@ class RangedSection(Section):
 
 
 class BlurConfig(RangedSection):
-    prob: Share = 1.0
+    prob: Fraction = 1.0
     """Probability that an image is blurred by a Gaussian; 0 turns the step off."""
 
     sigma: tuple[Sigma, Sigma] = (0.2, 3.0)
     """Range of the Gaussian's standard deviation in pixels."""
 
-    anisotropic: Share = 0.5
-    """Share of Gaussians with two different standard deviations, at any angle."""
+    anisotropic: Fraction = 0.5
+    """Fraction of Gaussians with two different standard deviations, at any angle."""
 
 
 class SincConfig(RangedSection):
-    prob: Share = 0.1
+    prob: Fraction = 0.1
     """Probability of a sinc filter, which leaves ringing; 0 turns the step off. Within a pass it takes the blur's
     place."""
 
-    cutoff: tuple[Share, Share] = (0.33, 1.0)
-    """Range of the cutoff frequency, as a share of the highest an image can hold; lower rings more."""
+    cutoff: tuple[Fraction, Fraction] = (0.33, 1.0)
+    """Range of the cutoff frequency, as a fraction of the highest an image can hold; lower rings more."""
 
 
 class ResizeConfig(RangedSection):
-    down: Share = 0.7
+    down: Fraction = 0.7
     """Probability that the image is made smaller; with `up` 0 as well the step is off."""
 
-    up: Share = 0.2
+    up: Fraction = 0.2
     """Probability that the image is made larger."""
 
     factor: tuple[Factor, Factor] = (0.15, 1.5)
@@ -72,10 +72,10 @@ class ResizeConfig(RangedSection):
 
 
 class NoiseConfig(RangedSection):
-    gaussian: Share = 0.5
+    gaussian: Fraction = 0.5
     """Probability of Gaussian noise; with `poisson` 0 as well the step is off."""
 
-    poisson: Share = 0.5
+    poisson: Fraction = 0.5
     """Probability of Poisson (shot) noise; an image has one kind or none."""
 
     sigma: tuple[Level, Level] = (1.0, 30.0)
@@ -84,8 +84,8 @@ class NoiseConfig(RangedSection):
     strength: tuple[Strength, Strength] = (0.05, 3.0)
     """Range of the factor on Poisson noise; at 1 a level of 255 has the noise of 255 photons."""
 
-    grey: Share = 0.4
-    """Share of noise that is the same in all channels."""
+    grey: Fraction = 0.4
+    """Fraction of noise that is the same in all channels."""
 
     @model_validator(mode="after")
     def _shares(self) -> "NoiseConfig":
@@ -96,7 +96,7 @@ class NoiseConfig(RangedSection):
 
 
 class JpegConfig(RangedSection):
-    prob: Share = 1.0
+    prob: Fraction = 1.0
     """Probability that the image goes through JPEG; 0 turns the step off."""
 
     quality: tuple[Quality, Quality] = (30, 95)
@@ -127,12 +127,12 @@ SECOND_PASS = PassConfig(
 )
 
 
-def _over(defaults: Any, given: Any) -> Any:
-    """`given` with what it leaves out taken from `defaults`, section by section."""
-    if not isinstance(given, dict) or not isinstance(defaults, Section):
-        return given
+def _over(defaults: Any, values: Any) -> Any:
+    """`values` with what it leaves out taken from `defaults`, section by section."""
+    if not isinstance(values, dict) or not isinstance(defaults, Section):
+        return values
     below = dict(defaults)
-    return below | {name: _over(below.get(name), value) for name, value in given.items()}
+    return below | {name: _over(below.get(name), value) for name, value in values.items()}
 
 
 class DegradationConfig(Section):
@@ -158,10 +158,10 @@ class DegradationConfig(Section):
 
     @field_validator("second", "sinc", mode="before")
     @classmethod
-    def _over_defaults(cls, given: Any, info: ValidationInfo) -> Any:
+    def _over_defaults(cls, values: Any, info: ValidationInfo) -> Any:
         """What is left out has the default that it has here, not that of the first pass."""
         assert info.field_name is not None
-        return _over(cls.model_fields[info.field_name].default, given)
+        return _over(cls.model_fields[info.field_name].default, values)
 
     def acting(self) -> dict[str, Any]:
         """The fields that have an effect, as JSON has them."""

@@ -53,8 +53,8 @@ class Setting:
 
 def _choices(schema: dict[str, Any]) -> list[str]:
     inner = [*schema.get("anyOf", ()), *schema.get("prefixItems", ())] + [schema[k] for k in ("items",) if k in schema]
-    own = schema.get("examples") or schema.get("enum") or ([schema["const"]] if "const" in schema else [])
-    return [str(c) for c in own] + [c for part in inner for c in _choices(part)]
+    choices = schema.get("examples") or schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    return [str(c) for c in choices] + [c for alternative in inner for c in _choices(alternative)]
 
 
 def takes(schema: dict[str, Any], quote: str = "{}") -> list[str]:

@@ -87,8 +87,8 @@ def _yaml(text: str) -> Any:
         return yaml.load(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        said = getattr(error, "problem", None) or getattr(error, "context", None) or str(error)
-        raise ValueError(f"line {mark.line + 1}: {said}" if mark else said) from None
+        reason = getattr(error, "problem", None) or getattr(error, "context", None) or str(error)
+        raise ValueError(f"line {mark.line + 1}: {reason}" if mark else reason) from None
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"a value is not what its tag says: {error}") from None
 

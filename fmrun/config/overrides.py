@@ -100,11 +100,11 @@ class Layers:
         parsed = toml_value(value) if isinstance(value, str) else value
         if (table := table_of(key)) is not None:
             below = self.given[table].value if table in self.given else None
-            own = {**below} if isinstance(below, dict) else {}
-            own[key.removeprefix(f"{table}.")] = value if parsed is None else parsed
+            entries = {**below} if isinstance(below, dict) else {}
+            entries[key.removeprefix(f"{table}.")] = value if parsed is None else parsed
             if value is None or value in NONE_WORDS:
-                del own[key.removeprefix(f"{table}.")]
-            self.lay(table, Given(own, label, key, TYPED))
+                del entries[key.removeprefix(f"{table}.")]
+            self.lay(table, Given(entries, label, key, TYPED))
         else:  # numbers and truth values stay text, which Pydantic reads by the field's type
             self.put(key, parsed if isinstance(parsed, str | list | dict) else value, label, TYPED)
 
@@ -132,20 +132,20 @@ class Layers:
         """Puts pydantic's findings to the problems."""
         from .fields import FIELDS, show
 
-        told = set()
+        explained = set()
         for problem in error.errors(include_url=False):
             loc = [str(part) for part in problem["loc"]]
             key = next((k for n in range(len(loc), 0, -1) if (k := ".".join(loc[:n])) in FIELDS), None)
             if key is None and not self.problems:
                 text = str(problem.get("ctx", {}).get("error", problem["msg"]))
                 self.problems.append(self._cross_field(".".join(loc), one_line(text)))
-            elif key is not None and key not in told:
-                told.add(key)
+            elif key is not None and key not in explained:
+                explained.add(key)
                 given = self.given[key]
                 scalar = loc == key.split(".") and isinstance(problem["input"], str | bool | int | float)
                 value = problem["input"] if scalar else given.value
-                wanted = FIELDS[key].wanted(value)
-                self.problems.append((given.label, f"{given.name} is {show(value)}; {wanted}"))
+                allowed = FIELDS[key].wanted(value)
+                self.problems.append((given.label, f"{given.name} is {show(value)}; {allowed}"))
 
     def _cross_field(self, section: str, text: str) -> tuple[str, str]:
         """Puts a validator's sentence to the last given of the fields (or sections that may be absent) it speaks of."""

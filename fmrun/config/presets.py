@@ -56,8 +56,8 @@ def describe(name: str) -> str:
 def load(name: str) -> dict[str, Any]:
     """The preset with its bases applied, unvalidated; without `description` and `extends`."""
     data = _read(name)
-    own = {k: v for k, v in data.items() if k not in META}
-    return _merge(load(data["extends"]), own) if "extends" in data else own
+    settings = {k: v for k, v in data.items() if k not in META}
+    return _merge(load(data["extends"]), settings) if "extends" in data else settings
 
 
 def _read(name: Any) -> dict[str, Any]:
@@ -164,8 +164,8 @@ def _without_idle(config: "Config", layers: Layers, keep: bool = False) -> "Conf
 
     gone = False
     for key, given in list(layers.given.items()):
-        if (found := idle(config, key)) is not None:
-            selector, sentence = found
+        if (refusal := idle(config, key)) is not None:
+            selector, sentence = refusal
             chosen = layers.given[selector].source if selector in layers.given else BENEATH
             if given.source >= max(chosen, FILE):
                 layers.problems.append((given.label, sentence))
@@ -232,10 +232,10 @@ def revise(data: dict[str, Any], overrides: Sequence[Override], free: Sequence[s
     before = dict(layers.given)
     for override in overrides:
         layers.override(override)
-    shown = ", ".join(f"{f}*" if f.endswith(".") else f for f in free)
+    changeable = ", ".join(f"{f}*" if f.endswith(".") else f for f in free)
     for key, given in layers.given.items():
         if given is not before.get(key) and not covers(free, key):
-            sentence = f"{key} would make it another experiment; only {shown} may be changed here; for another experiment: fmrun train"
+            sentence = f"{key} would make it another experiment; only {changeable} may be changed here; for another experiment: fmrun train"
             layers.problems.append((given.label, sentence))
     return _without_idle(layers.config(), layers, keep=True)
 
@@ -256,8 +256,8 @@ def flatten(config: "Config") -> dict[str, Any]:
 def _leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     from .fields import FIELDS
 
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, value in table.items():
         key = f"{prefix}{name}"
-        found |= _leaves(value, f"{key}.") if isinstance(value, dict) and key not in FIELDS else {key: value}
-    return found
+        leaves |= _leaves(value, f"{key}.") if isinstance(value, dict) and key not in FIELDS else {key: value}
+    return leaves

@@ -49,7 +49,7 @@ def markdown() -> str:
         lines.append(f"| `{name}` | {_cell(presets.describe(name))}{default} |")
     lines += ["", "## Types of a `losses:` list", "", "| type | goes to | keys of other names |", "|---|---|---|"]
     for type_, target in TYPES.items():
-        renamed = ", ".join(f"`{theirs}`: `{own}`" for theirs, own in {**WEIGHT, **target.rename}.items())
+        renamed = ", ".join(f"`{theirs}`: `{ours}`" for theirs, ours in {**WEIGHT, **target.rename}.items())
         lines.append(f"| `{type_}` | `{target.section}` | {renamed} |")
     lines += ["", "## Top level", "", *_table("")]
     for section, info in SECTIONS.items():

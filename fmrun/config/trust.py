@@ -99,9 +99,9 @@ class File:
     def spec(self, name: str) -> ModuleSpec:
         if self.data is None:  # without search locations: nothing in the folder but what was hashed is found
             return ModuleSpec(name, None, is_package=True)
-        found = importlib.util.spec_from_file_location(name, self.path, loader=_Loader(self.path, self.data))
-        assert found is not None
-        return found
+        spec = importlib.util.spec_from_file_location(name, self.path, loader=_Loader(self.path, self.data))
+        assert spec is not None
+        return spec
 
     def imports(self, name: str) -> Iterator[str]:
         """Modules that the source may import: all that its import statements name, wherever they stand."""
@@ -153,7 +153,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 @dataclass(frozen=True)
-class Code:
+class NamedCode:
     """What a target would run: files under `folder` by the names of their modules, or what is `installed`."""
 
     target: Target
@@ -190,9 +190,9 @@ class Code:
     def make_importable(self) -> None:
         """Let the files be imported, now and by what functions import when they are called, before installed packages of the
         same names; what has been imported from older or other files of these names is forgotten."""
-        own = {name: loader for name in self.files if isinstance(loader := _loader_of(name), _Loader)}
-        if any(loader.data != self.files[name].data for name, loader in own.items()):
-            for name in own:  # another run's files of the same names, or an older state of these
+        hashed = {name: loader for name in self.files if isinstance(loader := _loader_of(name), _Loader)}
+        if any(loader.data != self.files[name].data for name, loader in hashed.items()):
+            for name in hashed:  # another run's files of the same names, or an older state of these
                 del sys.modules[name]
         for old in [f for f in sys.meta_path if isinstance(f, _Finder) and f.files.keys() & self.files.keys()]:
             sys.meta_path.remove(old)
@@ -230,7 +230,7 @@ def _listed() -> dict[str, Any]:
     return {k: v for k, v in entries.items() if isinstance(v, dict)} if isinstance(entries, dict) else {}
 
 
-def _remember(code: Code) -> None:
+def _remember(code: NamedCode) -> None:
     """Put code into the list; where that cannot be written, it is allowed in this command alone, which is said."""
     if code.digest in _listed():
         return
@@ -249,7 +249,7 @@ def _remember(code: Code) -> None:
         warn_once(f"{code.target.name} is allowed in this command alone, not remembered: {error}")
 
 
-_ADMITTED: dict[str, Code] = {}
+_ADMITTED: dict[str, NamedCode] = {}
 """What this process may import, by `Target.key`."""
 
 
@@ -268,23 +268,23 @@ def admit(named: Iterable[Target], trust_code: bool = False) -> None:
     """Let code be imported that this user has allowed, or typed, which allows it; `trust_code` allows all of it. Else raises
     Untrusted, which tells of all that is not allowed: who then adds --trust-code has seen what that allows."""
     refused: dict[str, str] = {}
-    found = []
+    codes = []
     for target in named:
         _ADMITTED.pop(target.key, None)
         code = locate(target)
-        found.append(code)
+        codes.append(code)
         if not (target.typed or trust_code or code.digest in _listed()):
             refused.setdefault(target.key, _refusal(code))
     if refused:
         what = "trust it" if len(refused) == 1 else "trust all of it"
         raise Untrusted(f"{'; '.join(refused.values())}; if you {what}, add --trust-code")
-    for code in found:
+    for code in codes:
         if code.target.typed or trust_code:
             _remember(code)
         _ADMITTED[code.target.key] = code
 
 
-def _refusal(code: Code) -> str:
+def _refusal(code: NamedCode) -> str:
     target = code.target
     known = any([e.get("target"), e.get("params")] == [target.name, target.params] for e in _listed().values())
     params = ", ".join(f"{json.dumps(k)}: {_shortened(json.dumps(v))}" for k, v in target.params.items())
@@ -300,7 +300,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:100]} … {text[-100:]}"
 
 
-def admitted(target: Target) -> Code:
+def admitted(target: Target) -> NamedCode:
     """What a target may import in this process; Untrusted where nobody has allowed it."""
     if target.key not in _ADMITTED:
         admit([target])
@@ -310,7 +310,7 @@ def admitted(target: Target) -> Code:
 # ---- where it lies
 
 
-def locate(target: Target) -> Code:
+def locate(target: Target) -> NamedCode:
     """What a target would run, from its folder, the current folder, or what is installed; nothing is imported.
 
     Raises UserError if there is no such module.
@@ -322,28 +322,28 @@ def locate(target: Target) -> Code:
     if target.file is not None:
         for place in dict.fromkeys((folder or here, here / target.file.parent)):
             if module in (files := _collect(module, place)):
-                return Code(target, place, files)
+                return NamedCode(target, place, files)
         if module in (*OURS, *sys.stdlib_module_names):
             raise UserError(f"{what}: rename '{target.file}': its name is that of a module of Python's or of fmrun's")
         before = f", nor in {folder}, where it was when the run was started" if folder is not None else ""
         raise UserError(f"{what}: there is no file '{target.file}' in {here}{before}")
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names:
-        return Code(target, installed=f"Python {platform.python_version()}")
+        return NamedCode(target, installed=f"Python {platform.python_version()}")
     for place in dict.fromkeys((folder or here, here)):
         if files := _collect(module, place):
             break
     else:
         places, installed = _installed(top)
         if installed is not None:
-            return Code(target, installed=installed)
+            return NamedCode(target, installed=installed)
         place = next((p for p in places if module in _collect(module, p)), here)
         files = _collect(module, place)
     if module not in files or files[module].data is None:
         missing = next((level for level in _levels(module) if level not in files), module)
         before = f", in {folder}, where it was when the run was started," if folder is not None else ""
         raise UserError(f"{what}: there is no module '{missing}' in {here}{before} or among the installed packages")
-    return Code(target, place, files)
+    return NamedCode(target, place, files)
 
 
 def _levels(module: str) -> Iterator[str]:
@@ -354,7 +354,7 @@ def _levels(module: str) -> Iterator[str]:
 def _collect(module: str, root: Path) -> dict[str, File]:
     """A module's file under `root`, all of the packages it lies in, and what these import from there; modules of Python and
     of OURS go by the names they have."""
-    found: dict[str, File] = {}
+    files: dict[str, File] = {}
     waiting, seen = [module], set()
     while waiting:
         name = waiting.pop()
@@ -363,7 +363,7 @@ def _collect(module: str, root: Path) -> dict[str, File]:
         seen.add(name)
         folder = root
         for level in _levels(name):
-            if level not in found:
+            if level not in files:
                 spec = (
                     FileFinder(str(folder), (SourceFileLoader, SOURCE_SUFFIXES)).find_spec(level)
                     if folder.is_dir()
@@ -371,22 +371,22 @@ def _collect(module: str, root: Path) -> dict[str, File]:
                 )
                 if spec is None:
                     break
-                found[level] = file = _read(spec)
+                files[level] = file = _read(spec)
                 waiting += file.imports(level)
                 if file.data is not None and file.is_package:  # any of its modules may be imported, by whatever name
                     inner = sorted(p.name.partition(".")[0] for p in file.path.parent.iterdir())
                     waiting += [f"{level}.{one}" for one in inner if one.isidentifier() and not one.startswith("__")]
-                if len(found) > MOST_FILES:
+                if len(files) > MOST_FILES:
                     raise UserError(
                         f"{module} in {root} brings more than {MOST_FILES} source files; install it as a package"
                     )
-            file = found[level]
+            file = files[level]
             folder = file.path if file.data is None else file.path.parent
             if not file.is_package:
                 break
-    real = [name for name, file in found.items() if file.data is not None]
+    real = [name for name, file in files.items() if file.data is not None]
     # a folder that only bears the name of an installed package is none
-    return {n: f for n, f in found.items() if n in real or any(name.startswith(f"{n}.") for name in real)}
+    return {n: f for n, f in files.items() if n in real or any(name.startswith(f"{n}.") for name in real)}
 
 
 def _read(spec: ModuleSpec) -> File:
@@ -409,12 +409,12 @@ def _installed(top: str) -> tuple[list[Path], str | None]:
     if spec is None:
         return [], None
     places = [Path(place).parent for place in spec.submodule_search_locations or [spec.origin or ""]]
-    found = []
+    distributions = []
     for name in dict.fromkeys(importlib.metadata.packages_distributions().get(top, ())):
         distribution = importlib.metadata.distribution(name)
         if Path(str(distribution.locate_file(""))).resolve() in [place.resolve() for place in places]:
-            found.append(f"{name} {distribution.version}")
-    return places, " and ".join(sorted(found)) or None
+            distributions.append(f"{name} {distribution.version}")
+    return places, " and ".join(sorted(distributions)) or None
 
 
 # ---- what a run keeps

@@ -21,7 +21,7 @@ UNPAIRED = {"generate": "mean"}
 
 
 @dataclass(frozen=True)
-class Target:
+class LossTarget:
     """Where an entry's settings go: the section, and the keys that differ from fmrun's."""
 
     section: str
@@ -42,24 +42,24 @@ SPECTRUM = {"ave_spectrum": "average_spectrum", "log_matrix": "log_weights", "ba
 DISTRIBUTIONS = {"num_proj_fd": 256, "phase_weight_fd": 1.0, "stride_fd": 1}
 """Of a variant of the perceptual loss that fmrun has not."""
 
-TYPES: dict[str, Target] = {
-    "featurematchingloss": Target("feature_matching"),
-    "ganloss": Target("losses.gan", {"gan_type": "type"}),
-    "l1loss": Target("losses.l1"),
-    "mseloss": Target("losses.l2"),
-    "charbonnierloss": Target("losses.charbonnier"),
-    "perceptualloss": Target(
+TYPES: dict[str, LossTarget] = {
+    "featurematchingloss": LossTarget("feature_matching"),
+    "ganloss": LossTarget("losses.gan", {"gan_type": "type"}),
+    "l1loss": LossTarget("losses.l1"),
+    "mseloss": LossTarget("losses.l2"),
+    "charbonnierloss": LossTarget("losses.charbonnier"),
+    "perceptualloss": LossTarget(
         "losses.perceptual",
         fixed={"w_lambda": 0.01, "alpha": None, **DISTRIBUTIONS, "clip_min": 0, "antialiased": False},
     ),
-    "convnextperceptualloss": Target("losses.convnext"),
-    "mobilenetperceptualloss": Target("losses.mobilenet"),
-    "ffloss": Target("losses.frequency", SPECTRUM),
-    "hfenloss": Target("losses.hfen"),
-    "distsloss": Target(
+    "convnextperceptualloss": LossTarget("losses.convnext"),
+    "mobilenetperceptualloss": LossTarget("losses.mobilenet"),
+    "ffloss": LossTarget("losses.frequency", SPECTRUM),
+    "hfenloss": LossTarget("losses.hfen"),
+    "distsloss": LossTarget(
         "losses.dists", fixed={"as_loss": True, "load_weights": True, "use_input_norm": True, "clip_min": 0}
     ),
-    "lpipsloss": Target("losses.lpips"),
+    "lpipsloss": LossTarget("losses.lpips"),
 }
 
 
@@ -113,15 +113,15 @@ def read_losses(entries: list[Any], task: str) -> tuple[Settings, Settings, list
                 f"{where} belongs to super-resolution, where every image has its original; "
                 f"task '{task}' takes featurematchingloss and ganloss only"
             )
-        own = _entry(entry, TYPES[type_], where)
-        settings |= own
+        entry_settings = _entry(entry, TYPES[type_], where)
+        settings |= entry_settings
         if TYPES[type_].paired:
             implied[f"{TYPES[type_].section}.weight"] = (1.0, where, "weight")
         elif type_ == "featurematchingloss":
-            match = own.get("feature_matching.match", (UNPAIRED.get(task, "sample"),))[0]
+            match = entry_settings.get("feature_matching.match", (UNPAIRED.get(task, "sample"),))[0]
             defaults = {"weight": 1.0, "balance": "none", "match": match}
             if match in ACTS["feature_matching.criterion"][1]:
-                unbiased = own.get("feature_matching.estimator", ("",))[0] == "unbiased"
+                unbiased = entry_settings.get("feature_matching.estimator", ("",))[0] == "unbiased"
                 defaults["criterion"] = "l2" if unbiased else "l1"
             implied |= {f"feature_matching.{name}": (value, where, name) for name, value in defaults.items()}
     replaces = ["feature_matching"] if "featurematchingloss" in first else []
@@ -132,10 +132,10 @@ def read_losses(entries: list[Any], task: str) -> tuple[Settings, Settings, list
     return settings, implied, replaces
 
 
-def _entry(entry: dict[Any, Any], target: Target, where: str) -> Settings:
+def _entry(entry: dict[Any, Any], target: LossTarget, where: str) -> Settings:
     rename = {**WEIGHT, **target.rename}
     known = [m for m in members(target.section) if m != "type"]
-    given: Settings = {}
+    settings: Settings = {}
     for name, value in entry.items():
         if name == "type":
             continue
@@ -146,15 +146,15 @@ def _entry(entry: dict[Any, Any], target: Target, where: str) -> Settings:
         if name == "layer_weights" and isinstance(value, dict) and "layers" in known:
             if "layers" in entry:
                 raise UserError(f"{where}: layers and the names in layer_weights are the same setting; give one")
-            given[f"{target.section}.layers"] = (list(value), where, name)
+            settings[f"{target.section}.layers"] = (list(value), where, name)
             value = list(value.values())
-        own = rename.get(str(name), str(name))
-        if own not in known and own not in rename.values():
+        field_name = rename.get(str(name), str(name))
+        if field_name not in known and field_name not in rename.values():
             options = [*rename, *known]
             hint = nearest(str(name), options) or f"; known: {', '.join(options)}"
             raise UserError(f"{where}: there is no key {show(str(name))}{hint}")
-        key = f"{target.section}.{own}"
-        if key in given:
-            raise UserError(f"{where}: {given[key][2]} and {name} are the same setting; give one")
-        given[key] = (value, where, str(name))
-    return given
+        key = f"{target.section}.{field_name}"
+        if key in settings:
+            raise UserError(f"{where}: {settings[key][2]} and {name} are the same setting; give one")
+        settings[key] = (value, where, str(name))
+    return settings

@@ -1,4 +1,4 @@
-"""Every file of a data set decoded once before the first step: what is wrong is found, and what fits in memory is kept."""
+"""Decodes every file of a data set once before the first step: reports what is wrong, keeps what fits in memory."""
 
 import hashlib
 import math
@@ -19,8 +19,8 @@ from .store import Files, Images
 
 
 @dataclass
-class File:
-    """What was found in a file: its size once it is shaped, and its pixels where they are kept so far."""
+class ScannedFile:
+    """A decoded file: its size once it is shaped, and its pixels if they have been kept so far."""
 
     entry: Entry
     grey: bool
@@ -32,15 +32,15 @@ class File:
 @dataclass
 class Side:
     """The files of one folder that a data set takes, in its order: `setting` named the folder, `shape` brings each to its
-    size, `found` and `bad` are what `scan` finds by name, `given` the sizes of the images as they are."""
+    size, `scanned` and `bad` are what `scan` finds by name, `sizes` the sizes of the images as they are."""
 
     setting: str
     root: Path
     names: list[str]
     shape: Square | Middle
-    found: dict[str, File] = field(default_factory=dict)
+    scanned: dict[str, ScannedFile] = field(default_factory=dict)
     bad: dict[str, BadImage] = field(default_factory=dict)
-    given: set[tuple[int, int]] = field(default_factory=set)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
 
     def report(self, total: int, skip: bool) -> list[str]:
         """What is wrong with these of `total` files in the folder: a sentence, or none; `skip` is
@@ -50,23 +50,23 @@ class Side:
             by_kind[problem.kind].append(f"{name} {problem.detail}".strip())
         wrong = dict(BAD)
         if "size" in by_kind and isinstance(self.shape, Square):
-            what, fix = self.shape.remedy(self.given)
+            what, fix = self.shape.remedy(self.sizes)
             wrong["size"] = what, f"so {fix}"
-        parts = [
+        clauses = [
             f"{wrong[kind][0]} ({few(sorted(by_kind[kind]))}), {wrong[kind][1]}" for kind in BAD if kind in by_kind
         ]
         if not skip and by_kind.keys() & set(UNREADABLE):
-            parts.append("or start a run that leaves out what cannot be read: -s data.skip_unreadable=true")
-        said = f"{self.setting}: {len(self.bad)} of {total} images in '{self.root}' cannot be used: {'; '.join(parts)}"
-        return [said] if self.bad else []
+            clauses.append("or start a run that leaves out what cannot be read: -s data.skip_unreadable=true")
+        where = f"{self.setting}: {len(self.bad)} of {total} images in '{self.root}'"
+        return [f"{where} cannot be used: {'; '.join(clauses)}"] if self.bad else []
 
     def images(self, channels: int, keep: bool) -> Images:
         """Those of the scanned files, none of which is bad; pixels are let go of one by one as they are packed."""
-        found = [self.found.pop(name) for name in self.names]
-        sizes = np.array([file.size for file in found], np.int64)
-        files = Files(self.root, self.shape, [file.entry for file in found])
+        scanned = [self.scanned.pop(name) for name in self.names]
+        sizes = np.array([file.size for file in scanned], np.int64)
+        files = Files(self.root, self.shape, [file.entry for file in scanned])
         images = Images.room(str(self.root), channels, sizes, keep, files)
-        for i, file in enumerate(found):
+        for i, file in enumerate(scanned):
             if keep:
                 assert file.pixels is not None
                 images.view(i)[:] = file.pixels.reshape(*file.size, -1)  # grey becomes three equal channels
@@ -85,38 +85,38 @@ def scan(
     """
     free = 0 if config.cache == "none" else available_ram()
     limit = free // 2 if config.cache == "auto" else free
-    taken, lock = 0, Lock()
+    decoded_bytes, lock = 0, Lock()
     jobs = [(side, name) for side in sides for name in side.names]
 
     def one(k: int) -> None:
-        nonlocal taken
+        nonlocal decoded_bytes
         side, name = jobs[k]
         try:
             data = content(side.root / name)
             image = decode(side.root / name, data)
-            side.given.add(image.size)
+            side.sizes.add(image.size)
             grey = image.mode in GREY
             pixels = np.asarray(side.shape(converted(image, channels or (1 if grey else 3))))
         except BadImage as problem:
             side.bad[name] = problem
             return
         with lock:
-            taken += pixels.nbytes
+            decoded_bytes += pixels.nbytes
         entry = Entry(name, len(data), hashlib.sha256(data).hexdigest())
-        side.found[name] = File(entry, grey, pixels.shape[:2], pixels if taken <= limit else None)
+        side.scanned[name] = ScannedFile(entry, grey, pixels.shape[:2], pixels if decoded_bytes <= limit else None)
 
     each(one, len(jobs), progress)
     if config.skip_unreadable:
         _leave_out(sides)
-    found = [file for side in sides for file in side.found.values()]
-    chosen = channels or (1 if all(file.grey for file in found) else 3)
-    needed = int(more * chosen * sum(math.prod(file.size) for file in found))
+    scanned = [file for side in sides for file in side.scanned.values()]
+    chosen = channels or (1 if all(file.grey for file in scanned) else 3)
+    needed = int(more * chosen * sum(math.prod(file.size) for file in scanned))
     if config.cache in ("ram", "device") and needed > limit and not any(side.bad for side in sides):
         raise UserError(
             f"{sides[0].setting}: the decoded images take {gigabytes(needed)} and {gigabytes(free)} of RAM is free: "
             "stream them with -s data.cache=none"
         )
-    return chosen, 0 < needed <= limit and all(file.pixels is not None for file in found)
+    return chosen, 0 < needed <= limit and all(file.pixels is not None for file in scanned)
 
 
 def _leave_out(sides: list[Side]) -> None:
@@ -140,5 +140,5 @@ def _leave_out(sides: list[Side]) -> None:
         gone = {names[k] for names in lost}
         for name in gone:
             side.bad.pop(name, None)
-            side.found.pop(name, None)
+            side.scanned.pop(name, None)
         side.names = [name for name in side.names if name not in gone]

@@ -69,7 +69,7 @@ Recipe = tuple[Step, ...]
 def recipe(config: settings.DegradationConfig, rng: np.random.Generator) -> Recipe:
     """The steps that a chain and `rng` make of one image."""
     # all numbers are drawn whatever is switched on
-    passes = [_pass(part, rng, second) for second, part in enumerate((config.first, config.second))]
+    passes = [_pass(pass_config, rng, second) for second, pass_config in enumerate((config.first, config.second))]
     ringing = _sinc(config.sinc, rng.random(3))
     u = rng.random(2)
     to_low = [Resize(1.0, _choice(config.kernels, u[0]), True), *ringing]

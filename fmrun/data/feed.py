@@ -44,13 +44,13 @@ def order(seed: int, count: int, position: int, n: int) -> np.ndarray:
     Position p is in epoch p // count, which is a permutation of all `count` images drawn from (seed, epoch)
     alone: nothing is dropped at an epoch's end, and nothing needs saving to go on from anywhere.
     """
-    parts = [np.empty(0, np.int64)]
+    chunks = [np.empty(0, np.int64)]
     while n > 0:
         epoch, first = divmod(position, count)
-        parts.append(_permutation(seed, count, epoch)[first : first + n])
-        position += len(parts[-1])
-        n -= len(parts[-1])
-    return np.concatenate(parts)
+        chunks.append(_permutation(seed, count, epoch)[first : first + n])
+        position += len(chunks[-1])
+        n -= len(chunks[-1])
+    return np.concatenate(chunks)
 
 
 @lru_cache(maxsize=2)
@@ -70,8 +70,8 @@ class Windows:
     Position p is in draw p // global_batch, and number p % global_batch there. The image follows `order`; where the
     window lies, how it is turned and how it is degraded follow from the seed, the draw and the number in it alone.
 
-    `part` is this rank's share of the `global_batch`. Without `patch_size`, a multiple of the scale, windows are whole
-    images, which all have one size. The other arguments are those of `DataConfig`.
+    `local_slice` selects this rank's images of the `global_batch`. Without `patch_size`, a multiple of the scale, windows
+    are whole images, which all have one size. The other arguments are those of `DataConfig`.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Windows:
         *,
         seed: int,
         global_batch: int,
-        part: slice = slice(None),
+        local_slice: slice = slice(None),
         patch_size: int | None = None,
         hflip: bool = False,
         rotate: bool = False,
     ) -> None:
         assert patch_size is None or patch_size % data.scale == 0, (patch_size, data.scale)
-        self.data, self.seed, self.global_batch, self.part = data, seed, global_batch, part
+        self.data, self.seed, self.global_batch, self.local_slice = data, seed, global_batch, local_slice
         self.side = data.size if patch_size is None else patch_size // data.scale
         self._whole, self._hflip, self._rotate = patch_size is None, hflip, rotate
 
@@ -105,11 +105,11 @@ class Windows:
                 rows[:, 3] = 4 * u[:, 2]
             if self._hflip:
                 rows[:, 3] += 4 * (u[:, 3] < 0.5)
-        return rows[self.part]
+        return rows[self.local_slice]
 
     def recipes(self, draw: int) -> Sequence[Recipe | None]:
         """How each of this rank's windows of a draw is degraded, where that is random."""
-        places = range(self.global_batch)[self.part]
+        places = range(self.global_batch)[self.local_slice]
         if not self.data.random:
             return [None] * len(places)
         return [self.data.recipe(numpy_generator(self.seed, "degrade", draw, place)) for place in places]
@@ -118,16 +118,16 @@ class Windows:
         """This rank's windows of a draw, uint8 `(b, h, w, C)` for each side."""
         rows, recipes = self.rows(draw), self.recipes(draw)
         sides = [self.side * factor for factor in self.data.factors]
-        parts = [torch.empty((len(rows), side, side, self.data.channels), dtype=torch.uint8) for side in sides]
+        batches = [torch.empty((len(rows), side, side, self.data.channels), dtype=torch.uint8) for side in sides]
 
         def one(k: int) -> None:
             image, top, left, turning = rows[k].tolist()
             cut = self.data.cut(image, Window(top, left, self.side, self.side), recipes[k])
-            for part, window in zip(parts, cut, strict=True):
-                part.numpy()[k] = turned(window, turning)
+            for batch, window in zip(batches, cut, strict=True):
+                batch.numpy()[k] = turned(window, turning)
 
         each(one, len(rows))
-        return parts
+        return batches
 
 
 def _patches(images: Images, side: int, factor: int, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -185,21 +185,21 @@ class Feed:
         else:
             place = self.device if self.placement == "device" else torch.device("cpu")
             data = windows.data
-            kept = [(data, data.scale)] if data.low is None else [(data.low, 1), (data, data.scale)]
-            self._held = [_patches(images, windows.side, factor, place) for images, factor in kept]
+            images_and_factors = [(data, data.scale)] if data.low is None else [(data.low, 1), (data, data.scale)]
+            self._held = [_patches(images, windows.side, factor, place) for images, factor in images_and_factors]
 
     def batch(self, draw: int) -> Tensor | PairBatch:
         """This rank's windows of global draw `draw`: a copy, in channels-last memory."""
         if self._stream is not None:
-            parts = [part.to(self.device, non_blocking=self._pin) for part in self._stream.read(draw)]
+            windows = [side.to(self.device, non_blocking=self._pin) for side in self._stream.read(draw)]
         else:
             assert self._held, "batch() after close()"
             rows = torch.from_numpy(self._windows.rows(draw))
             rows = self._moved(rows) if self.placement == "device" else rows
-            parts = [self._moved(gather(rows)) for gather in self._held]
-        if len(parts) == 2:
-            return PairBatch(*(part.permute(0, 3, 1, 2) for part in parts))
-        return channels_first(parts[0])
+            windows = [self._moved(gather(rows)) for gather in self._held]
+        if len(windows) == 2:
+            return PairBatch(*(side.permute(0, 3, 1, 2) for side in windows))
+        return channels_first(windows[0])
 
     def close(self) -> None:
         """Stop the workers, if there are any, and let go of the images."""
@@ -229,7 +229,7 @@ class Stream:
         self._next = draw + 1
         if self._workers == 0:
             batch = self._made(draw)
-            return [part.pin_memory() for part in batch] if self._pin else batch
+            return [tensor.pin_memory() for tensor in batch] if self._pin else batch
         try:
             if self._batches is None:
                 self._batches = self._ahead(draw)
@@ -276,7 +276,7 @@ class _Reader(Dataset[Any]):
         except UserError as error:  # raised here it would reach the parent with a traceback in its text
             return str(error)
         try:
-            return [part.share_memory_() for part in batch]
+            return [tensor.share_memory_() for tensor in batch]
         except RuntimeError as error:  # in the queue's thread, where it would happen otherwise, the batch is lost
             return NO_ROOM.format(str(error).splitlines()[0])
 

@@ -59,7 +59,7 @@ BAD = {
     "foreign": (f"not {', '.join(FORMATS[:-1])} or {FORMATS[-1]} inside", "so convert or remove them"),
     "damaged": ("cut short or damaged", "so copy them again or remove them"),
     "huge": ("larger than 178 million pixels", "so make them smaller"),
-    "deep": ("of more than 16 bits a pixel and channel", "so convert them to 8 or 16 bits"),
+    "deep": ("of more than 16 bits per pixel and channel", "so convert them to 8 or 16 bits"),
     "tiny": (f"smaller than {SMALLEST_SIDE} px", "so remove them"),
     "size": ("", ""),
 }
@@ -252,8 +252,8 @@ def find(field: str, root: Path) -> list[str]:
             image = file.lower().endswith(SUFFIXES)
             (names if image else others).append((Path(folder) / file).relative_to(root).as_posix())
     if failures:
-        shown = [f"'{error.filename}' ({error.strerror})" for error in failures]
-        raise UserError(f"{field}: cannot list {few(shown)}: give yourself permission (chmod u+rx)")
+        unreadable = [f"'{error.filename}' ({error.strerror})" for error in failures]
+        raise UserError(f"{field}: cannot list {few(unreadable)}: give yourself permission (chmod u+rx)")
     if names:
         endings = Counter(Path(name).suffix.lower() or "extensionless" for name in others)
         parts = [f"{count} {ending}" for ending, count in endings.most_common()]

@@ -1,4 +1,4 @@
-"""How much memory there is to keep images in."""
+"""How much memory is available for keeping images."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,8 @@ def available_ram() -> int:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
         root = Path("/sys/fs/cgroup")
-        own = root / Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
-        files = [folder / "memory.max" for folder in (own, *own.parents) if folder.is_relative_to(root)]
+        group = root / Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
+        files = [folder / "memory.max" for folder in (group, *group.parents) if folder.is_relative_to(root)]
         limits = [file.read_text().strip() for file in files if file.exists()]
         return min([free, *(int(limit) for limit in limits if limit.isdigit())])  # or "max"
     except (OSError, KeyError, ValueError):

@@ -72,24 +72,24 @@ def _open(
     """The pairs of the high-resolution folder, and of the other where there is one; `patch` is the smallest side that
     will do."""
     problems: list[str] = []
-    scale, paired = config.scale, len(places) == 2
-    bicubic = not paired and config.degradation.kind == "bicubic"
-    found = [find(*place) for place in places]
-    totals = [len(names) for names in found]
-    if paired:
-        found = _matched(problems, places, found, scale)
-    shapes = (Middle(1 if paired else scale, SMALLEST_SIDE), Middle(1, 1))
-    sides = [Side(*place, names, shape) for place, names, shape in zip(places, found, shapes, strict=False)]
+    scale, has_lr_files = config.scale, len(places) == 2
+    bicubic = not has_lr_files and config.degradation.kind == "bicubic"
+    names_by_side = [find(*place) for place in places]
+    totals = [len(names) for names in names_by_side]
+    if has_lr_files:
+        names_by_side = _matched(problems, places, names_by_side, scale)
+    shapes = (Middle(1 if has_lr_files else scale, SMALLEST_SIDE), Middle(1, 1))
+    sides = [Side(*place, names, shape) for place, names, shape in zip(places, names_by_side, shapes, strict=False)]
     chosen, keep = scan(sides, config, channels, progress, more=1 + 1 / scale**2 if bicubic else 1)
     for side, total in zip(sides, totals, strict=True):
         problems += side.report(total, config.skip_unreadable)
-    if paired:
+    if has_lr_files:
         problems += _mismatches(sides[0], sides[1], scale, channels)
     problems += _too_small(sides[0], patch, scale)
     if problems:
         raise UserError("; ".join(problems))
-    high, *others = (side.images(chosen, keep) for side in sides)
-    low = others[0] if others else None
+    high, *low_images = (side.images(chosen, keep) for side in sides)
+    low = low_images[0] if low_images else None
     if bicubic and keep:
         low = Images.room(high.name, chosen, high.sizes // scale)
         views = [low.view(i) for i in range(len(low))]
@@ -98,24 +98,24 @@ def _open(
             views[i][:] = bicubic_down(high.view(i), scale)
 
         each(shrink, len(views))
-    return replace(high, scale=scale, low=low, degradation=None if paired else config.degradation)
+    return replace(high, scale=scale, low=low, degradation=None if has_lr_files else config.degradation)
 
 
 def _matched(
-    problems: list[str], places: list[tuple[str, Path]], found: list[list[str]], scale: int
+    problems: list[str], places: list[tuple[str, Path]], names_by_side: list[list[str]], scale: int
 ) -> list[list[str]]:
     """The names of both sides in the order of the pairs; what has no partner goes to `problems`."""
-    for (setting, root), names in zip(places, found, strict=True):
+    for (setting, root), names in zip(places, names_by_side, strict=True):
         stems = Counter(map(_stem, names))
         twice = [name for name in names if stems[_stem(name)] > 1]
         if twice:
             problems.append(
                 f"{setting}: files in '{root}' differ in nothing but their ending ({few(twice)}), so remove all but one of each"
             )
-    by_stem = {_stem(name): name for name in found[0]}
+    by_stem = {_stem(name): name for name in names_by_side[0]}
     matched: dict[str, str] = {}
     alone = []
-    for name in found[1]:
+    for name in names_by_side[1]:
         stem = _stem(name)
         # DIV2K and its like call the halved 0001.png 0001x2.png
         hit = stem if stem in by_stem else stem.removesuffix(f"x{scale}")
@@ -127,7 +127,7 @@ def _matched(
     for k, names in enumerate(singles):
         if names:
             problems.append(
-                f"{places[1 - k][0]}: {len(names)} of {len(found[k])} images in '{places[k][1]}' have no partner of the same "
+                f"{places[1 - k][0]}: {len(names)} of {len(names_by_side[k])} images in '{places[k][1]}' have no partner of the same "
                 f"name in '{places[1 - k][1]}' ({few(names)}), so add or remove them"
             )
     common = [stem for stem in by_stem if stem in matched]
@@ -139,17 +139,17 @@ def _matched(
 def _mismatches(high: Side, low: Side, scale: int, channels: int | None) -> list[str]:
     """What is wrong with pairs of images that are each in order."""
     both = [
-        (high.found[h], low.found[l])
+        (high.scanned[h], low.scanned[l])
         for h, l in zip(high.names, low.names, strict=True)
-        if h in high.found and l in low.found
+        if h in high.scanned and l in low.scanned
     ]
     sentences = []
     odd = [(h, l) for h, l in both if h.size != (scale * l.size[0], scale * l.size[1])]
     if odd:
-        shown = [f"{_stem(h.entry.name)} {_size(h.size)} from {_size(l.size)}" for h, l in odd]
+        examples = [f"{_stem(h.entry.name)} {_size(h.size)} from {_size(l.size)}" for h, l in odd]
         true = {s for s in SCALES if all(h.size == (s * l.size[0], s * l.size[1]) for h, l in both)}
         fix = f"set -s data.scale={true.pop()}" if true else f"make each HR side {scale} times its LR side"
-        sentences.append(f"data.scale: {len(odd)} of {len(both)} pairs are not ×{scale} ({few(shown)}), so {fix}")
+        sentences.append(f"data.scale: {len(odd)} of {len(both)} pairs are not ×{scale} ({few(examples)}), so {fix}")
     mixed = [h.entry.name for h, l in both if h.grey != l.grey]
     if mixed and channels is None:
         sentences.append(
@@ -160,17 +160,17 @@ def _mismatches(high: Side, low: Side, scale: int, channels: int | None) -> list
 
 
 def _too_small(high: Side, patch: int, scale: int) -> list[str]:
-    good = [high.found[name] for name in high.names if name in high.found]
+    good = [high.scanned[name] for name in high.names if name in high.scanned]
     small = [file for file in good if min(file.size) < patch]
     if not small:
         return []
-    shown = [f"{file.entry.name} {_size(file.size)}" for file in small]
+    examples = [f"{file.entry.name} {_size(file.size)}" for file in small]
     step = 8 * scale
     fits = min(min(file.size) for file in small) // step * step
     fix = f"set -s data.patch_size={fits} or remove them" if fits >= 32 else "remove them"
     return [
         f"{high.setting}: {len(small)} of {len(good)} images are smaller than data.patch_size {patch} "
-        f"({few(shown)}), so {fix}"
+        f"({few(examples)}), so {fix}"
     ]
 
 

@@ -30,7 +30,7 @@ GREY = ("b-w", "grey16")
 PROFILE = "icc-profile-data"
 
 
-def read(path: Path) -> tuple[pyvips.Image, int]:
+def read_photo(path: Path) -> tuple[pyvips.Image, int]:
     """The photograph in a file, upright, 1 (grey) or 3 (sRGB) colours and alpha where it has one, uchar or ushort, and how
     many images the file holds, of which it is the first. Pixels are decoded when they are asked for.
 
@@ -89,7 +89,7 @@ def top_value(image: pyvips.Image) -> int:
     return 255 if image.format == "uchar" else 65535
 
 
-def write(path: Path, image: pyvips.Image, scale: int, bands: Iterable[np.ndarray]) -> None:
+def write_photo(path: Path, image: pyvips.Image, scale: int, bands: Iterable[np.ndarray]) -> None:
     """Write what was made of `image`, wholly or not at all: bands (rows, W · scale, C) from the top down, of its type.
 
     They lie uncompressed beside `path` until all are there. Raises SaveError when the disk refuses.

@@ -36,9 +36,9 @@ def _absolute(path: str) -> str:
 
 def refuse_missing(data: DataConfig, task: str, way_out: str = "") -> None:
     """UserError naming every path at which there is nothing, and the `way_out` where that is not to write another."""
-    given = {name: path for name in PATHS if (path := getattr(data, name)) is not None}
-    found = {name: missing(path, task) for name, path in given.items() if not is_named(path, task)}
-    problems = [f"data.{name}: '{given[name]}' {why}" for name, why in found.items() if why]
+    paths = {name: path for name in PATHS if (path := getattr(data, name)) is not None}
+    reasons = {name: missing(path, task) for name, path in paths.items() if not is_named(path, task)}
+    problems = [f"data.{name}: '{paths[name]}' {why}" for name, why in reasons.items() if why]
     if problems:
         raise UserError("; ".join(problems) + way_out)
 
@@ -57,7 +57,7 @@ def is_named(path: str, task: str) -> bool:
 
 def missing(path: str, task: str) -> str | None:
     """Why nothing can be read at `path`, and what to do: the second half of a sentence. None if something is there."""
-    wanted = TASKS[task].data
+    advice = TASKS[task].data
     try:
         Path(path).expanduser().stat()
     except PermissionError:
@@ -65,7 +65,7 @@ def missing(path: str, task: str) -> str | None:
     except FileNotFoundError:
         if "://" in path:
             return "is an address: download the images and give their folder"
-        return f"does not exist{neighbour(Path(path).expanduser()) or f': give {wanted}'}"
+        return f"does not exist{neighbour(Path(path).expanduser()) or f': give {advice}'}"
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~ of nobody
-        return f"cannot be read ({getattr(error, 'strerror', None) or error}): give {wanted}"
+        return f"cannot be read ({getattr(error, 'strerror', None) or error}): give {advice}"
     return None

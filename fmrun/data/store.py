@@ -39,7 +39,7 @@ class Window(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Where images are files: under `root`, brought to their size by `shape`."""
+    """The files of images: under `root`, each brought to its size by `shape`."""
 
     root: Path
     shape: Square | Middle
@@ -101,8 +101,8 @@ class Images:
     @property
     def nbytes(self) -> int:
         """Size of all images decoded."""
-        own = int(self.sizes.prod(axis=1).sum()) * self.channels
-        return own + (self.low.nbytes if self.low is not None else 0)
+        high = int(self.sizes.prod(axis=1).sum()) * self.channels
+        return high + (self.low.nbytes if self.low is not None else 0)
 
     @property
     def names(self) -> list[str]:
@@ -211,17 +211,17 @@ class Images:
 
     def read(self, indices: Any) -> torch.Tensor:
         """The images at `indices` (any sequence of integers), all of one size: uint8 `(B, C, S, S)` on the CPU."""
-        wanted = np.asarray(indices, dtype=np.int64)
+        rows = np.asarray(indices, dtype=np.int64)
         if self.pixels is not None:
             stacked = self.pixels.view(-1, self.size, self.size, self.channels)
-            images = stacked.index_select(0, torch.from_numpy(self.starts[wanted] // self.size**2))
+            images = stacked.index_select(0, torch.from_numpy(self.starts[rows] // self.size**2))
         else:
-            images = torch.empty((len(wanted), self.size, self.size, self.channels), dtype=torch.uint8)
+            images = torch.empty((len(rows), self.size, self.size, self.channels), dtype=torch.uint8)
 
             def one(k: int) -> None:
-                images.numpy()[k] = self.whole(int(wanted[k]))
+                images.numpy()[k] = self.whole(int(rows[k]))
 
-            each(one, len(wanted))
+            each(one, len(rows))
         return channels_first(images).contiguous()
 
     def take(self, indices: np.ndarray) -> "Images":

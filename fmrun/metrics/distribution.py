@@ -75,11 +75,11 @@ def kid_error(made: Tensor, real: Tensor) -> float:
         """Mean kernel of each of `one` with all (other) images of `other`, and the mean of its square over all."""
         sums, squares, count = [], one.new_zeros(()), len(other) - (one is other)
         for start in range(0, len(one), ROWS):
-            part = (one[start : start + ROWS] @ other.T / one.shape[1] + 1).pow(3)
+            chunk = (one[start : start + ROWS] @ other.T / one.shape[1] + 1).pow(3)
             if one is other:
-                part.diagonal(start).zero_()
-            sums.append(part.sum(1))
-            squares += part.square().sum()
+                chunk.diagonal(start).zero_()
+            sums.append(chunk.sum(1))
+            squares += chunk.square().sum()
         return torch.cat(sums) / count, squares / (len(one) * count)
 
     (xx, xx_square), (xy, xy_square), (yy, yy_square), (yx, _) = means(x, x), means(x, y), means(y, y), means(y, x)
@@ -102,20 +102,20 @@ def fid(made: Tensor, real: Tensor) -> float:
 
 
 def neighbourhoods(made: Tensor, real: Tensor) -> dict[str, float]:
-    """`precision` and `recall` (Kynkäänniemi et al. 2019, k = 3): the share of generated images in the balls of real ones,
+    """`precision` and `recall` (Kynkäänniemi et al. 2019, k = 3): the fraction of generated images in the balls of real ones,
     and of real images in those of generated ones. `density` and `coverage` (Naeem et al. 2020): in how many balls of real
     images a generated one lies, by how many it would if they were alike, and the share of real balls that are hit."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     made, real = made.double(), real.double()
     by_parts = max(len(made), len(real)) > AT_ONCE
-    found = prc_features_to_metric(made, real, prc_batch_size=AT_ONCE, save_cpu_ram=by_parts, verbose=False)
+    scores_in_float32 = prc_features_to_metric(made, real, prc_batch_size=AT_ONCE, save_cpu_ram=by_parts, verbose=False)
     k = COVERAGE_NEIGHBOUR
-    balls = torch.cat([torch.cdist(part, real).kthvalue(k + 1).values for part in real.split(ROWS)])
-    hits = [torch.cdist(part, real) < balls for part in made.split(ROWS)]
+    balls = torch.cat([torch.cdist(chunk, real).kthvalue(k + 1).values for chunk in real.split(ROWS)])
+    hits = [torch.cdist(chunk, real) < balls for chunk in made.split(ROWS)]
     return {
-        "precision": round(found["precision"] * len(made)) / len(made),  # they come in float32
-        "recall": round(found["recall"] * len(real)) / len(real),
+        "precision": round(scores_in_float32["precision"] * len(made)) / len(made),  # they come in float32
+        "recall": round(scores_in_float32["recall"] * len(real)) / len(real),
         "density": sum(int(hit.sum()) for hit in hits) / (k * len(made)),
         "coverage": float(torch.stack([hit.any(0) for hit in hits]).any(0).double().mean()),
     }

@@ -37,7 +37,7 @@ HOW = (
 """What to do where there is none."""
 
 BATCH = 128
-"""Images looked at together; on a CPU more is not faster."""
+"""Images per forward pass; on a CPU more is not faster."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Extractor:
     @torch.no_grad()
     def all(self, parts: Iterable[Tensor], device: torch.device) -> Tensor:
         """Features (N, D), float32, of images that come in parts, on the CPU; UserError where one is not finite."""
-        found = []
+        chunks = []
         for part in parts:
-            found += [self.features(batch.to(device)).float().cpu() for batch in part.split(BATCH)]
-        features = torch.cat(found)
+            chunks += [self.features(batch.to(device)).float().cpu() for batch in part.split(BATCH)]
+        features = torch.cat(chunks)
         if not features.isfinite().all():
             raise UserError(f"--extractor '{self.name}' gives NaN or infinities for some images; take another")
         return features

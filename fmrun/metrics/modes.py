@@ -1,4 +1,4 @@
-"""How many kinds of image a generator makes, and how evenly: the kinds are the labels that a small classifier of
+"""How many modes of the data a generator covers, and how evenly: the modes are the labels that a small classifier of
 Fashion-MNIST gives, which docs/classifier.py trained."""
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ SIDE = 28
 WEIGHTS = Path(__file__).with_name("fashion-mnist-classifier.safetensors")
 
 STACKED_NUM = 26_000
-"""Images that the kinds of stacked ones are counted among, as published (Metz et al. 2017; Lin et al. 2018, PacGAN)."""
+"""Images among which the modes of stacked ones are counted, as published (Metz et al. 2017; Lin et al. 2018, PacGAN)."""
 
 PARTS = 500
 
 
 class Classifier(nn.Module):
-    """Logits (B, 10) of grey images (B, 1, 28, 28) in [0, 1]; 130,000 weights, 4 million multiplications an image."""
+    """Logits (B, 10) of grey images (B, 1, 28, 28) in [0, 1]; 130,000 weights, 4 million multiplications per image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def load_classifier(device: torch.device | str = "cpu") -> Classifier:
 
 @dataclass(frozen=True)
 class Kinds:
-    """The kinds there are to be made: 10 of grey images, 1,000 of stacked ones."""
+    """The modes of a data set: 10 of grey images, 1,000 of stacked ones."""
 
     channels: int
 
@@ -59,33 +59,33 @@ class Kinds:
         return CLASSES**self.channels
 
     def labels(self, net: Classifier, images: Tensor) -> Tensor:
-        """The kind of each image (B, channels, 28 or 32, 28 or 32), uint8: int64 (B,), the first channel's class in the
+        """The mode of each image (B, channels, 28 or 32, 28 or 32), uint8: int64 (B,), the first channel's class in the
         highest digit."""
         edge = (images.shape[-1] - SIDE) // 2
         inner = images[..., edge : edge + SIDE, edge : edge + SIDE].reshape(-1, 1, SIDE, SIDE)
         with torch.no_grad():
-            found = torch.cat([net(part.float() / 255).argmax(1) for part in inner.split(PARTS)])
-        digits = CLASSES ** torch.arange(self.channels - 1, -1, -1, device=found.device)
-        return (found.view(-1, self.channels) * digits).sum(1)
+            classes = torch.cat([net(chunk.float() / 255).argmax(1) for chunk in inner.split(PARTS)])
+        digits = CLASSES ** torch.arange(self.channels - 1, -1, -1, device=classes.device)
+        return (classes.view(-1, self.channels) * digits).sum(1)
 
     def histogram(self, net: Classifier, parts: Iterable[Tensor], device: torch.device) -> Tensor:
-        """How many images of each kind: float64 (count,)."""
+        """How many images of each mode: float64 (count,)."""
         counts = torch.zeros(self.count, dtype=torch.float64)
-        for part in parts:
-            counts += torch.bincount(self.labels(net, part.to(device)).cpu(), minlength=self.count)
+        for chunk in parts:
+            counts += torch.bincount(self.labels(net, chunk.to(device)).cpu(), minlength=self.count)
         return counts
 
 
 def choose_kinds(path: str, channels: int, size: int) -> Kinds | None:
-    """The kinds of a run's images where the last part of its data's path says that they are (stacked) Fashion-MNIST."""
+    """The modes of a run's images where the last part of its data's path says that they are (stacked) Fashion-MNIST."""
     last = path.lower().rstrip("/").rpartition("/")[2]
     named = "fashion" in last and channels == (3 if "stacked" in last else 1)
     return Kinds(channels) if named and size in (SIDE, 32) else None
 
 
 def coverage(histogram: Tensor) -> dict[str, float]:
-    """`modes`: kinds that occur at all. `modes_kl`: Kullback-Leibler divergence in nats of the kinds from equal shares,
-    Σ p log(p · kinds): 0 where all occur equally often, log(kinds) where all images are of one kind."""
-    shares = histogram / histogram.sum()
-    terms = torch.where(shares > 0, shares * (shares * len(shares)).log(), 0.0)
+    """`modes`: how many modes occur at all. `modes_kl`: Kullback-Leibler divergence in nats of the modes from equal
+    fractions, Σ p log(p · modes): 0 where all occur equally often, log(modes) where all images are of one mode."""
+    fractions = histogram / histogram.sum()
+    terms = torch.where(fractions > 0, fractions * (fractions * len(fractions)).log(), 0.0)
     return {"modes": float((histogram > 0).sum()), "modes_kl": float(terms.sum())}

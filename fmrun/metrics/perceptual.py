@@ -25,9 +25,9 @@ def perceptual_metrics(device: torch.device, name: str = "auto", most: int = len
     `auto` those whose weights are on this machine, the first `most` of them; for `none` none."""
     if name not in ("auto", "none"):
         return {name: METRICS[name]().to(device)}
-    found: dict[str, nn.Module] = {}
+    nets: dict[str, nn.Module] = {}
     for each, make in METRICS.items():
-        if name == "auto" and len(found) < most:
+        if name == "auto" and len(nets) < most:
             with usable():
-                found[each] = make().to(device)
-    return found
+                nets[each] = make().to(device)
+    return nets

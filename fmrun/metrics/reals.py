@@ -39,9 +39,9 @@ class Share:
     def fingerprint(self) -> str:
         """A sha256 of shape and pixels."""
         digest = hashlib.sha256()
-        for part in self.parts():
-            digest.update(repr(tuple(part.shape)).encode())
-            digest.update(part.contiguous().numpy().data)
+        for chunk in self.parts():
+            digest.update(repr(tuple(chunk.shape)).encode())
+            digest.update(chunk.contiguous().numpy().data)
         return digest.hexdigest()
 
 

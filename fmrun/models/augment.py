@@ -57,7 +57,7 @@ POLICIES = {"color": color, "translation": translation, "cutout": cutout}
 
 def augment(image: Tensor, u: Tensor | None, policy: tuple[str, ...]) -> Tensor:
     """Augment `image` (B, C, H, W) in [-1, 1] by the parts of `policy`, with random numbers `u` (B, NUMBERS)."""
-    for part in policy:
+    for name in policy:
         assert u is not None
-        image = POLICIES[part](image, u)
+        image = POLICIES[name](image, u)
     return image

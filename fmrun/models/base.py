@@ -1,4 +1,4 @@
-"""What several nets share."""
+"""Building blocks that several nets share."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class ConvDiscriminator(nn.Module):
             normed = "norm" in block
             if normed:
                 x = block["norm"](x)
-            x = activate(x, inplace=normed)  # in place only where no tap holds the same memory
+            x = activate(x, inplace=normed)  # in place only where no feature holds the same memory
             if f"block{i}" in layers:
                 features[f"block{i}"] = x
         return x, features
@@ -116,20 +116,20 @@ class ConvDiscriminator(nn.Module):
 class Doubling(nn.Module):
     """(B, C, h, w) at twice its size, cropped to `size`: zeros between the pixels, then a fixed kernel along each side.
 
-    With an odd number of taps output 2i lies on input i, which is where a strided 3 x 3 convolution took it from; with
+    With an odd number of weights output 2i lies on input i, which is where a strided 3 x 3 convolution took it from; with
     an even one, half a pixel before and behind. Beyond the border x repeats itself. Deterministic on every device and
     differentiable twice, which interpolation is not.
 
     Args:
-        taps: weights in ratio, at least three; `kernel` holds them with sum 1, in a buffer that is not saved, so that
+        weights: in ratio, at least three; `kernel` holds them with sum 1, in a buffer that is not saved, so that
             neither first weights nor a file can change it.
     """
 
     kernel: Tensor
 
-    def __init__(self, taps: Sequence[float]):
+    def __init__(self, weights: Sequence[float]):
         super().__init__()
-        self.register_buffer("kernel", torch.tensor(taps) / sum(taps), persistent=False)
+        self.register_buffer("kernel", torch.tensor(weights) / sum(weights), persistent=False)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         # on a CPU sums take two to three times as long (docs/performance.md); elsewhere compilers fuse them

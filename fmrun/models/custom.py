@@ -40,8 +40,8 @@ def load_target(target: str, params: Mapping[str, Any], field: str, generator: t
     Raises UserError, naming `field`, if this user has not allowed it (`trust`), if there is no such thing, or if it does
     not take these arguments.
     """
-    wanted = Target(field, target, params)
-    module_name, name, code = wanted.module, wanted.attribute, admitted(wanted)
+    requested = Target(field, target, params)
+    module_name, name, code = requested.module, requested.attribute, admitted(requested)
     code.make_importable()
     divert_prints()
     arguments, sys.argv = sys.argv, [module_name]  # a script must not take fmrun's for its own

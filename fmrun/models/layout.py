@@ -33,10 +33,10 @@ def twin_of(net: nn.Module) -> nn.Module:
 def settle_layout(net: nn.Module, example: Tensor) -> None:
     """Note at the net if it runs in the ordinary memory format alone, as one that calls `view` after a convolution does."""
     twin = twin_of(net).to(memory_format=LAST)
-    leaf = example.clone()
-    leaf = (leaf.contiguous(memory_format=LAST) if leaf.ndim == 4 else leaf).requires_grad_()
+    images = example.clone()
+    images = (images.contiguous(memory_format=LAST) if images.ndim == 4 else images).requires_grad_()
     try:
-        outputs = [tensor for _, tensor in entries(attempt(twin, leaf, ""))]
+        outputs = [tensor for _, tensor in entries(attempt(twin, images, ""))]
         sums = [tensor.sum() for tensor in outputs if tensor.requires_grad]
         if sums:
             torch.stack(sums).sum().backward()

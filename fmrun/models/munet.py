@@ -237,35 +237,35 @@ class MUNet(nn.Module):
             raise UserError(
                 f"discriminator: munet judges images of at least {SMALLEST} px, not {image.shape[3]} x {image.shape[2]}"
             )
-        wanted = self.feature_names if logits or "fusion" in layers else layers
-        stages = max((self._stages.get(name, -1) for name in wanted), default=-1)
-        found: dict[str, Tensor] = {}
+        computed = self.feature_names if logits or "fusion" in layers else layers
+        stages = max((self._stages.get(name, -1) for name in computed), default=-1)
+        features: dict[str, Tensor] = {}
         sizes = [(image.shape[2], image.shape[3])]
         skips: list[Tensor] = []
         if stages >= 0:
-            found["input"] = self.input(image)
-            skips.append(activate(found["input"], inplace=False))
+            features["input"] = self.input(image)
+            skips.append(activate(features["input"], inplace=False))
         for i, stage in enumerate(self.encoder[:stages] if stages > 0 else (), 1):
             skips.append(stage(skips[-1]))
-            found[f"enc{i}"] = skips[-1]
+            features[f"enc{i}"] = skips[-1]
             sizes.append((skips[-1].shape[2], skips[-1].shape[3]))
-        if "bottleneck" in wanted or "spatial" in wanted:
-            x = found["bottleneck"] = self.bottleneck(skips[-1])
-            if "spatial" in wanted:
+        if "bottleneck" in computed or "spatial" in computed:
+            x = features["bottleneck"] = self.bottleneck(skips[-1])
+            if "spatial" in computed:
                 for lift, skip in zip(self.decoder, skips[-2::-1], strict=True):
                     x = lift(x, skip, self.upsample)
-                found["spatial"] = x
-        if "frequency" in wanted:
-            found["frequency"] = self._frequency(image)
-        if "patch" in wanted:
-            found["patch"] = self._patch(skips[self.patch_stage], sizes[: self.patch_stage][::-1])
-        if "gradient" in wanted:
-            found["gradient"] = _run(self.gradient, sobel(image))
+                features["spatial"] = x
+        if "frequency" in computed:
+            features["frequency"] = self._frequency(image)
+        if "patch" in computed:
+            features["patch"] = self._patch(skips[self.patch_stage], sizes[: self.patch_stage][::-1])
+        if "gradient" in computed:
+            features["gradient"] = _run(self.gradient, sobel(image))
         judged = None
-        if logits or "fusion" in wanted:
-            found["fusion"] = self._fuse(*(found[name] for name in self.branches))
-            judged = self.head(activate(found["fusion"], inplace=False)) if logits else None
-        return DiscriminatorOutput(judged, {name: found[name] for name in self.feature_names if name in layers})
+        if logits or "fusion" in computed:
+            features["fusion"] = self._fuse(*(features[name] for name in self.branches))
+            judged = self.head(activate(features["fusion"], inplace=False)) if logits else None
+        return DiscriminatorOutput(judged, {name: features[name] for name in self.feature_names if name in layers})
 
     def _frequency(self, image: Tensor) -> Tensor:
         x = log_spectrum(luma(image))

@@ -55,7 +55,7 @@ class GlobalBatchNorm(_BatchNorm):
         """Any will do."""
 
 
-def globalise(net: nn.Module, world: World, device: torch.device, double_backward: bool) -> nn.Module:
+def sync_batch_norm(net: nn.Module, world: World, device: torch.device, double_backward: bool) -> nn.Module:
     """Make every batch norm of `net` see the batch of all processes."""
     if world.size == 1:
         return net
@@ -86,20 +86,20 @@ def perturbed(net: nn.Module) -> Iterator[None]:
     weights = [(p, p.detach().clone()) for p in net.parameters()]
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p, kept in weights:
-            p.copy_(kept + 0.02 * torch.randn(p.shape, generator=rng, dtype=torch.float32).to(kept))
+        for p, original in weights:
+            p.copy_(original + 0.02 * torch.randn(p.shape, generator=rng, dtype=torch.float32).to(original))
     try:
         yield
     finally:
         with torch.no_grad():
-            for p, kept in weights:
-                p.copy_(kept)
+            for p, original in weights:
+                p.copy_(original)
 
 
 def has_spectral_norm(net: nn.Module) -> bool:
     chains: list[Any] = [m.parametrizations for m in net.modules() if parametrize.is_parametrized(m, "weight")]
-    own = any(isinstance(norm, SpectralNorm) for chain in chains for norm in chain["weight"])
-    return own or any(True for _ in torch_spectral_norms(net))
+    has_own = any(isinstance(norm, SpectralNorm) for chain in chains for norm in chain["weight"])
+    return has_own or any(True for _ in torch_spectral_norms(net))
 
 
 def has_batch_norm(net: nn.Module) -> bool:

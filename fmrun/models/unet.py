@@ -13,7 +13,7 @@ from .norm import spectral_norm
 
 SMALLEST = 8
 BILINEAR = (1, 3, 3, 1)
-"""The taps of bilinear interpolation to twice the size."""
+"""The weights of bilinear interpolation to twice the size."""
 
 
 class UNet(nn.Module):

@@ -37,7 +37,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What can be asked of an architecture, and what it is without being asked."""
+    """An architecture: the settings it offers, and their defaults."""
 
     title: str
     """Name of spandrel's class."""
@@ -103,8 +103,8 @@ class Upscaler:
     params: Params
 
     def __str__(self) -> str:
-        own = ", ".join(f"{k} {v}" for k, v in self.params.items() if v is not False)
-        return f"{ARCHITECTURES[self.arch].title} x{self.scale}, {_channels(self.channels)}, {own}"
+        settings = ", ".join(f"{k} {v}" for k, v in self.params.items() if v is not False)
+        return f"{ARCHITECTURES[self.arch].title} x{self.scale}, {_channels(self.channels)}, {settings}"
 
 
 def title_of(net: nn.Module) -> str:
@@ -116,7 +116,7 @@ def _channels(count: int) -> str:
     return f"{count} channel{'s' if count > 1 else ''}"
 
 
-def describe(arch: str, scale: int, channels: int, **params: Any) -> Upscaler:
+def upscaler_for(arch: str, scale: int, channels: int, **params: Any) -> Upscaler:
     """The upscaler that these settings mean; a parameter that is None or not given has the architecture's default.
 
     Raises UserError, saying what there is, for what the architecture cannot do.
@@ -144,8 +144,8 @@ def describe(arch: str, scale: int, channels: int, **params: Any) -> Upscaler:
 
 
 def build_upscaler(arch: str, scale: int, channels: int, generator: torch.Generator, **params: Any) -> nn.Module:
-    """A new net of spandrel's class, in train mode, with first weights from `generator`; see `describe`."""
-    upscaler = describe(arch, scale, channels, **params)
+    """A new net of spandrel's class, in train mode, with first weights from `generator`; see `upscaler_for`."""
+    upscaler = upscaler_for(arch, scale, channels, **params)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         net = _make(upscaler)
@@ -159,14 +159,14 @@ def build_upscaler(arch: str, scale: int, channels: int, generator: torch.Genera
 
 def _make(u: Upscaler) -> nn.Module:
     a, channels, scale = ARCHITECTURES[u.arch], u.channels, u.scale
-    own = {a.names[key]: value for key, value in u.params.items() if key in a.names}
+    params = {a.names[key]: value for key, value in u.params.items() if key in a.names}
     if u.arch in ("compact", "span"):
-        return a.net(num_in_ch=channels, num_out_ch=channels, upscale=scale, **own)
+        return a.net(num_in_ch=channels, num_out_ch=channels, upscale=scale, **params)
     if u.arch == "realplksr":
-        return a.net(upscaling_factor=scale, norm_groups=GROUPS, **own)
+        return a.net(upscaling_factor=scale, norm_groups=GROUPS, **params)
     assert u.arch == "esrgan"
     n = _shuffle(u)
-    return a.net(in_nc=channels * n**2, out_nc=channels, scale=scale * n, shuffle_factor=n if n > 1 else None, **own)
+    return a.net(in_nc=channels * n**2, out_nc=channels, scale=scale * n, shuffle_factor=n if n > 1 else None, **params)
 
 
 def _shuffle(u: Upscaler) -> int:
@@ -206,49 +206,51 @@ def read_pretrained(path: str | Path) -> tuple[nn.Module, Upscaler]:
     weights = _unwrapped(read_state(file, "generator.init"), file)
     try:
         with torch.random.fork_rng(devices=[]):
-            found = MAIN_REGISTRY.load(weights)
+            descriptor = MAIN_REGISTRY.load(weights)
     except UnsupportedModelError:
         raise UserError(f"generator.init: '{path}' is no upscaler that spandrel knows") from None
     except LOAD_ERRORS as error:  # spandrel looks at the tensors' names and shapes, and trusts them
         raise UserError(
             f"generator.init: '{path}' looks like an upscaler but is damaged ({first_line(error)})"
         ) from None
-    net: Any = found.model
+    net: Any = descriptor.model
     arch = next((key for key, a in ARCHITECTURES.items() if type(net) is a.net), None)
-    what = f"generator.init: '{path}' is a {title_of(net)} x{found.scale}"
+    what = f"generator.init: '{path}' is a {title_of(net)} x{descriptor.scale}"
     if arch is None:
         raise UserError(f"{what}, and fmrun trains {', '.join(a.title for a in ARCHITECTURES.values())}")
-    a, own = ARCHITECTURES[arch], net.hyperparameters
-    odd = [f"{key} {own[key]}" for key, value in a.plain.items() if own.get(key, value) != value]
-    if found.input_channels != found.output_channels:
-        odd.append(f"{found.input_channels} channels going in and {found.output_channels} coming out")
-    if found.scale not in a.scales or odd:
+    a, hyperparameters = ARCHITECTURES[arch], net.hyperparameters
+    odd = [
+        f"{key} {hyperparameters[key]}" for key, value in a.plain.items() if hyperparameters.get(key, value) != value
+    ]
+    if descriptor.input_channels != descriptor.output_channels:
+        odd.append(f"{descriptor.input_channels} channels going in and {descriptor.output_channels} coming out")
+    if descriptor.scale not in a.scales or odd:
         raise UserError(f"{what}{f' with {odd[0]}' if odd else ''}, which fmrun does not train")
-    params = {key: own[theirs] for key, theirs in a.names.items()}
+    params = {key: hyperparameters[theirs] for key, theirs in a.names.items()}
     if arch == "esrgan":
-        params["unshuffle"] = own["shuffle_factor"] is not None
-    return net.float().train().requires_grad_(), Upscaler(arch, found.scale, found.input_channels, params)
+        params["unshuffle"] = hyperparameters["shuffle_factor"] is not None
+    return net.float().train().requires_grad_(), Upscaler(arch, descriptor.scale, descriptor.input_channels, params)
 
 
 def load_pretrained(path: str | Path, *, scale: int, channels: int, arch: str, params: Params) -> nn.Module:
     """The net in a file, in train mode. Raises UserError, saying what the file is, if it is not what is asked for; a
     parameter that is None is not asked for."""
     net, u = read_pretrained(path)
-    asked = {
+    compared = {
         "generator.type": (arch, u.arch),
         "data.scale": (scale, u.scale),
         "data.channels": (channels, u.channels),
         **{f"generator.{key}": (value, u.params.get(key)) for key, value in params.items() if value is not None},
     }
-    wrong = {key: (want, have) for key, (want, have) in asked.items() if want != have}
+    wrong = {key: (want, have) for key, (want, have) in compared.items() if want != have}
     if wrong:
         wants = ", ".join(f"{key.partition('.')[2]} {want}" for key, (want, _) in wrong.items())
-        mend = flags({key: have for key, (_, have) in wrong.items()})
-        raise UserError(f"generator.init: '{path}' is {u}, and the config asks for {wants}: add {mend}")
+        fix = flags({key: have for key, (_, have) in wrong.items()})
+        raise UserError(f"generator.init: '{path}' is {u}, and the config asks for {wants}: add {fix}")
     return net
 
 
-def settle(net: nn.Module) -> None:
+def fuse_convolutions(net: nn.Module) -> None:
     """Compute SPAN's convolutions of inference from those it is trained with; they are part of its state."""
     for module in net.modules():
         if callable(update := getattr(module, "update_params", None)):

@@ -101,5 +101,5 @@ def _other_settings(file: Path, field: str, config: Config) -> dict[str, Any]:
     now, section = config.model_dump(mode="json"), field.partition(".")[0]
     keys = [(section, key) for key in now[section] if key not in NO_SHAPE]
     keys += [("data", key) for key in ("image_size", "channels", "scale")]
-    known = [(part, key) for part, key in keys if key in then.get(part, {})]
-    return {f"{part}.{key}": then[part][key] for part, key in known if then[part][key] != now[part][key]}
+    known = [(name, key) for name, key in keys if key in then.get(name, {})]
+    return {f"{name}.{key}": then[name][key] for name, key in known if then[name][key] != now[name][key]}

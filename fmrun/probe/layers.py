@@ -40,23 +40,23 @@ def receptive_fields(
     twin.requires_grad_(False)
     channels, size = image[0], image[1]
     sizes = [size, 2 * size] + [4 * size] * (4 * size <= LARGEST)
-    found: dict[str, int | str | None] = dict.fromkeys(twin.feature_names, UNKNOWN)
-    left = list(found)
+    fields: dict[str, int | str | None] = dict.fromkeys(twin.feature_names, UNKNOWN)
+    left = list(fields)
     for pixels in sizes:
-        leaf = torch.randn(3, channels, pixels, pixels, generator=rng, dtype=torch.float64).requires_grad_()
+        pixel_values = torch.randn(3, channels, pixels, pixels, generator=rng, dtype=torch.float64).requires_grad_()
         further = []
-        for features in _features(twin, leaf, left):
+        for features in _features(twin, pixel_values, left):
             for name, feature in features.items():
-                extent, inside = _support(feature, leaf, rng)
-                found[name] = (extent if extent < pixels else GLOBAL) if extent else None
+                extent, inside = _support(feature, pixel_values, rng)
+                fields[name] = (extent if extent < pixels else GLOBAL) if extent else None
                 if inside or not extent:
                     tell()
                 elif pixels < sizes[-1]:
                     further.append(name)
                 else:
-                    found[name] = GLOBAL
+                    fields[name] = GLOBAL
         left = further
-    return found
+    return fields
 
 
 def _features(net: Any, image: Tensor, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
@@ -69,14 +69,14 @@ def _features(net: Any, image: Tensor, names: Sequence[str]) -> Iterator[dict[st
             taken += [(name,) for name in layers] if len(layers) > 1 else []
 
 
-def _support(feature: Tensor, leaf: Tensor, rng: torch.Generator) -> tuple[int, bool]:
-    """Of the rows and columns of `leaf` (B, C, H, W) on which the centre of `feature` (B, C, …) depends: how many there
+def _support(feature: Tensor, images: Tensor, rng: torch.Generator) -> tuple[int, bool]:
+    """Of the rows and columns of `images` (B, C, H, W) on which the centre of `feature` (B, C, …) depends: how many there
     are, the more of the two, and whether they stay off the border."""
     centre = feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2] if feature.ndim == 4 else feature
     if not centre.requires_grad:
         return 0, True
     direction = torch.randn(centre.shape, generator=rng, dtype=torch.float64).to(centre)
-    (gradient,) = torch.autograd.grad((centre * direction).sum(), leaf, retain_graph=True, materialize_grads=True)
+    (gradient,) = torch.autograd.grad((centre * direction).sum(), images, retain_graph=True, materialize_grads=True)
     strength = gradient.abs().sum((0, 1))
     touched = strength > EDGE * strength.max()
     if not touched.any():
@@ -112,9 +112,9 @@ def activation_bytes(role: DiscriminatorRole, layer: str, images: Tensor, batch_
             storages[storage.data_ptr()] = storage
             return tensor
 
-        leaf = images[:count].clone(memory_format=torch.preserve_format).requires_grad_()
+        inputs = images[:count].clone(memory_format=torch.preserve_format).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            feature = role(leaf, role.mildest(leaf), (layer,), logits=False).features[layer]
+            feature = role(inputs, role.mildest(inputs), (layer,), logits=False).features[layer]
         del feature
         return sum(storage.nbytes() for storage in storages.values())
 

@@ -175,13 +175,13 @@ def examine(
                     layer["blind"] = blind(state, name, real[name], fake[name])
                     layer["gradient_share"] = _share(state, alone, layer["gradient"], batches, images)
                     tick()
-                together = matching_on(state, selected, weight=weight)
+                matching_of_all = matching_on(state, selected, weight=weight)
                 if role.matching is not None:
-                    together.load_state_dict(role.matching.state_dict())
+                    matching_of_all.load_state_dict(role.matching.state_dict())
                 reached = any(layer["gradient"] and layer["selected"] for layer in layers)
                 reached = reached or any(passes_gradient(role, name, noise) for name in selected if name not in names)
-                share = _share(state, together, reached, batches, images)
-                balance = float(together.strength.balance)
+                share = _share(state, matching_of_all, reached, batches, images)
+                balance = float(matching_of_all.strength.balance)
 
     result = {
         "task": config.task,
@@ -235,15 +235,15 @@ def _share(
     role = copy.copy(task.discriminators[0])
     role.matching = matching
     task.discriminators = (role,)
-    others = task.plan(state.step).image_losses
+    image_losses = task.plan(state.step).image_losses
     plan = full_plan(role)
-    if not (plan.adversarial or others):
+    if not (plan.adversarial or image_losses):
         return None
     if not reached:
         return 0.0
     scalars = task.scalars()
     scalars.set(state.step, [role.gan.weight], [matching.weight], task.image_weights(state.step))
-    image_gradients(task, StepPlan((plan,), image_losses=others), batches, images, scalars, state.world)
+    image_gradients(task, StepPlan((plan,), image_losses=image_losses), batches, images, scalars, state.world)
     return _finite(float(matching.strength.share))
 
 
@@ -283,7 +283,7 @@ def _warnings(result: Mapping[str, Any], fm: FeatureMatchingConfig) -> list[str]
     return sentences
 
 
-def table(result: Mapping[str, Any]) -> str:
+def layer_table(result: Mapping[str, Any]) -> str:
     """The layers of a result for the terminal; sizes and shares have their units in the head."""
     seen = any(layer["gap"] is not None for layer in result["layers"])
     columns = ["#", "layer", "shape", "channels", "sees px", "MFLOPs", "cost %", "memory MB", "gradient"]

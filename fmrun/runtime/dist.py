@@ -89,9 +89,9 @@ def _meet(rank: int, size: int, patience: int) -> dist.Store:
     thread.start()
     thread.join(patience)
     if not met:
-        shown = " ".join(f"{name}={os.environ[name]}" for name in LAUNCHER if name in os.environ)
+        variables = " ".join(f"{name}={os.environ[name]}" for name in LAUNCHER if name in os.environ)
         raise UserError(
-            f"not all of {size} processes have met within {patience} s; if their variables ({shown}) are left over from a "
+            f"not all of {size} processes have met within {patience} s; if their variables ({variables}) are left over from a "
             f"launcher, {_way_out()}; if some start late, set FMRUN_RENDEZVOUS_TIMEOUT to more seconds"
         )
     if isinstance(met[0], Exception):
@@ -147,7 +147,7 @@ class World:
         return self.rank == 0
 
     def local_slice(self, count: int) -> slice:
-        """This process's share of `count` consecutive images of the global batch."""
+        """This process's slice of `count` consecutive images of the global batch."""
         assert count % self.size == 0, (count, self.size)
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
@@ -173,8 +173,8 @@ class World:
         flat = torch.cat([t.reshape(-1) for t in tensors])
         dist.all_reduce(flat)
         flat /= self.size
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view(tensor.shape))
+        for tensor, chunk in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(chunk.view(tensor.shape))
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any process. Travels between hosts' memories; no GPU waits for it."""

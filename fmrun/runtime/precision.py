@@ -82,10 +82,10 @@ def deterministic_or_said() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
-        if found is None:
+        match = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+        if match is None:
             raise
         raise UserError(
-            f"{found[1]} has no deterministic form on this device; add -s deterministic=false, and runs no longer resume to "
+            f"{match[1]} has no deterministic form on this device; add -s deterministic=false, and runs no longer resume to "
             "the bit"
         ) from error

@@ -33,7 +33,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 def escape(text: str) -> str:
     """Control characters, which would act on a terminal, as Python writes them: `\\n`, `\\x1b`."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def emit(text: str) -> None:
@@ -107,8 +107,8 @@ def counted(number: int, noun: str) -> str:
 
 def format_metrics(row: Mapping[str, Any]) -> str:
     """The losses of a row of metrics on one line: `d 0.6931  g 1.2  fm 0.03  share 0.1`."""
-    shown = ((label, row[key]) for key, label in SHOWN.items() if key in row)
-    return "  ".join(f"{label} {'nan' if value is None else format_number(float(value))}" for label, value in shown)
+    values = ((label, row[key]) for key, label in SHOWN.items() if key in row)
+    return "  ".join(f"{label} {'nan' if value is None else format_number(float(value))}" for label, value in values)
 
 
 class Reporter:
@@ -136,12 +136,12 @@ class Reporter:
 
     def counting(self, what: str, interval: float | None = None) -> Callable[[int, int], None]:
         """A callback for (done, in all) that says how far it is, every few seconds (or `interval`) of a long wait."""
-        said = self.clock()
+        last = self.clock()
 
         def tell(done: int, total: int) -> None:
-            nonlocal said
-            if self.clock() - said >= (PLAIN_INTERVAL if interval is None else interval) and done < total:
-                said = self.clock()
+            nonlocal last
+            if self.clock() - last >= (PLAIN_INTERVAL if interval is None else interval) and done < total:
+                last = self.clock()
                 self.note(f"{what}: {done} of {total}")
 
         return tell

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..models.upscalers import settle, title_of
+from ..models.upscalers import fuse_convolutions, title_of
 from ..runtime.errors import FmrunError, UserError
 from ..runtime.files import saving, write_atomic
 from .sample import Source
@@ -73,21 +73,21 @@ def export_upscaler(net: nn.Module, path: Path, *, scale: int, channels: int) ->
     meant = f"{title_of(plain)} x{scale}, {channels} channel{'s' if channels > 1 else ''}"
     try:
         with torch.random.fork_rng(devices=[]):
-            found: Any = MAIN_REGISTRY.load(safetensors.torch.load(data))
+            descriptor: Any = MAIN_REGISTRY.load(safetensors.torch.load(data))
     except Exception as error:  # spandrel guesses from names and shapes, and trips where they deceive it
         raise UserError(
             f"{path} is not written: spandrel does not detect the generator, {meant} ({_reason(error)}); export to ONNX "
             "instead"
         ) from None
-    facts = (found.scale, found.input_channels, found.output_channels)
-    if type(found.model) is not type(plain) or facts != (scale, channels, channels):
+    facts = (descriptor.scale, descriptor.input_channels, descriptor.output_channels)
+    if type(descriptor.model) is not type(plain) or facts != (scale, channels, channels):
         raise UserError(
-            f"{path} is not written: spandrel takes the generator, {meant}, for {found.architecture.name} "
-            f"x{found.scale}, {found.input_channels} to {found.output_channels} channels; export to ONNX instead"
+            f"{path} is not written: spandrel takes the generator, {meant}, for {descriptor.architecture.name} "
+            f"x{descriptor.scale}, {descriptor.input_channels} to {descriptor.output_channels} channels; export to ONNX instead"
         )
     image = _noise(channels, SIZES[0])
     with torch.no_grad():
-        difference = float((found.model.eval()(image) - plain(image)).abs().max())
+        difference = float((descriptor.model.eval()(image) - plain(image)).abs().max())
     if difference != 0:
         raise FmrunError(
             f"{path} is not written: what spandrel loads from it makes other images than the run's generator "
@@ -97,13 +97,13 @@ def export_upscaler(net: nn.Module, path: Path, *, scale: int, channels: int) ->
 
 
 def export_weights(net: nn.Module, path: Path) -> Exported:
-    """Write the state dict of any generator, under its own names: `generator.init` starts from such a file."""
+    """Write the state dict of any generator under its own names: `generator.init` starts from such a file."""
     return _written(path, f"{len(net.state_dict())} tensors", _serialised(_plain(net), path), 0.0)
 
 
 def _plain(net: nn.Module) -> nn.Module:
     """The net on the CPU, in eval mode, SPAN's convolutions of inference computed from those it was trained with."""
-    settle(net)
+    fuse_convolutions(net)
     return net.to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
 
 

@@ -58,22 +58,22 @@ def open_source(
     """The averaged (or `raw`) generator of a run's newest readable checkpoint, or of a checkpoint file alone."""
     trust.admit(named_code(target), trust_code)
     if isinstance(target, Run):
-        found, skipped = checkpoint.newest(target.checkpoints)
-        if found is None and skipped:
+        saved, skipped = checkpoint.newest(target.checkpoints)
+        if saved is None and skipped:
             raise UserError(f"run {target.name}: none of its {len(skipped)} checkpoints can be read")
         for sentence in skipped:
             report.warn(f"{sentence}; sampling from the checkpoint before")
-        if found is None:
+        if saved is None:
             raise target.no_checkpoint()
         folder = target.samples
     else:
-        found, folder = checkpoint.read(target), Path(".")
-    return load_source(found, folder, raw=raw, device=device)
+        saved, folder = checkpoint.read(target), Path(".")
+    return load_source(saved, folder, raw=raw, device=device)
 
 
 def named_code(target: Run | Path) -> list[trust.Target]:
     """The code that the checkpoints of a run, or one checkpoint file, name."""
-    found: list[trust.Target] = []
+    targets: list[trust.Target] = []
     seen = None
     if isinstance(target, Run):
         run, folder = target, target.checkpoints
@@ -84,21 +84,21 @@ def named_code(target: Run | Path) -> list[trust.Target]:
         with suppress(UserError):  # what cannot be read is left out, or refused, when it is opened
             content = checkpoint.read_meta(file).config
             if content != seen:  # all but always the same
-                found += trust.targets(from_json(content), str(file), {} if run is None else run.code())
+                targets += trust.targets(from_json(content), str(file), {} if run is None else run.code())
                 seen = content
-    return found
+    return targets
 
 
-def load_source(found: checkpoint.Checkpoint, folder: Path, *, raw: bool, device: torch.device) -> Source:
+def load_source(saved: checkpoint.Checkpoint, folder: Path, *, raw: bool, device: torch.device) -> Source:
     """The averaged (or `raw`) generator of a checkpoint."""
     set_determinism(True, device)
-    config = without_init(from_json(found.meta.config))
+    config = without_init(from_json(saved.meta.config))
     assert config.data.channels is not None
     net = kind(config.task).generator(config, config.data.channels)
     with expecting_old_code(config):
-        net.load_state_dict(found.part("generator" if raw else "ema"))
+        net.load_state_dict(saved.part("generator" if raw else "ema"))
     net = placed(net, device, torch.float32).eval()
-    return Source(net, config, found.step, folder, raw)
+    return Source(net, config, saved.step, folder, raw)
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def draw(source: Source, noise: Tensor) -> Tensor:
     device = next(source.net.parameters()).device
     count = len(noise)
     filled = torch.cat([noise, noise.new_zeros(-count % CHUNK, noise.shape[1])])
-    return torch.cat([to_uint8(source.net(part.to(device))).cpu() for part in filled.split(CHUNK)])[:count]
+    return torch.cat([to_uint8(source.net(chunk.to(device))).cpu() for chunk in filled.split(CHUNK)])[:count]
 
 
 def images(source: Source, seed: int, count: int) -> Iterator[Tensor]:

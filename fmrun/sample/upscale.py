@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.files import BAD, SUFFIXES, BadImage, find, quiet
-from ..data.photos import WRITTEN, read, top_value, write
+from ..data.photos import WRITTEN, read_photo, top_value, write_photo
 from ..data.places import few
 from ..models.tiling import Tiles, bands, running
 from ..runtime.errors import UserError, reading
@@ -28,7 +28,7 @@ SLICE = 32
 
 
 def enlarge(net: nn.Module, photo: pyvips.Image, *, scale: int, channels: int, tiles: Tiles) -> Iterator[np.ndarray]:
-    """A photograph (see `photos.read`) upscaled, from the top down: bands (rows, W · scale, C) of its own type.
+    """A photograph (see `photos.read_photo`) upscaled, from the top down: bands (rows, W · scale, C) of its own type.
 
     The net takes and gives `channels` in [0, 1]. With 1, the colours go through one after the other; with 3, grey goes
     through as colour and the mean of what comes out is kept; with 4, alpha goes through with the colours.
@@ -149,10 +149,10 @@ def upscale_photos(
     with quiet():
         for path, target in jobs:
             try:
-                photo, count = read(path)
+                photo, count = read_photo(path)
                 if count > 1:
                     report.warn(f"'{path}' holds {count} images; the first is upscaled")
-                write(target, photo, scale, enlarge(net, photo, scale=scale, channels=channels, tiles=tiles))
+                write_photo(target, photo, scale, enlarge(net, photo, scale=scale, channels=channels, tiles=tiles))
                 made.append(target)
             except BadImage as problem:
                 bad[problem.kind].append(str(path))

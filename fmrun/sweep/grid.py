@@ -1,4 +1,4 @@
-"""What a sweep is asked for: `--over` and `--seeds`, and the combinations and names that they make."""
+"""The grid of a sweep: `--over` and `--seeds`, and the combinations and names that they make."""
 
 import json
 import re
@@ -98,7 +98,7 @@ def combinations(
     if len({*keys}) < len(keys):
         raise UserError("--over is given twice for a field; put all its values into one")
     files = [*(("--preset", preset) if preset else ()), *(("--config", str(config_file)) if config_file else ())]
-    found: dict[str, Combination] = {}
+    by_experiment: dict[str, Combination] = {}
     for values in product(*(over.values for over in overs)):
         chosen = [over.override(value) for over, value in zip(overs, values, strict=True)]
         config = resolve(preset, config_file, [*overrides, *chosen], trust_code=trust_code)
@@ -107,18 +107,18 @@ def combinations(
         flat = flatten(config)
         free = {key: flat.get(key) for key in keys if key.startswith(NOT_THE_EXPERIMENT)}  # but it was asked for
         same = json.dumps([experiment(config.model_dump(mode="json")), free], sort_keys=True)
-        if same not in found:
+        if same not in by_experiment:
             settings = {one.key: flat.get(one.key, one.value) for one in chosen}
-            name = folder_name(settings, short_names(keys), [other.name for other in found.values()])
+            name = folder_name(settings, short_names(keys), [other.name for other in by_experiment.values()])
             train = (*files, *(part for one in (*overrides, *chosen) for part in ("-s", f"{one.key}={one.value}")))
-            found[same] = Combination(name, config, train)
+            by_experiment[same] = Combination(name, config, train)
     idle = [over.key for over in overs if over.key.startswith(MATCHING) and over.key != WEIGHT and len(over.values) > 1]
-    if idle and not any(one.config.feature_matching.weight for one in found.values()):
+    if idle and not any(one.config.feature_matching.weight for one in by_experiment.values()):
         raise UserError(
             f"--over {idle[0]}: {WEIGHT} is 0 in every combination, so this changes nothing; add --lambda-feature 0.1, or "
             "vary the weight too"
         )
-    return list(found.values())
+    return list(by_experiment.values())
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -127,12 +127,12 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
 
-def folder_name(settings: Mapping[str, Any], shorts: Mapping[str, str], taken: Iterable[str]) -> str:
-    """For file systems: `weight-0.1_match-mean`, and other than those `taken` even where case does not count."""
+def folder_name(settings: Mapping[str, Any], shorts: Mapping[str, str], existing: Iterable[str]) -> str:
+    """For file systems: `weight-0.1_match-mean`, and other than those `existing` even where case does not count."""
     parts = (f"{shorts[key]}-{show_value(value)}" for key, value in settings.items())
     stem = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part.replace("_", "-")).strip("-") for part in parts)[:MOST_NAME]
     stem = stem.lstrip(".-") or "base"
-    known = {name.casefold() for name in taken}
+    known = {name.casefold() for name in existing}
     name, number = stem, 1
     while name.casefold() in known:
         number += 1

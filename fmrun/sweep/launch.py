@@ -40,8 +40,8 @@ class Job:
     def why(self) -> str:
         """Why the run is not at its end: what its process said last, or where to look."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
-        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return said[-1] if said else f"see {self.log}"
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return errors[-1] if errors else f"see {self.log}"
 
 
 class Children:

@@ -18,7 +18,7 @@ from ..feature_matching.walked import WalkedDiscriminator
 from ..models.augment import NUMBERS
 from ..models.custom import custom_discriminator, user_errors
 from ..models.layout import placed, twin_of
-from ..models.norm import globalise
+from ..models.norm import sync_batch_norm
 from ..models.weights import load_weights
 from ..runtime.dist import World
 from ..runtime.precision import choose_precision, storage_dtype
@@ -86,7 +86,7 @@ class PairData:
             self.train,
             seed=config.seed,
             global_batch=config.train.batch_size,
-            part=world.local_slice(config.train.batch_size),
+            local_slice=world.local_slice(config.train.batch_size),
             patch_size=data.patch_size if self.train.paired else None,
             hflip=data.hflip,
             rotate=data.rotate,
@@ -114,8 +114,8 @@ class PairTask:
         net = placed(build_discriminator(config, image), device, self.dtype)
         matching = feature_matching(config, net, image) if config.feature_matching.weight > 0 else None
         gan = config.losses.gan
-        globalise(self.generator, world, device, double_backward=False)
-        net = globalise(net, world, device, double_backward=gan.r1 > 0 or gan.r2 > 0)
+        sync_batch_norm(self.generator, world, device, double_backward=False)
+        net = sync_batch_norm(net, world, device, double_backward=gan.r1 > 0 or gan.r2 > 0)
         role = DiscriminatorRole(
             "discriminator",
             net,

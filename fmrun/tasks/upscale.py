@@ -30,11 +30,11 @@ from ..models.upscalers import (
     Tiling,
     Upscaler,
     build_upscaler,
-    describe,
+    fuse_convolutions,
     load_pretrained,
     read_pretrained,
-    settle,
     tiling,
+    upscaler_for,
 )
 from ..models.weights import load_weights
 from ..runs.checkpoint import read_meta
@@ -64,7 +64,7 @@ def described(config: Config, channels: int) -> Upscaler | None:
     """The upscaler of a config, None if it is the user's own; UserError, saying what there is, for one that cannot be."""
     if config.generator.target is not None:
         return None
-    return describe(config.generator.type, config.data.scale, channels, **_params(config))
+    return upscaler_for(config.generator.type, config.data.scale, channels, **_params(config))
 
 
 def tile_field(config: Config, channels: int) -> Tiling:
@@ -206,7 +206,7 @@ class Upscale(PairTask):
     def fit_average(self) -> None:
         """SPAN holds a copy of its weights in another form; running averages only a net of the user's own has."""
         self.copy_buffers()
-        settle(self.average)
+        fuse_convolutions(self.average)
 
 
 class UpscaleData(PairData):

@@ -13,7 +13,7 @@ from support.made_runs import MACHINE, SETTINGS, config, made_run, read_outs
 from fmrun.compare.comparison import Comparison, compare
 from fmrun.compare.configs import differences, experiment, group_names, grouped
 from fmrun.compare.measurements import holm
-from fmrun.compare.table import scores, text, to_json
+from fmrun.compare.table import score_table, text, to_data
 from fmrun.compare.verdict import margins, verdict
 from fmrun.metrics.measures import measure
 from fmrun.runs.folder import Run
@@ -289,7 +289,7 @@ def test_every_group_is_held_against_the_control_over_the_same_seeds(folder: Pat
         *seeds(folder, "bad", [0.23, 0.26, 0.25, 0.9], **MATCHED, feature_matching__match="sample"),
     ]
     found = compare(runs)
-    pairs = to_json(found)["pairs"]
+    pairs = to_data(found)["pairs"]
     assert [(p["group"], p["other"], p["count"]) for p in pairs] == [("good", "plain", 3), ("bad", "plain", 3)]
     tests = [stats.ttest_rel([0.17, 0.172, 0.177], plain).pvalue, stats.ttest_rel([0.23, 0.26, 0.25], plain).pvalue]
     assert [pair["p"] for pair in pairs] == pytest.approx([2 * tests[0], tests[1]])
@@ -330,8 +330,8 @@ def test_where_seeds_were_lost_nothing_is_certain(folder: Path, state: str, word
     who = "plain" if loser else "it"
     assert found.sentence.startswith(f"matched is ahead of plain where {who} {words} (3 of 4): KID (MobileNetV2) 0.11")
     assert (found.winner, found.certain) == ("matched", False)
-    assert sorted(row[1] for row in scores(compare(runs)).rows if row[1]) == ["3 of 4", "4"]
-    assert not any(pair["complete"] for pair in to_json(compare(runs))["pairs"])
+    assert sorted(row[1] for row in score_table(compare(runs)).rows if row[1]) == ["3 of 4", "4"]
+    assert not any(pair["complete"] for pair in to_data(compare(runs))["pairs"])
 
 
 def test_one_seed_each_is_ahead_and_no_more(folder: Path) -> None:
@@ -419,7 +419,7 @@ def test_a_run_that_has_just_begun_does_not_take_the_others_back(folder: Path) -
     assert column is not None
     assert column.step == 100
     assert [s and s.count for s in column.last] == [2, 2]
-    assert [row[1] for row in scores(comparison).rows if row[0].startswith("fm")] == ["2 of 3"]
+    assert [row[1] for row in score_table(comparison).rows if row[0].startswith("fm")] == ["2 of 3"]
     # where it is all there is of its setting, both are compared as they were then
     alone = compare([*runs[:2], begun]).column
     assert alone is not None

@@ -16,7 +16,7 @@ from scipy import stats
 from support.made_runs import nested
 
 from fmrun.compare.comparison import compare
-from fmrun.compare.measurements import FAILED, differences, holm, over_seeds, read, student
+from fmrun.compare.measurements import FAILED, holm, over_seeds, paired_differences, read_table, student
 from fmrun.runs.folder import Run
 
 HERE = Path(__file__).parents[1] / "compare_runs"
@@ -66,7 +66,7 @@ def test_all_numbers_are_those_of_before(folder: Path, golden: dict[str, Any]) -
     for place in ranking:
         pair = [found.groups[i].name for i in (place, anchor)]
         if place != anchor:
-            row = differences(column.rows[found.by], pair, found.by == "last").iloc[0]
+            row = paired_differences(column.rows[found.by], pair, found.by == "last").iloc[0]
             against += [(place, row)] if row["count"] else []
     adjusted = holm([row.p for _, row in against])
     for (place, row), corrected, pair in zip(against, adjusted, golden["pairs"], strict=True):
@@ -99,7 +99,7 @@ def test_all_numbers_are_those_of_before(folder: Path, golden: dict[str, Any]) -
 def test_the_table_goes_through_csv_unchanged(folder: Path, tmp_path: Path) -> None:
     table = compare([Run(path) for path in sorted(folder.iterdir()) if not path.name.startswith("sr-")]).measurements
     table.to_csv(tmp_path / "table.csv", index=False)
-    pd.testing.assert_frame_equal(read(tmp_path / "table.csv"), table)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "table.csv"), table)
     assert set(table.source) == {"eval", "training"}
     assert set(table.state) == {"finished", "stopped", "diverged", "interrupted"}
     assert "diverged" in FAILED
@@ -118,7 +118,7 @@ def test_student_s_sleep_data() -> None:
     """Student 1908: hours of sleep gained by ten patients under either of two drugs; t = -4.0621, as every textbook has it."""
     first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-    row = differences(frame(first=first, second=second), ["first", "second"], True).iloc[0]
+    row = paired_differences(frame(first=first, second=second), ["first", "second"], True).iloc[0]
     assert (row["mean"], row.low, row.high) == pytest.approx((-1.58, -2.4598858, -0.7001142), abs=1e-6)
     assert row.p == pytest.approx(0.002833, abs=1e-6)
     test = stats.ttest_rel(first, second)
@@ -128,14 +128,14 @@ def test_student_s_sleep_data() -> None:
 
 def test_only_seeds_of_both_measured_against_the_same_images_pair() -> None:
     rows = frame(a=[1.0, 5.0, 9.0], b=[0.5, 4.0])
-    assert differences(rows, ["a", "b"], True)["count"].tolist() == [2]
+    assert paired_differences(rows, ["a", "b"], True)["count"].tolist() == [2]
     rows.loc[1, "reals"] = "others"
-    found = differences(rows, ["a", "b"], True).iloc[0]
+    found = paired_differences(rows, ["a", "b"], True).iloc[0]
     assert found["count"] == 1
     assert np.isnan([found.p, found.low]).all()
     rows["step"] = range(len(rows))
-    assert differences(rows, ["a", "b"], True)["count"].tolist() == [0]
-    assert differences(rows, ["a", "b"], False)["count"].tolist() == [1]
+    assert paired_differences(rows, ["a", "b"], True)["count"].tolist() == [0]
+    assert paired_differences(rows, ["a", "b"], False)["count"].tolist() == [1]
 
 
 def test_values_without_spread() -> None:
@@ -185,4 +185,4 @@ def test_the_simulation_corrects_as_the_engine_does() -> None:
     values = np.random.default_rng(0).normal(size=(1, 4, 5))
     names = list("abcd")
     rows = frame(**{name: list(own) for name, own in zip(names, values[0], strict=True)})
-    assert differences(rows, names, True)["holm"].to_numpy() == pytest.approx(all_pairs(values)[0])
+    assert paired_differences(rows, names, True)["holm"].to_numpy() == pytest.approx(all_pairs(values)[0])

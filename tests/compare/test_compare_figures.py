@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fmrun.compare.figures import Line, Row, curves, dots, encode
+from fmrun.compare.figures import Interval, Line, curves, dots, encode
 
 NAN = math.nan
 
@@ -58,7 +58,7 @@ def test_a_long_curve_is_averaged_and_a_short_one_marked_at_each_point() -> None
 
 
 def test_an_axis_of_intervals_holds_every_seed_and_levels_that_are_near() -> None:
-    rows = [Row("a", 0.013, 0.010, 0.016, [0.011, 0.015]), Row("b", 0.016, -9.0, 9.0, [0.015, 0.017], 1)]
+    rows = [Interval("a", 0.013, 0.010, 0.016, [0.011, 0.015]), Interval("b", 0.016, -9.0, 9.0, [0.015, 0.017], 1)]
     figure = dots(rows, "KID", [(0.010, "near"), (-1.0, "far")])
     low, high = figure.axes[0].get_xlim()
     assert low < 0.010 < 0.017 < high < 0.03
@@ -66,12 +66,12 @@ def test_an_axis_of_intervals_holds_every_seed_and_levels_that_are_near() -> Non
 
 
 def test_a_single_seed_has_neither_interval_nor_dots() -> None:
-    assert len(dots([Row("a", 1.0, None, None, [1.0])], "KID").axes[0].lines) == 1
+    assert len(dots([Interval("a", 1.0, None, None, [1.0])], "KID").axes[0].lines) == 1
 
 
 def test_names_are_text_whatever_is_in_them() -> None:
     names = ["$a_b$ <i>", "多", "a-name-that-is-too-long-for-one-line-of-a-legend-of-this-kind"]
-    rows = [Row(name, 1.0, None, None, [], i) for i, name in enumerate(names)]
+    rows = [Interval(name, 1.0, None, None, [], i) for i, name in enumerate(names)]
     lines = [(name, line(1.0, 2.0)[1], 1) for name in names]
     for figure in (dots(rows, "KID"), curves(lines, "loss")):
         text = encode(figure, "svg").decode()

@@ -97,8 +97,8 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "broken link": (lambda p: p.symlink_to("nowhere"), "missing or not readable (bad.png), so restore"),
     "link to itself": (lambda p: p.symlink_to(p.name), "missing or not readable (bad.png), so restore"),
     "pipe": (os.mkfifo, "inside (bad.png), so convert or remove them"),
-    "float": (deep, "of more than 16 bits a pixel and channel (bad.png), so convert"),
-    "32 bits": (deep_int, "of more than 16 bits a pixel and channel (bad.png), so convert"),
+    "float": (deep, "of more than 16 bits per pixel and channel (bad.png), so convert"),
+    "32 bits": (deep_int, "of more than 16 bits per pixel and channel (bad.png), so convert"),
     "bomb": (bomb, "larger than 178 million pixels (bad.png), so make them smaller"),
 }
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from torch import nn
 
 from fmrun.data.files import BadImage
-from fmrun.data.photos import read
+from fmrun.data.photos import read_photo
 from fmrun.models.tiling import Tiles
 from fmrun.models.upscalers import Tiling, build_upscaler
 from fmrun.runtime.errors import SaveError, UserError
@@ -59,7 +59,7 @@ def pixels_of(path) -> np.ndarray:
 
 def seen(path) -> np.ndarray:
     """(H, W, C), as fmrun reads it."""
-    image, _ = read(path)
+    image, _ = read_photo(path)
     return image.numpy().reshape(image.height, image.width, image.bands)
 
 
@@ -204,7 +204,7 @@ def test_cmyk_and_lab_become_srgb(tmp_path):
 
 def test_more_than_16_bits_are_refused(tmp_path):
     pyvips.Image.new_from_array(noise(9, 9).astype(np.float32)).write_to_file(str(tmp_path / "a.tif"))
-    with pytest.raises(UserError, match=r"of more than 16 bits a pixel and channel \(.*a\.tif\)"):
+    with pytest.raises(UserError, match=r"of more than 16 bits per pixel and channel \(.*a\.tif\)"):
         run(tmp_path / "a.tif", tmp_path / "out")
 
 
@@ -327,7 +327,7 @@ def test_all_that_cannot_be_read_is_named_and_the_others_are_made(tmp_path):
     assert text.endswith("the others are done")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_x2.png", "z_x2.png"]
     with pytest.raises(BadImage):
-        read(folder / "text.jpg")
+        read_photo(folder / "text.jpg")
 
 
 def test_only_the_first_of_several_frames_and_it_says_so(tmp_path):

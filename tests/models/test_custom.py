@@ -358,7 +358,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "needy_nets.py").write_text("import a_package_nobody_has\n")
     monkeypatch.chdir(tmp_path)
 
-    def typed(target: trust.Target) -> trust.Code:
+    def typed(target: trust.Target) -> trust.NamedCode:
         trust.admit([dataclasses.replace(target, typed=True)])
         return trust.admitted(target)
 

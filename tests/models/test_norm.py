@@ -13,7 +13,7 @@ from torch import nn
 
 from fmrun.feature_matching.frozen import frozen_running_stats
 from fmrun.feature_matching.statistics import STATISTICS, random_directions
-from fmrun.models.norm import GlobalBatchNorm, globalise
+from fmrun.models.norm import GlobalBatchNorm, sync_batch_norm
 from fmrun.runtime.dist import World
 from fmrun.runtime.errors import UserError
 from fmrun.train.state import State
@@ -107,7 +107,7 @@ def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     world = World(rank, RANKS)
-    norm = globalise(fresh_norm(), world, torch.device("cpu"), double_backward=True)
+    norm = sync_batch_norm(fresh_norm(), world, torch.device("cpu"), double_backward=True)
     assert isinstance(norm, GlobalBatchNorm)
     results = {
         "norm": norm_results(norm, whole_batch()[world.local_slice(8)], world),
@@ -219,7 +219,7 @@ def test_a_world_of_one_is_the_identity():
     with world.on_first_rank() as first:
         assert first
     norm = fresh_norm()
-    assert globalise(norm, world, torch.device("cpu"), True) is norm
+    assert sync_batch_norm(norm, world, torch.device("cpu"), True) is norm
     assert type(norm) is nn.BatchNorm2d
 
 

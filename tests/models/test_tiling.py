@@ -12,7 +12,7 @@ from support.commands import fmrun  # noqa: F401, its module sets what the fork 
 from torch import nn
 
 from fmrun.models.tiling import FAR, Tiles, bands, running, upscale
-from fmrun.models.upscalers import Tiling, build_upscaler, describe, tiling
+from fmrun.models.upscalers import Tiling, build_upscaler, tiling, upscaler_for
 from fmrun.runtime.errors import UserError
 
 TINY = {
@@ -26,7 +26,7 @@ TINY = {
 def tiny(arch: str, scale: int, **params):
     full = TINY[arch] | params
     net = build_upscaler(arch, scale, 3, torch.Generator().manual_seed(0), **full).eval()
-    return net, tiling(describe(arch, scale, 3, **full))
+    return net, tiling(upscaler_for(arch, scale, 3, **full))
 
 
 def picture(height: int, width: int) -> torch.Tensor:

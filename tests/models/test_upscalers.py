@@ -13,11 +13,11 @@ from fmrun.models.upscalers import (
     ARCHITECTURES,
     Upscaler,
     build_upscaler,
-    describe,
+    fuse_convolutions,
     load_pretrained,
     read_pretrained,
-    settle,
     tiling,
+    upscaler_for,
 )
 from fmrun.runtime.errors import UserError
 
@@ -50,7 +50,7 @@ def tiny(arch: str, scale: int = 2, channels: int = 3, seed: int = 0, **params) 
 
 
 def weights_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    settle(net)
+    fuse_convolutions(net)
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
@@ -62,7 +62,7 @@ def test_every_architecture_has_what_it_says():
         "esrgan": ((1, 2, 4), (1, 3, 4)),
     }
     for name, a in ARCHITECTURES.items():
-        assert describe(name, 2, 3).params == a.params
+        assert upscaler_for(name, 2, 3).params == a.params
 
 
 @pytest.mark.parametrize(("arch", "scale", "channels", "params"), ALL)
@@ -87,7 +87,7 @@ def test_what_is_saved_is_found_by_spandrel_and_upscales_the_same(tmp_path, arch
     with torch.no_grad():
         assert torch.equal(found.model.eval()(image), net.eval()(image.clone()))
 
-    assert read_pretrained(file)[1] == describe(arch, scale, channels, **TINY[arch] | params)
+    assert read_pretrained(file)[1] == upscaler_for(arch, scale, channels, **TINY[arch] | params)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -149,7 +149,7 @@ def test_an_impossible_combination_is_one_sentence(arch, scale, channels, params
 
 
 def test_a_parameter_that_is_none_is_the_default():
-    assert describe("span", 2, 3, features=None, norm=None, blocks=None).params == ARCHITECTURES["span"].params
+    assert upscaler_for("span", 2, 3, features=None, norm=None, blocks=None).params == ARCHITECTURES["span"].params
 
 
 # Files
@@ -167,7 +167,7 @@ def test_a_file_becomes_the_net_that_it_was(tmp_path, arch, kind):
     random = torch.get_rng_state()
     net, upscaler = read_pretrained(file)
     assert torch.equal(torch.get_rng_state(), random)
-    assert upscaler == describe(arch, 2, 3, **TINY[arch])
+    assert upscaler == upscaler_for(arch, 2, 3, **TINY[arch])
     assert net.training
     image = noise(1, 3, 8, 8)
     assert torch.equal(net(image), source(image))
@@ -208,7 +208,7 @@ def test_the_newer_names_of_esrgan_are_understood(tmp_path):
             new[f"{ {'3': 'conv_up1', '5': 'conv_hr', '7': 'conv_last'}[parts[1]] }.{tail}"] = value
     save_file(new, tmp_path / "net.safetensors")
     net, upscaler = read_pretrained(tmp_path / "net.safetensors")
-    assert upscaler == describe("esrgan", 2, 3, features=4, blocks=2)
+    assert upscaler == upscaler_for("esrgan", 2, 3, features=4, blocks=2)
     assert all(torch.equal(value, old[name]) for name, value in net.state_dict().items())
 
 
@@ -331,19 +331,19 @@ LOCAL = [
 @pytest.mark.parametrize(("arch", "scale", "params"), LOCAL)
 def test_the_radius_is_as_far_as_the_net_sees(arch, scale, params):
     params = TINY[arch] | params
-    radius = tiling(describe(arch, scale, 3, **params)).radius
+    radius = tiling(upscaler_for(arch, scale, 3, **params)).radius
     slack = 6 if params.get("unshuffle") else 1
     found = seen(tiny(arch, scale, **params), scale, 2 * (radius + 8) // 4 * 4 + 8)
     assert radius - slack <= found <= radius
 
 
 def test_a_norm_over_the_image_sees_everywhere():
-    assert tiling(describe("realplksr", 2, 3)).radius is None
+    assert tiling(upscaler_for("realplksr", 2, 3)).radius is None
     assert seen(tiny("realplksr", 2, blocks=1), 2, 60) == 30
 
 
 def test_tiles_that_overlap_by_the_radius_equal_the_whole():
-    upscaler = describe("compact", 2, 3, **TINY["compact"])
+    upscaler = upscaler_for("compact", 2, 3, **TINY["compact"])
     net, image, r = tiny("compact").eval(), noise(1, 3, 20, 40), tiling(upscaler).radius
     with torch.no_grad():
         whole, left = net(image), net(image[..., : 20 + r])
@@ -352,7 +352,7 @@ def test_tiles_that_overlap_by_the_radius_equal_the_whole():
 
 @pytest.mark.parametrize(("arch", "scale", "channels", "params"), ALL)
 def test_the_smallest_tile_can_be_upscaled(arch, scale, channels, params):
-    upscaler = describe(arch, scale, channels, **TINY[arch] | params)
+    upscaler = upscaler_for(arch, scale, channels, **TINY[arch] | params)
     side = tiling(upscaler).smallest
     with torch.no_grad():
         made = tiny(arch, scale, channels, **params).eval()(noise(1, channels, side, side))
@@ -360,6 +360,6 @@ def test_the_smallest_tile_can_be_upscaled(arch, scale, channels, params):
 
 
 def test_the_published_nets_see_as_far_as_is_known():
-    radii = {name: tiling(describe(name, 4, 3)).radius for name in ARCHITECTURES}
+    radii = {name: tiling(upscaler_for(name, 4, 3)).radius for name in ARCHITECTURES}
     assert radii == {"compact": 18, "span": 21, "realplksr": None, "esrgan": math.ceil(347 + 1.25)}
     assert str(Upscaler("compact", 2, 1, {"features": 4})) == "Compact x2, 1 channel, features 4"

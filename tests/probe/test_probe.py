@@ -246,7 +246,7 @@ def test_a_cut_gradient_is_seen(stages):
     assert column(result, "gradient") == {"code.conv": True, "code": True, "cut": False, "constant": False}
     assert column(result, "receptive_field") == {"code.conv": 32, "code": 32, "cut": None, "constant": None}
     assert any("no gradient" in w and "layers cut, constant" in w for w in result["warnings"])
-    assert "NO" in probe.table(result)
+    assert "NO" in probe.layer_table(result)
 
 
 def test_selected_layers():
@@ -349,7 +349,7 @@ def test_probe_on_data_repeats_and_is_json():
     assert results[0]["step"] is None
     assert "untrained" in said.getvalue()
     assert all(layer["gap"] > 0 for layer in results[0]["layers"])
-    text = probe.table(results[0])
+    text = probe.layer_table(results[0])
     assert [line.split()[1] for line in text.splitlines()[2:]] == list(column(results[0], "name"))
     assert "gap" in text
 
@@ -361,7 +361,7 @@ def test_probe_without_data():
     for layer in result["layers"]:
         assert layer["gap"] is layer["gradient_share"] is layer["blind"] is None
     assert result["share"] is None
-    assert "gap" not in probe.table(result)
+    assert "gap" not in probe.layer_table(result)
     with pytest.raises(UserError, match="nowhere"):
         probe.probe(config, run_checkpoint=None, data=True, report=Reporter(stream=io.StringIO()))
 

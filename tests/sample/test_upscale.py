@@ -20,7 +20,7 @@ from support.two_ranks import closeness
 from torch import nn
 
 from fmrun.config.presets import resolve
-from fmrun.models.upscalers import ARCHITECTURES, build_upscaler, settle
+from fmrun.models.upscalers import ARCHITECTURES, build_upscaler, fuse_convolutions
 from fmrun.runtime.errors import UserError
 from fmrun.tasks.upscale import UpscaleData, UpscaleMonitor
 from fmrun.train import memory
@@ -587,7 +587,7 @@ def test_sample_wants_what_its_generator_takes() -> None:
 def community_file(path: Path, arch: str, scale: int, **params: Any) -> nn.Module:
     """A model as it is found on the net: weights alone, under the names spandrel knows."""
     net = build_upscaler(arch, scale, 3, torch.Generator().manual_seed(7), **params)
-    settle(net)
+    fuse_convolutions(net)
     save_file(net.state_dict(), path)
     return net
 

@@ -42,7 +42,7 @@ def opened(path: Path | str, lr_path: Path | None = None, **options: Any) -> Ima
 
 def windows(data: Images, part: slice = slice(None), **options: Any) -> Windows:
     own = {"patch_size": 32, "rotate": True} if data.paired else {}
-    return Windows(data, part=part, **{"seed": 3, "global_batch": 6, "hflip": True, **own, **options})
+    return Windows(data, local_slice=part, **{"seed": 3, "global_batch": 6, "hflip": True, **own, **options})
 
 
 def feed(data: Images, part: slice = slice(None), **options: Any) -> Feed:
