@@ -1,4 +1,4 @@
-"""Adding is local: one file or function and one row in `config/tables.py`, or, for a command, one file.
+"""Adding is local: one place in the code and one row in `config/tables.py`, or, for a command, one file.
 
 One of each kind is added to a copy of fmrun and used by the commands.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from support.commands import write_images
 
 import fmrun
@@ -31,7 +32,7 @@ ROWS = {
     "DISCRIMINATORS": '"linear": NetRow("one linear layer after another"),',
     "GENERATORS": '"linear": NetRow("one linear layer after another", ("latent_dim",), FROM_LATENTS),',
     "METRICS": '"centre": MetricRow("distance of centres", "lower", of_features=True),',
-    "SOURCES": '"ramp": SourceRow("grey ramps", ("generate",)),',
+    "SOURCES": '"ramp": SourceRow("grey ramps"),',
     "TASKS": """"sphere": TaskRow(
         has_targets=False, samples_of="latents", data="a folder or file of images", sizes="generator.width"
     ),""",
@@ -257,7 +258,7 @@ def test_the_tables_name_what_the_code_has() -> None:
     assert tables.STATISTICS.keys() == statistics.STATISTICS.keys()
     assert tables.ADVERSARIAL_LOSSES.keys() == adversarial.D_LOSSES.keys() == adversarial.G_LOSSES.keys()
     assert tables.SOURCES.keys() == sources.READERS.keys()
-    assert {name for name, row in tables.METRICS.items() if row.of_features} == set(distribution.SCORES)
+    assert distribution.scores(torch.rand(10, 3), torch.rand(10, 3)).keys() == set(distribution.SCORES)
     upscaling = {name for name, row in tables.GENERATORS.items() if "upscale" in row.tasks}
     assert upscaling == upscalers.ARCHITECTURES.keys()
     models = Path(upscalers.__file__).parent

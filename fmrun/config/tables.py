@@ -105,7 +105,7 @@ STATISTICS = {
 
 @dataclass(frozen=True)
 class AdversarialRow(Row):
-    """An adversarial loss. Its code are `d_NAME` and `g_NAME` in `fmrun/losses/adversarial.py`."""
+    """An adversarial loss. Its code: `d_NAME` and `g_NAME` in `fmrun/losses/adversarial.py`."""
 
     relativistic: bool = False
     """Whether the generator's loss reads the logits of real images."""
@@ -130,12 +130,12 @@ ADVERSARIAL_LOSSES = {
 class SourceRow(Row):
     """Images that `data.path` names as `SOURCE:NAME`. Its code is a reader in `fmrun/data/sources.py`."""
 
-    tasks: tuple[str, ...] = tuple(TASKS)
+    tasks: tuple[str, ...] = FROM_LATENTS
 
 
 SOURCES = {
-    "bundled": SourceRow("what comes with fmrun"),
-    "torchvision": SourceRow("torchvision's small data sets, downloaded before", tasks=FROM_LATENTS),
+    "bundled": SourceRow("what comes with fmrun", tasks=tuple(TASKS)),
+    "torchvision": SourceRow("torchvision's small data sets, downloaded into `data.root` before"),
 }
 
 

@@ -15,9 +15,7 @@ from ..runtime.errors import UserError, nearest
 from .acting import ACTS
 from .fields import members, show
 from .overrides import FILE, Given, Layers
-
-UNPAIRED = {"generate": "mean"}
-"""The statistic of each task in which real and generated images do not correspond."""
+from .tables import FROM_LATENTS
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class LossTarget:
     """Keys of that style that say what fmrun does anyway: accepted with this value only."""
 
     @property
-    def paired(self) -> bool:
+    def has_targets(self) -> bool:
         """Whether it compares each image with its original."""
         return self.section not in ("feature_matching", "losses.gan")
 
@@ -108,17 +106,17 @@ def read_losses(entries: list[Any], task: str) -> tuple[Settings, Settings, list
             raise UserError(f"{where}: {type_} is already entry {first[type_]}; each type is given once")
         first[type_] = number
         where = f"{where} ({entry['type']})"
-        if TYPES[type_].paired and task in UNPAIRED:
+        if TYPES[type_].has_targets and task in FROM_LATENTS:
             raise UserError(
                 f"{where} belongs to super-resolution, where every image has its original; "
                 f"task '{task}' takes featurematchingloss and ganloss only"
             )
         entry_settings = _entry(entry, TYPES[type_], where)
         settings |= entry_settings
-        if TYPES[type_].paired:
+        if TYPES[type_].has_targets:
             implied[f"{TYPES[type_].section}.weight"] = (1.0, where, "weight")
         elif type_ == "featurematchingloss":
-            match = entry_settings.get("feature_matching.match", (UNPAIRED.get(task, "sample"),))[0]
+            match = entry_settings.get("feature_matching.match", ("mean" if task in FROM_LATENTS else "sample",))[0]
             defaults = {"weight": 1.0, "balance": "none", "match": match}
             if match in ACTS["feature_matching.criterion"][1]:
                 unbiased = entry_settings.get("feature_matching.estimator", ("",))[0] == "unbiased"

@@ -18,7 +18,7 @@ def located(data: DataConfig, task: str) -> DataConfig:
     """The section with paths that mean the same in every folder. Links in them stay links."""
     paths = {name: path for name in PATHS if (path := getattr(data, name)) is not None and not is_named(path, task)}
     if any(
-        is_named(path, task) and path.lower().startswith("torchvision:") for path in (data.path, data.valid_path or "")
+        is_named(path, task) and not path.lower().startswith("bundled:") for path in (data.path, data.valid_path or "")
     ):
         paths["root"] = data.root
     return data.model_copy(update={name: path if "://" in path else _absolute(path) for name, path in paths.items()})

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.tables import METRICS
+
 SUBSETS, SUBSET_SIZE, SUBSET_SEED = 100, 1000, 2020
 """Of KID, torch-fidelity's defaults: the mean over as many draws of as many images. Sets of no more than SUBSET_SIZE
 images are compared whole, which every draw of all of them would give again."""
@@ -23,7 +25,7 @@ AT_ONCE = 4096
 LEAST = 10
 """Images a set needs at least for any score."""
 
-SCORES = ("kid", "fid", "precision", "recall", "density", "coverage")
+SCORES = tuple(name for name, row in METRICS.items() if row.of_features)
 ROWS = 1024
 """Of a matrix of distances, computed at a time."""
 

@@ -148,7 +148,7 @@ def test_mistakes_in_the_list(tmp_path, entries, expected):
     assert message(tmp_path, f"losses: {entries}").startswith(f"exp.yml: {expected}")
 
 
-@pytest.mark.parametrize("name", sorted(t for t, target in TYPES.items() if target.paired))
+@pytest.mark.parametrize("name", sorted(t for t, target in TYPES.items() if target.has_targets))
 def test_paired_losses_are_known_and_named(tmp_path, name):
     assert f"exp.yml: losses entry 1 ({name}) belongs to super-resolution" in message(
         tmp_path, f"losses: [{{type: {name}}}]"
@@ -254,7 +254,7 @@ PAIRED = {
 
 
 def test_every_paired_type_has_its_section():
-    assert {name for name, target in TYPES.items() if target.paired} == set(PAIRED)
+    assert {name for name, target in TYPES.items() if target.has_targets} == set(PAIRED)
 
 
 @pytest.mark.parametrize(("type_", "name"), PAIRED.items())
