@@ -69,7 +69,7 @@ def _over_scales''',
     return {"centre": centre, "kid"''',
     },
     "data/sources.py": {
-        "READERS: dict": '''def read_ramps(name: str, root: str, split: str) -> np.ndarray:
+        "READERS: dict": '''def read_ramps(name: str, split: str, root: str) -> np.ndarray:
     """As many ramps as `name` says."""
     return np.broadcast_to(np.arange(0, 252, 9, dtype=np.uint8), (int(name), 28, 28)).copy()
 

@@ -168,7 +168,7 @@ def read_array(path: str, config: DataConfig, split: str) -> np.ndarray | None:
     """The array that `path` names, or `None` if `path` is a folder. Raises `BadFile`."""
     scheme, _, name = path.partition(":")
     if is_named(path, "generate"):
-        return READERS[scheme.lower()](name, config.root, split)
+        return READERS[scheme.lower()](name, split, config.root)
     if why := missing(path, "generate"):
         raise BadFile(why)
     place = Path(path).expanduser()
@@ -235,7 +235,7 @@ def read_npz(path: Path) -> np.ndarray:
     return images
 
 
-def read_torchvision(name: str, root: str, split: str) -> np.ndarray:
+def read_torchvision(name: str, split: str, root: str) -> np.ndarray:
     """The training part of one of torchvision's data sets, already downloaded under `root`."""
     if name not in TORCHVISION:
         known = list(TORCHVISION)
@@ -259,13 +259,13 @@ def read_torchvision(name: str, root: str, split: str) -> np.ndarray:
     return images.transpose(0, 2, 1) if name == "EMNIST" else images  # its files hold every letter transposed
 
 
-def read_bundled(name: str, root: str, split: str) -> np.ndarray:
+def read_bundled(name: str, split: str, root: str = "") -> np.ndarray:
     """`split` ("train" or "valid") of the images that come with fmrun."""
     if name not in BUNDLED:
         known = list(BUNDLED)
         raise BadFile(f"is not among bundled:{', '.join(known)}{nearest(name, known)}")
     if name.startswith("stacked-"):
-        return stack(read_bundled(name.removeprefix("stacked-"), root, split), split)
+        return stack(read_bundled(name.removeprefix("stacked-"), split), split)
     with Image.open(BUNDLED[name] / f"{name}-{split}.png", formats=("PNG",)) as image:
         grid = np.asarray(image)
     rows = grid.shape[0] // TILE
@@ -280,4 +280,4 @@ def stack(images: np.ndarray, split: str) -> np.ndarray:
 
 
 READERS: dict[str, Callable[[str, str, str], np.ndarray]] = {"bundled": read_bundled, "torchvision": read_torchvision}
-"""By the rows of `config.tables.SOURCES`: uint8 images of a name, `data.root`, and a split (`train` or `valid`)."""
+"""By the rows of `config.tables.SOURCES`: uint8 images of a name, a split (`train` or `valid`) and `data.root`."""
