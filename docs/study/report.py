@@ -24,7 +24,7 @@ NAMES = {
     "precision_mobilenet_v2": "precision",
     "recall_mobilenet_v2": "recall",
     "coverage_mobilenet_v2": "coverage",
-    "modes": "kinds",
+    "modes": "modes",
     "modes_kl": "KL of modes",
 }
 DIGITS = {"kid_mobilenet_v2": 2, "fid_mobilenet_v2": 1, "modes": 1}
@@ -131,7 +131,7 @@ def findings(study: Study) -> str:
         plain = over_seeds(modes.rows["last"].groupby("group").value).loc[CONTROL]
         pairs = study.against_control(modes).iterrows()
         told = "; ".join(f"{label(group)} {interval(row, 1)} (p = {row.holm:.2g})" for group, row in pairs)
-        lines.append(f"Kinds made, of 1,000: plain {interval(plain, 1)}. Differences from it: {told}.")
+        lines.append(f"Modes made, of 1,000: plain {interval(plain, 1)}. Differences from it: {told}.")
     return "\n".join(f"* {line}" for line in lines)
 
 

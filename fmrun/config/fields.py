@@ -69,8 +69,8 @@ def takes(schema: dict[str, Any], quote: str = "{}") -> list[str]:
         return [NOUNS[schema["type"]][0] + _bounds(schema, ", ") + ", not empty" * ("minLength" in schema)]
     item = schema["prefixItems"][0] if "prefixItems" in schema else schema["items"]
     count = f"{schema['maxItems']} " if "maxItems" in schema else "one or more " if "minItems" in schema else ""
-    kinds = [quote.format(c) for c in _choices(item)]
-    nouns = ", ".join(kinds) or ("names or indices" if "anyOf" in item else NOUNS[item["type"]][1])
+    choices = [quote.format(c) for c in _choices(item)]
+    nouns = ", ".join(choices) or ("names or indices" if "anyOf" in item else NOUNS[item["type"]][1])
     return [f"a list of {count}{nouns}{_bounds(item, ', each ')}"]
 
 

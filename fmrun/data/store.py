@@ -111,7 +111,7 @@ class Images:
         return [Path(entry.name).with_suffix("").as_posix() for entry in self.files.entries]
 
     @property
-    def paired(self) -> bool:
+    def has_targets(self) -> bool:
         return self.low is not None or self.degradation is not None
 
     @property
@@ -137,12 +137,12 @@ class Images:
     @property
     def factors(self) -> tuple[int, ...]:
         """From low-resolution pixels to those of each side."""
-        return (1, self.scale) if self.paired else (1,)
+        return (1, self.scale) if self.has_targets else (1,)
 
     def cut(self, index: int, window: Window, steps: Recipe | None) -> list[np.ndarray]:
         """Of each side of one pair, or of one image, the part `(h, w, C)` in a low-resolution window; `steps` are what a
         random degradation does to it."""
-        if not self.paired:
+        if not self.has_targets:
             return [self.window(index, window)]
         scale = self.scale
         if self.low is not None:
@@ -243,7 +243,7 @@ class Images:
         """A SHA-256 that changes when the data do, however they are kept: of names and contents of files, or of the
         shape and pixels of an array."""
         digest = hashlib.sha256()
-        between = " " if self.paired else "\0"
+        between = " " if self.has_targets else "\0"
         for files in self._entries:
             mark = between.join(f"{entry.name}{between}{entry.sha256}" for entry in files)
             digest.update(f"{mark}\0".encode(errors="surrogateescape"))

@@ -13,7 +13,7 @@ from ..config.data import DataConfig
 from ..config.schema import Config
 from ..metrics.distribution import LEAST, SUBSET_SEED, SUBSETS, kid_error, scores, subset_size
 from ..metrics.extractors import open_extractor, suffix_of
-from ..metrics.modes import STACKED_NUM, Classifier, Kinds, choose_kinds, coverage, load_classifier
+from ..metrics.modes import STACKED_NUM, Classifier, Modes, choose_modes, coverage, load_classifier
 from ..metrics.reals import Reals, Share, choose_reals, share
 from ..runtime.errors import UserError
 from ..runtime.report import Reporter, note_once
@@ -48,9 +48,9 @@ class DistributionScores:
     def __call__(self, source: Source, config: Config) -> dict[str, Any]:
         reals, count = self._reals(config)
         data = source.config.data
-        kinds = choose_kinds(data.path, data.channels or 0, data.image_size)
-        counted = 0 if kinds is None else STACKED_NUM if kinds.channels == 3 else count
-        features, histogram = self._look(source, count, kinds, counted)
+        modes = choose_modes(data.path, data.channels or 0, data.image_size)
+        counted = 0 if modes is None else STACKED_NUM if modes.channels == 3 else count
+        features, histogram = self._look(source, count, modes, counted)
         reference = self._features(reals.reference)
         settings = {
             "task": config.task,
@@ -69,23 +69,23 @@ class DistributionScores:
         }
         metrics, floor, floor_error = self._named(scores(features, reference)), *self._floor(reals)
         error = kid_error(features, reference)
-        if kinds is not None:
+        if modes is not None:
             settings["modes_num"] = counted
             metrics |= coverage(histogram)
-            floor = floor | self._real_modes(config, kinds, counted)
+            floor = floor | self._real_modes(config, modes, counted)
         errors = {"error": {self.headline: error}, "floor_error": {self.headline: floor_error}}
         return {"settings": settings, "metrics": metrics, "floor": floor, "floor_on": reals.floor_name, **errors}
 
-    def _look(self, source: Source, count: int, kinds: Kinds | None, counted: int) -> tuple[Tensor, Tensor]:
+    def _look(self, source: Source, count: int, modes: Modes | None, counted: int) -> tuple[Tensor, Tensor]:
         """Features of the first `count` images, and how many of the first `counted` are of which kind."""
         features, seen, total = [], 0, max(count, counted)
         tell = self.report.counting("images made and looked at")
-        histogram = torch.zeros(kinds.count if kinds else 0, dtype=torch.float64)
+        histogram = torch.zeros(modes.count if modes else 0, dtype=torch.float64)
         for part in images(source, SEED, total):
             if seen < count:
                 features.append(self.extractor.all([part[: count - seen]], self.device))
-            if kinds is not None and seen < counted:
-                histogram += kinds.histogram(self.classifier, [part[: counted - seen]], self.device)
+            if modes is not None and seen < counted:
+                histogram += modes.histogram(self.classifier, [part[: counted - seen]], self.device)
             seen += len(part)
             tell(seen, total)
         return torch.cat(features), histogram
@@ -95,7 +95,7 @@ class DistributionScores:
         if share.fingerprint not in self._known:
             tell = self.report.counting("real images looked at")
 
-            def told() -> Iterator[Tensor]:
+            def parts() -> Iterator[Tensor]:
                 """The parts; each is told of when the next is asked for."""
                 done = 0
                 for part in share.parts():
@@ -103,18 +103,18 @@ class DistributionScores:
                     done += len(part)
                     tell(done, len(share))
 
-            self._known[share.fingerprint] = self.extractor.all(told(), self.device)
+            self._known[share.fingerprint] = self.extractor.all(parts(), self.device)
         return self._known[share.fingerprint]
 
     @cached_property
     def classifier(self) -> Classifier:
         return load_classifier(self.device)
 
-    def _real_modes(self, config: Config, kinds: Kinds, counted: int) -> dict[str, float]:
+    def _real_modes(self, config: Config, modes: Modes, counted: int) -> dict[str, float]:
         """What `coverage` finds among as many real images as there are, up to `counted`."""
         train, (pool, _) = self.open(config).train, self.open.pool(config)
         chosen = share(pool if len(pool) >= min(counted, len(train)) else train, counted)
-        return coverage(kinds.histogram(self.classifier, chosen.parts(), self.device))
+        return coverage(modes.histogram(self.classifier, chosen.parts(), self.device))
 
     def _reals(self, config: Config) -> tuple[Reals, int]:
         """The real images of a run, and how many to generate beside them."""
@@ -139,8 +139,8 @@ class DistributionScores:
             self._floors[key] = self._named(scores(*both)), kid_error(*both)
         return self._floors[key]
 
-    def _named(self, found: dict[str, float]) -> dict[str, float]:
-        return {name + suffix_of(self.extractor.name): value for name, value in found.items()}
+    def _named(self, scores: dict[str, float]) -> dict[str, float]:
+        return {name + suffix_of(self.extractor.name): value for name, value in scores.items()}
 
     def _resize(self, data: DataConfig) -> str:
         """How images came to the size the extractor sees; generated ones need only the second step."""

@@ -64,19 +64,19 @@ def evaluate(
     as_trained = not any(key.startswith("data.") for key in keys)
     for target, config, paths in zip(targets, configs, wanted, strict=True):
         own: list[dict[str, Any]] = []
-        for found in _readable(target, paths, report):
-            if as_trained and not own and found.meta.data != measure.open(config).train.fingerprint:
+        for saved in _readable(target, paths, report):
+            if as_trained and not own and saved.meta.data != measure.open(config).train.fingerprint:
                 report.warn(
                     f"the images of {_name(target)} are not those it was trained on: what is held out of them now, the "
                     "generator may have learned from"
                 )
-            report.note(f"{_name(target)}, step {found.step}: measuring")
-            source = load_source(found, Path("."), raw=False, device=device)
-            record = {"step": found.step, "weights": "ema", "default": asked.default, **measure(source, config)}
+            report.note(f"{_name(target)}, step {saved.step}: measuring")
+            source = load_source(saved, Path("."), raw=False, device=device)
+            record = {"step": saved.step, "weights": "ema", "default": asked.default, **measure(source, config)}
             if isinstance(target, Run):
                 target.add_evaluation(record)
             own.append({"run": target.name, "which": [], **record})
-            for sentence in lone_precision(f"{_name(target)}, step {found.step}", record["metrics"]):
+            for sentence in lone_precision(f"{_name(target)}, step {saved.step}", record["metrics"]):
                 report.warn(sentence)
         _mark(own, target, measure.headline)
         records += own
@@ -96,9 +96,9 @@ def _scores(config: Config, asked: Asked, device: torch.device, report: Reporter
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Rows of runs, then of what real images (or bicubic upscaling) reach; beside KID stands its standard error."""
-    found = dict.fromkeys(name for r in records for name, value in r["metrics"].items() if value is not None)
+    scores = dict.fromkeys(name for r in records for name, value in r["metrics"].items() if value is not None)
     with_error = {name for r in records for name in r.get("error", {})}
-    names = [head for name in found for head in ([name, f"{name} ±"] if name in with_error else [name])]
+    names = [head for name in scores for head in ([name, f"{name} ±"] if name in with_error else [name])]
 
     def row(head: Sequence[Any], values: dict[str, Any], errors: dict[str, Any]) -> list[str]:
         both = values | {f"{name} ±": error for name, error in errors.items()}

@@ -67,9 +67,9 @@ class GivenDiscriminator(nn.Module):
         if isinstance(output, tuple | list) and len(output) == 2 and isinstance(output[1], Mapping | list | tuple):
             features = output[1]
             named = features.items() if isinstance(features, Mapping) else enumerate(features)
-            found = {str(name): feature for name, feature in named}
-            if all(isinstance(feature, Tensor) for feature in found.values()):
-                return output[0], found
+            by_name = {str(name): feature for name, feature in named}
+            if all(isinstance(feature, Tensor) for feature in by_name.values()):
+                return output[0], by_name
         raise FeatureMatchingError(
             f"{self.what}: forward_with_features must return (logits, features), features a list, tuple or dict of tensors"
         )

@@ -150,18 +150,18 @@ def logit_paths(output: object, what: str, batch: int) -> tuple[Path, ...]:
     """Where the logits of a batch are in what a discriminator returned: the entry that the others feed into, or several of
     one channel, predictions at several scales; each with a row for every image. FeatureMatchingError, which says what came back,
     where that is not clear."""
-    found = [(path, tensor) for path, tensor in entries(output) if tensor.shape[0] == batch]
-    if any(tensor.requires_grad for _, tensor in found):  # what was detached are features
-        found = [(path, tensor) for path, tensor in found if tensor.requires_grad]
+    candidates = [(path, tensor) for path, tensor in entries(output) if tensor.shape[0] == batch]
+    if any(tensor.requires_grad for _, tensor in candidates):  # what was detached are features
+        candidates = [(path, tensor) for path, tensor in candidates if tensor.requires_grad]
     if isinstance(output, Mapping):
-        named = [name for name in LOGITS if any(path[0] == name for path, _ in found)]
+        named = [name for name in LOGITS if any(path[0] == name for path, _ in candidates)]
         if named:
-            found = [(path, tensor) for path, tensor in found if path[0] == named[0]]
-    nodes = [tensor.grad_fn for _, tensor in found]
+            candidates = [(path, tensor) for path, tensor in candidates if path[0] == named[0]]
+    nodes = [tensor.grad_fn for _, tensor in candidates]
     behind = [ancestors([node]) for node in nodes]
     last: dict[Node | int, tuple[Path, Tensor]] = {}
-    for i, (path, tensor) in enumerate(found):
-        if all(nodes[i] not in behind[k] or nodes[k] is nodes[i] for k in range(len(found))):
+    for i, (path, tensor) in enumerate(candidates):
+        if all(nodes[i] not in behind[k] or nodes[k] is nodes[i] for k in range(len(candidates))):
             node = nodes[i]
             last.setdefault(i if node is None else node, (path, tensor))
     sinks = list(last.values())
@@ -169,7 +169,7 @@ def logit_paths(output: object, what: str, batch: int) -> tuple[Path, ...]:
         if _chain(tensor.grad_fn, ("Sigmoid",)):
             assert tensor.grad_fn is not None
             inner = tensor.grad_fn.next_functions[0][0]
-            sinks[k] = next((entry for entry, node in zip(found, nodes, strict=True) if node is inner), sinks[k])
+            sinks[k] = next((entry for entry, node in zip(candidates, nodes, strict=True) if node is inner), sinks[k])
     single = all(tensor.ndim == 1 or tensor.shape[1] == 1 for _, tensor in sinks)
     if len(sinks) == 1 or (sinks and single):
         return tuple(path for path, _ in sinks)
@@ -370,8 +370,8 @@ class WalkedDiscriminator(nn.Module):
         return DiscriminatorOutput(judged, {name: caught[name] for name in self.calls if name in caught})
 
     def _logits(self, output: object) -> Logits:
-        found = tuple(at(output, path) for path in self.paths)
-        return found[0] if len(found) == 1 else found
+        logits = tuple(at(output, path) for path in self.paths)
+        return logits[0] if len(logits) == 1 else logits
 
 
 def thirds(names: Sequence[str]) -> list[Sequence[str]]:

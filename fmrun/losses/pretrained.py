@@ -105,11 +105,11 @@ def usable() -> Iterator[None]:
 def check_published(path: Path, published: str, field: str) -> None:
     """DamagedWeights unless the SHA-256 of a file is the one that the name `published` ends in."""
     with reading(path), path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found.startswith(wanted := Path(published).stem.rpartition("-")[2]):
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not digest.startswith(wanted := Path(published).stem.rpartition("-")[2]):
         raise DamagedWeights(
             f"{field}: '{path}' ({path.stat().st_size} bytes) is cut short, damaged or another file: its SHA-256 begins with "
-            f"{found[:8]}, not {wanted}; delete it and fetch it again"
+            f"{digest[:8]}, not {wanted}; delete it and fetch it again"
         )
 
 

@@ -65,8 +65,8 @@ def lone_precision(who: str, values: Mapping[str, float | None]) -> Iterator[str
             others = {other: values.get(f"{other}_{extra}" if extra else other) for other in ("recall", "coverage")}
             low = [f"{o} is {v:.3g}" for o, v in others.items() if v is not None and v < COLLAPSED]
             if low:
-                told = f"a precision of {precision:.3g} says nothing by itself where {' and '.join(low)}"
-                yield f"{who}: {told}: one good image, made over and over, has it too"
+                sentence = f"a precision of {precision:.3g} says nothing by itself where {' and '.join(low)}"
+                yield f"{who}: {sentence}: one good image, made over and over, has it too"
 
 
 def show_all(name: str, values: Sequence[float | None], halves: Sequence[float | None] = ()) -> list[str]:

@@ -49,7 +49,7 @@ def load_classifier(device: torch.device | str = "cpu") -> Classifier:
 
 
 @dataclass(frozen=True)
-class Kinds:
+class Modes:
     """The modes of a data set: 10 of grey images, 1,000 of stacked ones."""
 
     channels: int
@@ -76,11 +76,11 @@ class Kinds:
         return counts
 
 
-def choose_kinds(path: str, channels: int, size: int) -> Kinds | None:
+def choose_modes(path: str, channels: int, size: int) -> Modes | None:
     """The modes of a run's images where the last part of its data's path says that they are (stacked) Fashion-MNIST."""
     last = path.lower().rstrip("/").rpartition("/")[2]
     named = "fashion" in last and channels == (3 if "stacked" in last else 1)
-    return Kinds(channels) if named and size in (SIDE, 32) else None
+    return Modes(channels) if named and size in (SIDE, 32) else None
 
 
 def coverage(histogram: Tensor) -> dict[str, float]:

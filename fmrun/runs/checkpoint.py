@@ -137,12 +137,12 @@ def read(path: Path) -> Checkpoint:
         data = _verified(path)
         try:
             meta = _meta(data[8 : 8 + _header_size(data)], path)
-            found = Checkpoint(meta, safetensors.torch.load(data))
+            loaded = Checkpoint(meta, safetensors.torch.load(data))
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptCheckpoint(f"{path} cannot be read by this version of fmrun: {error}") from error
-    if problem := _problem(found, path):
+    if problem := _problem(loaded, path):
         raise CorruptCheckpoint(f"{path} is not as fmrun writes it: {problem}")
-    return found
+    return loaded
 
 
 def read_meta(path: Path) -> Meta:
@@ -155,27 +155,27 @@ def read_meta(path: Path) -> Meta:
             raise CorruptCheckpoint(f"{path} is not a checkpoint of fmrun, or its beginning is damaged") from error
 
 
-def _problem(found: Checkpoint, path: Path) -> str | None:
+def _problem(loaded: Checkpoint, path: Path) -> str | None:
     """What does not fit together in a checkpoint, before any net is built from it."""
     in_name = NAME.fullmatch(path.name)
-    if in_name is not None and int(in_name[1]) != found.step:
-        return f"it is of step {found.step}"
-    parts = {name.partition(".")[0] for name in found.tensors}
+    if in_name is not None and int(in_name[1]) != loaded.step:
+        return f"it is of step {loaded.step}"
+    parts = {name.partition(".")[0] for name in loaded.tensors}
     if missing := {"generator", "ema", "discriminator", "guard"} - parts:
         return f"it has no {min(missing)}"
     if unknown := parts - {"generator", "ema", "discriminator", "matching", "optimiser", "guard", "window"}:
         return f"there is no part '{min(unknown)}'"
-    if found.part("window").keys() != found.meta.window.keys():
+    if loaded.part("window").keys() != loaded.meta.window.keys():
         return "the log's sums and their counts differ"
-    nets = {name: found.part(name) for name in ("generator", "ema", "discriminator")}
+    nets = {name: loaded.part(name) for name in ("generator", "ema", "discriminator")}
     if _shapes(nets["ema"]) != _shapes(nets["generator"]):
         return "the averaged generator is not of the generator's shape"
     for net in ("generator", "discriminator"):
-        for name, moment in found.part(f"optimiser.{net}").items():
+        for name, moment in loaded.part(f"optimiser.{net}").items():
             parameter, _, key = name.rpartition("/")
             if parameter not in nets[net] or (key != "step" and moment.shape != nets[net][parameter].shape):
                 return f"the optimiser's {name} does not fit the {net}"
-    for name, tensor in found.tensors.items():
+    for name, tensor in loaded.tensors.items():
         checked = name.startswith(("generator.", "ema.", "discriminator.", "optimiser."))
         if checked and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"{name} is not finite"

@@ -307,5 +307,5 @@ class Kind:
 
 def kind(name: str) -> Kind:
     """The parts of the task of this name, one of `config.tables.TASKS`."""
-    found: Kind = import_module(f".{name}", __name__).KIND
-    return found
+    parts: Kind = import_module(f".{name}", __name__).KIND
+    return parts

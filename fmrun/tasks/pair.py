@@ -87,7 +87,7 @@ class PairData:
             seed=config.seed,
             global_batch=config.train.batch_size,
             local_slice=world.local_slice(config.train.batch_size),
-            patch_size=data.patch_size if self.train.paired else None,
+            patch_size=data.patch_size if self.train.has_targets else None,
             hflip=data.hflip,
             rotate=data.rotate,
         )
@@ -148,8 +148,8 @@ class PairTask:
             yield
         finally:
             self.forward = compiled[0]
-            for role, fast in zip(self.discriminators, compiled[1], strict=True):
-                role.compiled = fast
+            for role, net in zip(self.discriminators, compiled[1], strict=True):
+                role.compiled = net
 
     def plan(self, step: int) -> StepPlan:
         """What happens in `step`; a function of the step alone."""

@@ -300,11 +300,11 @@ class UpscaleMonitor:
     def held_out(self, count: int) -> dict[str, float]:
         """PSNR and SSIM of luma, and the perceptual distance, over whole validation images, of the averaged generator and
         of bicubic upscaling."""
-        found = {
+        scores = {
             suffix: restored(way, self.pairs, count, self.perceptual)
             for suffix, way in (("", self.upscale), ("_bicubic", self.bicubic))
         }
-        return {f"eval/{name}{suffix}": value for suffix, own in found.items() for name, value in own.items()}
+        return {f"eval/{name}{suffix}": value for suffix, values in scores.items() for name, value in values.items()}
 
 
 def blank(config: Config, world: World, device: torch.device) -> PairBatch:

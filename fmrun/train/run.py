@@ -64,9 +64,9 @@ def check_determinism(config: Config, device: torch.device) -> None:
 def warnings(config: Config, state: State) -> list[str]:
     """What a user should know about this experiment before it starts."""
     fm, task = config.feature_matching, state.task
-    found = []
+    sentences = []
     if fm.weight and fm.match == "sample" and not config.has_targets:
-        found.append(
+        sentences.append(
             "match 'sample' pairs each generated image with an unrelated real one, which rewards making every image the "
             "average of the data; use match=mean unless that is what you want to see"
         )
@@ -79,7 +79,7 @@ def warnings(config: Config, state: State) -> list[str]:
         first = min(term.start_step for term in missed.values())
         fields = {"adversarial training": "losses.gan.start_step", "feature matching": "feature_matching.start_step"}
         fix = " ".join(f"-s {fields[name]}=0" for name in missed)
-        found.append(
+        sentences.append(
             f"the run ends at step {config.train.steps}, before {' and '.join(missed)} begin{'s' * (len(missed) == 1)} (step "
             f"{first}): more --steps, or {fix} to begin at once"
         )
@@ -88,17 +88,17 @@ def warnings(config: Config, state: State) -> list[str]:
         of_batch = [f"batch norm in the {name}" for name, net in nets.items() if has_batch_norm(net)]
         of_batch += [f"losses.{name}" for name in config.losses.of_batch]
         if of_batch:
-            found.append(
+            sentences.append(
                 f"seen by micro-batches of {config.train.batch_size // config.train.accumulate}, not by the batch of "
                 f"{config.train.batch_size}: {', '.join(of_batch)}; this is not the same experiment as accumulate=1"
             )
     if fm.weight and fm.estimator == "unbiased" and has_batch_norm(task.discriminators[0].net):
-        found.append(
+        sentences.append(
             "estimator 'unbiased' takes the features of a batch for independent, which batch norm makes them not: behind it "
             "more is subtracted than their noise; match before the norm, or use a discriminator without batch norm"
         )
     if getattr(task.discriminators[0].net, "ends_in_sigmoid", False) and config.losses.gan.type != "lsgan":
-        found.append(
+        sentences.append(
             f"the discriminator ends in a sigmoid, and losses.gan.type '{config.losses.gan.type}' takes logits, of any size: "
             "return them without the sigmoid, or add -s losses.gan.type=lsgan, which is for values from 0 to 1"
         )
@@ -109,10 +109,10 @@ def warnings(config: Config, state: State) -> list[str]:
     ):
         own = config.discriminator.target is not None
         ways = "-s losses.gan.r1=10" if own else "-s discriminator.norm=spectral or -s losses.gan.r1=10"
-        found.append(f"a Wasserstein critic has to be kept Lipschitz: add {ways}")
+        sentences.append(f"a Wasserstein critic has to be kept Lipschitz: add {ways}")
     if config.losses.gan.type == "r3gan" and not (config.losses.gan.r1 and config.losses.gan.r2):
-        found.append("r3gan is published with both penalties: add -s losses.gan.r1=1 -s losses.gan.r2=1")
-    return found
+        sentences.append("r3gan is published with both penalties: add -s losses.gan.r1=1 -s losses.gan.r2=1")
+    return sentences
 
 
 def plan_lines(config: Config, state: State, data: Data) -> list[str]:
@@ -244,23 +244,23 @@ def dry_run(config: Config, report: Reporter, world: World, show: Callable[[Conf
 def resume(run: Run, change: Callable[[Json], Config], *, report: Reporter, world: World) -> int:
     """Continue a run where it stopped; the exit code. `change` turns its saved config into the one to go on with."""
     config = change(run.config())
-    found, skipped = checkpoint.newest(run.checkpoints)
-    if found is None and skipped:
+    last, skipped = checkpoint.newest(run.checkpoints)
+    if last is None and skipped:
         raise UserError(
             f"run {run.name}: none of its {len(skipped)} checkpoints can be read; start again with fmrun train"
         )
-    if found is None and run.has_saved:
+    if last is None and run.has_saved:
         raise run.no_checkpoint()
     for sentence in skipped:
         report.warn(f"{sentence}; going on from the checkpoint before")
-    if found is not None:
-        _refuse_edits(run, config, found)
-        _refuse_other_past(run, config, found)
+    if last is not None:
+        _refuse_edits(run, config, last)
+        _refuse_other_past(run, config, last)
     for target in trust.changed(config, run.code()):
         report.warn(
             f"the code of {target} is not what run {run.name} was started with; that lies in {run.path / 'code'}"
         )
-    step = found.step if found is not None else 0
+    step = last.step if last is not None else 0
     if step >= config.train.steps:
         if step > config.train.steps:
             raise UserError(
@@ -281,23 +281,23 @@ def resume(run: Run, change: Callable[[Json], Config], *, report: Reporter, worl
     )
 
     def work() -> int:
-        state, data, monitor = prepare(config, world, report, fresh=found is None)
-        if found is None:
+        state, data, monitor = prepare(config, world, report, fresh=last is None)
+        if last is None:
             report.warn(f"run {run.name} has no checkpoint yet; it starts again at step 0")
         else:
-            _refuse_others(run, config, found, data)
-            _warn_inexact(found, data, state, report)
-            state.restore(found)
-        best = found.meta.best if found else None
+            _refuse_others(run, config, last, data)
+            _warn_inexact(last, data, state, report)
+            state.restore(last)
+        best = last.meta.best if last else None
         return _work(run, state, data, monitor, report, resumed=True, best=best)
 
     with deterministic_or_said():
         return within_memory(config, world, work)
 
 
-def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> None:
+def _refuse_edits(run: Run, config: Config, last: checkpoint.Checkpoint) -> None:
     """UserError if the run's config file no longer describes the experiment its checkpoint belongs to."""
-    then, now = flatten(from_json(found.meta.config)), flatten(config)
+    then, now = flatten(from_json(last.meta.config)), flatten(config)
     may = (*FREE_ON_RESUME, *HORIZONS, *PLACES)
     edited = [key for key, value in then.items() if now[key] != value and not covers(may, key)]
     if edited:
@@ -307,18 +307,18 @@ def _refuse_edits(run: Run, config: Config, found: checkpoint.Checkpoint) -> Non
         )
 
 
-def _refuse_other_past(run: Run, config: Config, found: checkpoint.Checkpoint) -> None:
+def _refuse_other_past(run: Run, config: Config, last: checkpoint.Checkpoint) -> None:
     """UserError where a horizon that has been changed would have made steps different that the run has made."""
-    before = from_json(found.meta.config)
+    before = from_json(last.meta.config)
     then, now = flatten(before), flatten(config)
     moved = [key for key in now if covers(HORIZONS, key) and then.get(key) != now[key]]
     if (
         moved
-        and (step := next((s for s in range(found.step) if _course(before, s) != _course(config, s)), None)) is not None
+        and (step := next((s for s in range(last.step) if _course(before, s) != _course(config, s)), None)) is not None
     ):
         raise UserError(
             f"{', '.join(render(key, now[key]) for key in moved)}: this would change step {step}, and run {run.name} has made "
-            f"{counted(found.step, 'step')}; a resumed run can change only what is still ahead of it"
+            f"{counted(last.step, 'step')}; a resumed run can change only what is still ahead of it"
         )
 
 
@@ -329,17 +329,17 @@ def _course(config: Config, step: int) -> tuple[float, ...]:
     return lr_factor(config.optim.schedule, step), ramped(losses.gan, step), ramped(matching, step), *images
 
 
-def _refuse_others(run: Run, config: Config, found: checkpoint.Checkpoint, data: Data) -> None:
+def _refuse_others(run: Run, config: Config, last: checkpoint.Checkpoint, data: Data) -> None:
     """UserError where other images than the run's lie where its own were said to be now, or where files can or cannot be
     read that could not or could before, of which leaving out other ones would hold others out of training."""
-    before = from_json(found.meta.config)
+    before = from_json(last.meta.config)
     then, now = ({key: flatten(c)[key] for key in PLACES} for c in (_placed(before), _placed(config)))
     moved = [key for key in PLACES if then[key] != now[key]]
     if not (moved or config.data.skip_unreadable):
         return
     problems = []
     for key, name, images in (("train", "trained on", data.train), ("held_out", "held out", data.valid)):
-        if how := unlike(getattr(found.meta.images, key), None if images is None else images.identity):
+        if how := unlike(getattr(last.meta.images, key), None if images is None else images.identity):
             problems.append(f"{name}: {how}")
     if problems:
         said = " and ".join(render(key, now[key]) for key in moved or PLACES[:1])
@@ -353,12 +353,12 @@ def _placed(config: Config) -> Config:
     return config.model_copy(update={"data": located(config.data, config.task)})
 
 
-def _warn_inexact(found: checkpoint.Checkpoint, data: Data, state: State, report: Reporter) -> None:
-    changes = checkpoint.differences(found.meta.machine, checkpoint.machine(state.device, state.world.size))
-    if found.meta.data != data.train.fingerprint:
+def _warn_inexact(last: checkpoint.Checkpoint, data: Data, state: State, report: Reporter) -> None:
+    changes = checkpoint.differences(last.meta.machine, checkpoint.machine(state.device, state.world.size))
+    if last.meta.data != data.train.fingerprint:
         changes.append("the data has changed")
     held_out = None if data.valid is None else data.valid.fingerprint
-    if found.meta.held_out != held_out:
+    if last.meta.held_out != held_out:
         changes.append("the held-out data has changed")
     if changes:
         report.warn(f"resuming, but results may differ from an uninterrupted run: {'; '.join(changes)}")

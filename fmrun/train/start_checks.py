@@ -235,8 +235,8 @@ def _check_losses(
 
     def measure() -> tuple[list[str], StepLog]:
         gradients, log = image_gradients(state.task, plan, batches, images, state.scalars, state.world)
-        found = {name: any(bool(g.abs().sum() > 0) for g in part) for name, part in gradients.by_term.items()}
-        return [name for name, reaches in found.items() if not state.world.any(reaches)], log
+        reaching = {name: any(bool(g.abs().sum() > 0) for g in part) for name, part in gradients.by_term.items()}
+        return [name for name, reaches in reaching.items() if not state.world.any(reaches)], log
 
     never, log = measure()
     if never:
@@ -262,14 +262,14 @@ def passes_gradient(role: DiscriminatorRole, layer: str, images: Tensor) -> bool
 
 
 def _passes_gradient(role: DiscriminatorRole, layer: str, images: Tensor) -> bool:
-    leaf = images.detach().requires_grad_()
-    feature = role(leaf, role.mildest(leaf), (layer,), logits=False, exact=True).features[layer]
+    inputs = images.detach().requires_grad_()
+    feature = role(inputs, role.mildest(inputs), (layer,), logits=False, exact=True).features[layer]
     if not feature.requires_grad:
         return False
     # A fixed random direction: a plain sum is constant behind a batch norm.
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(feature.shape, generator=generator, dtype=torch.float32).to(feature)
-    (gradient,) = torch.autograd.grad((feature * direction).sum(), leaf, allow_unused=True)
+    (gradient,) = torch.autograd.grad((feature * direction).sum(), inputs, allow_unused=True)
     return gradient is not None and bool(gradient.abs().sum() > 0)
 
 

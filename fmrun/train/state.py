@@ -111,27 +111,27 @@ class State:
 
     def metric_names(self, held_out: Sequence[str]) -> list[str]:
         """Keys that rows of metrics.jsonl have, now and then or always; `held_out`: those of held-out images."""
-        found = ["loss/g", "health/g_grad_norm", "health/diversity", "optim/lr_generator", "time/images_per_second"]
+        names = ["loss/g", "health/g_grad_norm", "health/diversity", "optim/lr_generator", "time/images_per_second"]
         others = [LOG_NAMES.get(name, name) for name in self.task.image_weights(0)]
         for role in self.task.discriminators:
             end, gan, matching = role.suffix, role.gan, role.matching
             if role.trained:
-                found += [name + end for name in ("loss/d", "health/d_real", "health/d_fake", "health/d_grad_norm")]
-                found += [f"loss/d{end}_{name}" for name, gamma in (("r1", gan.r1), ("r2", gan.r2)) if gamma]
+                names += [name + end for name in ("loss/d", "health/d_real", "health/d_fake", "health/d_grad_norm")]
+                names += [f"loss/d{end}_{name}" for name, gamma in (("r1", gan.r1), ("r2", gan.r2)) if gamma]
             if gan.weight:
-                found.append("loss/g_adv" + end)
+                names.append("loss/g_adv" + end)
             if matching is not None:
                 shares = ["share", "balance", *(f"share.{name}" for name in others)] if gan.weight or others else []
                 shares += ["cosine"] if gan.weight else []
-                found += [f"fm/{name}{end}" for name in ("distance", "weight", "loss", *matching.layers, *shares)]
-        found += [f"loss/{name}" for name in others]
+                names += [f"fm/{name}{end}" for name in ("distance", "weight", "loss", *matching.layers, *shares)]
+        names += [f"loss/{name}" for name in others]
         if self.config.feature_matching.weight:
-            found.append("fm/lambda")
+            names.append("fm/lambda")
         if self.config.eval.every:
-            found += held_out
+            names += held_out
         if (extractor := extractor_name(self.config, self.device)) is not None:
-            found += [metric_name(extractor), "time/kid_seconds"]
-        return sorted(found)
+            names += [metric_name(extractor), "time/kid_seconds"]
+        return sorted(names)
 
     def record_with(self, recorder: Recorder) -> None:
         """Record steps from now on."""
@@ -202,21 +202,21 @@ class State:
         parts["window"] = {name: self.world.mean(value) for name, value in self.window.sums.items()}
         return named(parts)
 
-    def restore(self, found: Checkpoint) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         """Put back what `tensors` gave, to the bit."""
         with expecting_old_code(self.config):
-            self.task.generator.load_state_dict(found.part("generator"))
-            self.task.average.load_state_dict(found.part("ema"))
+            self.task.generator.load_state_dict(saved.part("generator"))
+            self.task.average.load_state_dict(saved.part("ema"))
             for role in self.task.discriminators:
-                role.net.load_state_dict(found.part(role.name))
+                role.net.load_state_dict(saved.part(role.name))
         for role in self.task.discriminators:
             if role.matching is not None:
-                role.matching.load_state_dict(found.part(f"matching.{role.name}"))
+                role.matching.load_state_dict(saved.part(f"matching.{role.name}"))
         for name, optimiser in self.optimisers.items():
-            optimiser.restore(found.part(f"optimiser.{name}"))
+            optimiser.restore(saved.part(f"optimiser.{name}"))
             optimiser.remember()
-        self.guard.load_state_dict(found.part("guard"))
-        self.window.sums = {name: value.to(self.device) for name, value in found.part("window").items()}
-        self.window.counts = dict(found.meta.window)
-        self.step = found.step
+        self.guard.load_state_dict(saved.part("guard"))
+        self.window.sums = {name: value.to(self.device) for name, value in saved.part("window").items()}
+        self.window.counts = dict(saved.meta.window)
+        self.step = saved.step
         self._fitted = False

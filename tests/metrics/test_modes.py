@@ -1,4 +1,4 @@
-"""Kinds of clothing: stacked images, the classifier that tells kinds apart, how many there are and how evenly."""
+"""Modes: stacked images, the classifier that tells them apart, how many there are and how evenly."""
 
 import math
 
@@ -10,7 +10,7 @@ from support.helpers import bundled_labels
 from fmrun.config.data import DataConfig
 from fmrun.data.sources import open_images
 from fmrun.data.store import Images
-from fmrun.metrics.modes import WEIGHTS, Classifier, Kinds, choose_kinds, coverage, load_classifier
+from fmrun.metrics.modes import WEIGHTS, Classifier, Modes, choose_modes, coverage, load_classifier
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_classifier_is_as_good_as_its_file_says(net: Classifier) -> None:
     with safe_open(WEIGHTS, framework="pt") as file:
         facts = json.loads(file.metadata()["fmrun"])
     _, valid = bundled("fashion-mnist")
-    labels = Kinds(1).labels(net, valid.read(range(len(valid))))
+    labels = Modes(1).labels(net, valid.read(range(len(valid))))
     found = float((labels == torch.from_numpy(bundled_labels("valid"))).double().mean())
     assert found == pytest.approx(facts["accuracy"]["bundled validation images"], abs=0.002)
     assert found > 0.88
@@ -61,8 +61,8 @@ def test_kinds_of_stacked_images_are_read_channel_by_channel(net: Classifier) ->
         _, grey = bundled("fashion-mnist", size)
         _, valid = bundled("stacked-fashion-mnist", size)
         images = valid.read(range(200))
-        found = Kinds(3).labels(net, images)
-        single = [Kinds(1).labels(net, images[:, c : c + 1]) for c in range(3)]
+        found = Modes(3).labels(net, images)
+        single = [Modes(1).labels(net, images[:, c : c + 1]) for c in range(3)]
         assert torch.equal(found, 100 * single[0] + 10 * single[1] + single[2])
         label_of = {image.tobytes(): label for image, label in zip(all_of(grey), bundled_labels("valid"), strict=True)}
         labels = [[label_of[channel.tobytes()] for channel in image] for image in all_of(valid)[:200]]
@@ -81,10 +81,10 @@ def test_evenly_made_kinds_score_zero_and_one_kind_alone_log_of_all() -> None:
 
 
 def test_where_kinds_are_counted() -> None:
-    assert choose_kinds("bundled:fashion-mnist", 1, 32) == Kinds(1)
-    assert choose_kinds("torchvision:FashionMNIST", 1, 28) == Kinds(1)
-    assert choose_kinds("bundled:stacked-fashion-mnist", 3, 32) == Kinds(3)
-    assert choose_kinds("bundled:fashion-mnist", 3, 32) is None
-    assert choose_kinds("bundled:fashion-mnist", 1, 64) is None
-    assert choose_kinds("/data/fashion/photos", 1, 32) is None
-    assert choose_kinds("/stacked/fashion-mnist/", 1, 32) == Kinds(1)
+    assert choose_modes("bundled:fashion-mnist", 1, 32) == Modes(1)
+    assert choose_modes("torchvision:FashionMNIST", 1, 28) == Modes(1)
+    assert choose_modes("bundled:stacked-fashion-mnist", 3, 32) == Modes(3)
+    assert choose_modes("bundled:fashion-mnist", 3, 32) is None
+    assert choose_modes("bundled:fashion-mnist", 1, 64) is None
+    assert choose_modes("/data/fashion/photos", 1, 32) is None
+    assert choose_modes("/stacked/fashion-mnist/", 1, 32) == Modes(1)

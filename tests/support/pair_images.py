@@ -41,7 +41,7 @@ def opened(path: Path | str, lr_path: Path | None = None, **options: Any) -> Ima
 
 
 def windows(data: Images, part: slice = slice(None), **options: Any) -> Windows:
-    own = {"patch_size": 32, "rotate": True} if data.paired else {}
+    own = {"patch_size": 32, "rotate": True} if data.has_targets else {}
     return Windows(data, local_slice=part, **{"seed": 3, "global_batch": 6, "hflip": True, **own, **options})
 
 
