@@ -63,7 +63,7 @@ def bench(
     """Measure the named pairs, with further fields of their configs in `overrides`; what `--json` prints:
 
     - `machine`: hardware, versions, threads
-    - `pairs`: by name, what `measure` gives
+    - `pairs`: by name, what `measure_pair` gives
 
     Raises UserError for a device, size or precision there is not, and for a field in `SET_HERE`.
     """
@@ -85,7 +85,7 @@ def bench(
         configs = {name: _config(name, place, Path(folder), overrides) for name in pairs}
         for name, config in configs.items():
             report.note(f"measuring {name}: {counted(rounds, 'round')}")
-            pairs_measured[name] = measure(config, place, precisions, rounds, Path(folder))
+            pairs_measured[name] = measure_pair(config, place, precisions, rounds, Path(folder))
     known = {key: value for key, value in environment().items() if key != "host"}
     return {"machine": {"device": str(place), **known}, "pairs": pairs_measured}
 
@@ -130,7 +130,7 @@ def steps_of(
             yield method.__name__ + ending, Baseline(own("fp32"), method, memory_format)
 
 
-def measure(
+def measure_pair(
     config: Config, device: torch.device, precisions: Sequence[str], rounds: int, folder: Path
 ) -> dict[str, Any]:
     """Count every step once and time it in `rounds` rounds; then time a run in `folder`. Gives

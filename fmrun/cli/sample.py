@@ -56,7 +56,7 @@ def sample(
     else:
         if tile is not None or overwrite:
             raise UserError("--tile and --overwrite go with --input")
-        paths = sampling.sample(
+        paths = sampling.draw_samples(
             source, num=num, seed=seed, columns=grid, interpolate=interpolate, individual=individual, out=out
         )
     report.note(f"made by {source.described(target)}")

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..config.tables import Better
-from ..metrics.measures import REFERENCE, TELLING, base, decides, measure, rank
+from ..metrics.measures import REFERENCE, TELLING, base, decides, metric, rank
 from ..runtime.errors import UserError
 from .measurements import FAILED, WAY, at_best, at_last, last_step, over_seeds
 
@@ -72,14 +72,14 @@ def columns_of(table: pd.DataFrame, groups: Sequence[str]) -> tuple[Column, ...]
 
 
 def _column(way: Any, ways: Mapping[Any, pd.DataFrame], groups: Sequence[str]) -> Column:
-    rows, known, (key, source, weights, settings) = ways[way], measure(way[0]), way
+    rows, known, (key, source, weights, settings) = ways[way], metric(way[0]), way
     counted = rows[~rows.state.isin(FAILED)]
     last = at_last(counted)
     best = last if known.better is None else at_best(counted, known.better)
     bicubic = ways.get((f"{key}{REFERENCE}", source, weights, settings))
     return Column(
         key,
-        _label(way, [other for other in ways if other != way and measure(other[0]).label == known.label]),
+        _label(way, [other for other in ways if other != way and metric(other[0]).label == known.label]),
         known.better,
         known.unit,
         known.about,
@@ -122,7 +122,7 @@ def _label(way: Any, ways: Sequence[Any]) -> str:
     extra += [weights] if any(other[2] != weights for other in same) else []
     values, theirs = json.loads(settings), [json.loads(other[3]) for other in same]
     differing = sorted(k for k in values if any(other.get(k) != values[k] for other in theirs))
-    return ", ".join([measure(key).label, *extra, *(f"{k.rpartition('.')[2]} {values[k]}" for k in differing)])
+    return ", ".join([metric(key).label, *extra, *(f"{k.rpartition('.')[2]} {values[k]}" for k in differing)])
 
 
 def headline(columns: Sequence[Column], by: str, metric: str | None, runs: Sequence[str]) -> int | None:

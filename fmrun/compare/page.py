@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .. import __version__
 from ..config.tables import TASKS, MetricRow
-from ..metrics.measures import measure
+from ..metrics.measures import metric
 from ..runtime.files import make_folder, saving, write_atomic
 from ..runtime.report import Reporter
 from . import figures, table
@@ -65,7 +65,7 @@ def page(comparison: Comparison, samples: Sequence[Picture] = ()) -> str:
         scores=table.score_table(comparison),
         pairs=table.pairs(comparison),
         intervals=drawings.pop("intervals", None),
-        curves=[(measure(key), figure) for key, figure in drawings.items()],
+        curves=[(metric(key), figure) for key, figure in drawings.items()],
         version=__version__,
     )
 
@@ -90,7 +90,7 @@ def drawn(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
         ]
         yield "intervals", figures.dots(rows, f"{_label(column)} ({column.better} is better)", known)
     for key, points in comparison.curves.items():
-        about = measure(key)
+        about = metric(key)
         values = points[["step", "mean", "low", "high"]] * [1, *[100 if about.unit == "%" else 1] * 3]
         # the interval of two seeds would be ten times as wide as what a curve is about
         values.loc[points["count"] < 3, ["low", "high"]] = float("nan")

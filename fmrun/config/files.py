@@ -14,7 +14,7 @@ MOST_NESTED = 50
 """What a file may hold, aliases of YAML written out."""
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """The top-level table of `path`; an empty file is an empty table."""
     suffix = path.suffix.lower()
     with reading(path):

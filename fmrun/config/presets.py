@@ -183,7 +183,7 @@ def _file(config_file: Path | None) -> dict[str, Any]:
     if config_file is None:
         return {}
     try:
-        return config_files.read(config_file)
+        return config_files.read_settings(config_file)
     except UserError as error:
         raise UserError(f"--config: {error}") from None
 
@@ -201,7 +201,7 @@ def from_json(data: "dict[str, Any] | Path") -> "Config":
 
     label = "the run's config"
     if isinstance(data, Path):
-        label, data = str(data), config_files.read(data)
+        label, data = str(data), config_files.read_settings(data)
     return _of_run(data, label).config()
 
 

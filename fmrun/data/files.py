@@ -227,7 +227,7 @@ def each(work: Callable[[int], object], count: int, progress: Progress | None = 
                 progress(i, count)
 
 
-def find(field: str, root: Path) -> list[str]:
+def find_images(field: str, root: Path) -> list[str]:
     """Relative names of all images under `root`, sorted; what is left out is said: other files, hidden ones, and
     folders of thumbnails. Linked folders are entered once. `field` is the setting named in errors."""
     names: list[str] = []

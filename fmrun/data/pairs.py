@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config.data import DataConfig
 from ..runtime.errors import UserError, nearest
 from .check import Side, scan
-from .files import SMALLEST_SIDE, Middle, Progress, each, find
+from .files import SMALLEST_SIDE, Middle, Progress, each, find_images
 from .filters import bicubic_down
 from .places import few, missing
 from .sources import is_bundled, open_splits
@@ -74,7 +74,7 @@ def _open(
     problems: list[str] = []
     scale, has_lr_files = config.scale, len(places) == 2
     bicubic = not has_lr_files and config.degradation.kind == "bicubic"
-    names_by_side = [find(*place) for place in places]
+    names_by_side = [find_images(*place) for place in places]
     totals = [len(names) for names in names_by_side]
     if has_lr_files:
         names_by_side = _matched(problems, places, names_by_side, scale)

@@ -18,7 +18,7 @@ from ..runtime.errors import UserError, nearest, reading
 from ..runtime.report import counted
 from ..runtime.rng import numpy_generator
 from .check import Side, scan
-from .files import DECODER_ERRORS, BadImage, Progress, Square, find
+from .files import DECODER_ERRORS, BadImage, Progress, Square, find_images
 from .places import few, is_named, missing
 from .store import Images
 
@@ -123,7 +123,7 @@ def is_bundled(path: str) -> bool:
 
 def _folder(field: str, path: str, config: DataConfig, channels: int | None, progress: Progress | None) -> Images:
     root = Path(path).expanduser()
-    names = find(field, root)
+    names = find_images(field, root)
     side = Side(field, root, names, Square(config.image_size, config.fit))
     chosen, keep = scan([side], config, channels, progress)
     if said := side.report(len(names), config.skip_unreadable):

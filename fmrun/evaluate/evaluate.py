@@ -58,27 +58,27 @@ def evaluate(
         way_out = "" if asked.other_images else f"; to measure {_name(target)} against other images: --data PATH"
         refuse_missing(config.data, config.task, way_out)
     wanted = [_wanted(target, asked) for target in targets]
-    measure = _scores(configs[0], asked, device, report)
+    scores_of = _scores(configs[0], asked, device, report)
     records: list[dict[str, Any]] = []
     keys = {override.key for override in asked.overrides} - {"data.skip_unreadable"}
     as_trained = not any(key.startswith("data.") for key in keys)
     for target, config, paths in zip(targets, configs, wanted, strict=True):
         own: list[dict[str, Any]] = []
         for saved in _readable(target, paths, report):
-            if as_trained and not own and saved.meta.data != measure.open(config).train.fingerprint:
+            if as_trained and not own and saved.meta.data != scores_of.open(config).train.fingerprint:
                 report.warn(
                     f"the images of {_name(target)} are not those it was trained on: what is held out of them now, the "
                     "generator may have learned from"
                 )
             report.note(f"{_name(target)}, step {saved.step}: measuring")
             source = load_source(saved, Path("."), raw=False, device=device)
-            record = {"step": saved.step, "weights": "ema", "default": asked.default, **measure(source, config)}
+            record = {"step": saved.step, "weights": "ema", "default": asked.default, **scores_of(source, config)}
             if isinstance(target, Run):
                 target.add_evaluation(record)
             own.append({"run": target.name, "which": [], **record})
             for sentence in lone_precision(f"{_name(target)}, step {saved.step}", record["metrics"]):
                 report.warn(sentence)
-        _mark(own, target, measure.headline)
+        _mark(own, target, scores_of.headline)
         records += own
     return records
 

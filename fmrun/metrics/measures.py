@@ -33,7 +33,7 @@ def base(name: str) -> tuple[str, str]:
     return (name, "") if stem is None else (stem, short[len(stem) + 1 :])
 
 
-def measure(name: str) -> MetricRow:
+def metric(name: str) -> MetricRow:
     """What is known of a key of metrics.jsonl or a name of an evaluation; the key itself where nothing is."""
     stem, extra = base(name)
     known = METRICS.get(stem, MetricRow(name))
@@ -72,7 +72,7 @@ def lone_precision(who: str, values: Mapping[str, float | None]) -> Iterator[str
 def show_all(name: str, values: Sequence[float | None], halves: Sequence[float | None] = ()) -> list[str]:
     """Values of one measure, all with the same number of decimals; `-` for None. Where halves of intervals are given, that
     number shows two digits of a typical one."""
-    known = measure(name)
+    known = metric(name)
     factor, unit = (100, " %") if known.unit == "%" else (1, "")
     sizes = [abs(v) * factor for v in halves if v] or [abs(v) * factor for v in values if v]
     digits = known.digits

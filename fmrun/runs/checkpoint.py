@@ -232,7 +232,7 @@ def machine(device: torch.device | str = "cpu", ranks: int = 1) -> Json:
     return facts | {"threads": torch.get_num_threads(), "processor": cpu_model()}
 
 
-def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+def machine_differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """Where `machine` then and now differ, in words: `"threads: 2 then, 1 now"`."""
     facts = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return [f"{key}: {before.get(key, 'none')} then, {now.get(key, 'none')} now" for key in facts]

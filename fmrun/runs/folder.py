@@ -80,7 +80,7 @@ class Run:
 
     def config(self) -> Json:
         """The resolved config as it was written."""
-        if not (config := config_files.read(self.config_file)):
+        if not (config := config_files.read_settings(self.config_file)):
             raise UserError(f"cannot read {self.config_file}: it is empty")
         return config
 
@@ -88,20 +88,20 @@ class Run:
         """Command, preset and `environment()` at the start, as far as they can be read."""
         from . import records
 
-        return records.read(self.env_file, records.Env, lenient=True)
+        return records.read_record(self.env_file, records.Env, lenient=True)
 
     def code(self) -> dict[str, Json]:
         """What `trust.record` noted of nets of the user's own, by section."""
         from . import records
 
-        noted: dict[str, Json] = records.read(self.env_file, records.Env).get("code", {})
+        noted: dict[str, Json] = records.read_record(self.env_file, records.Env).get("code", {})
         return noted
 
     def status(self) -> Json:
         """The fields of `write_status`, as far as they can be read."""
         from . import records
 
-        return records.read(self.status_file, records.Status, lenient=True)
+        return records.read_record(self.status_file, records.Status, lenient=True)
 
     def write_status(self, **fields: object) -> None:
         """Replace these fields of the status and keep the others. `updated` is always set; `state="running"`
@@ -130,7 +130,7 @@ class Run:
         """Whether a checkpoint was ever written, as the status has it."""
         from . import records
 
-        status = records.read(self.status_file, records.Status)
+        status = records.read_record(self.status_file, records.Status)
         return status.get("saved") is not None or status.get("state") in ("finished", "stopped")
 
     def no_checkpoint(self) -> UserError:
@@ -180,7 +180,7 @@ class Run:
         from . import records
 
         try:
-            kept: list[Json] = records.read(self.evaluations_file, records.Evaluations).get("evaluations", [])
+            kept: list[Json] = records.read_record(self.evaluations_file, records.Evaluations).get("evaluations", [])
         except UserError as error:
             raise UserError(f"{error}; move it away, and evaluate again with `{self.command('eval')}`") from None
         return kept

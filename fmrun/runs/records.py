@@ -68,7 +68,7 @@ class Evaluations(Record):
     evaluations: list[Evaluation] = []
 
 
-def read(path: Path, model: type[BaseModel], lenient: bool = False) -> Json:
+def read_record(path: Path, model: type[BaseModel], lenient: bool = False) -> Json:
     """What the file holds; empty where there is none. UserError if it is not what `model` says; `lenient`: what is wrong is as
     good as missing, and said."""
     try:

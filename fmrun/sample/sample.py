@@ -137,7 +137,7 @@ def interpolation(seed: int, num: int, steps: int, latent_dim: int) -> Tensor:
     return torch.cat([slerp(ends[r], ends[r + 1], t) for r in range(rows)])[:num]
 
 
-def sample(
+def draw_samples(
     source: Source,
     *,
     num: int,

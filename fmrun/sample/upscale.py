@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.files import BAD, SUFFIXES, BadImage, find, quiet
+from ..data.files import BAD, SUFFIXES, BadImage, find_images, quiet
 from ..data.photos import WRITTEN, read_photo, top_value, write_photo
 from ..data.places import few
 from ..models.tiling import Tiles, bands, running
@@ -108,7 +108,7 @@ def plan(source: Path, out: Path, scale: int, *, overwrite: bool = False) -> lis
         raise UserError(
             f"--out {out} lies in the folder of --input, whose next pictures would be its own: give another"
         )
-    names = [Path(name) for name in (find("--input", source) if many else [source.name])]
+    names = [Path(name) for name in (find_images("--input", source) if many else [source.name])]
     made = [out if to_file else out / name.with_name(f"{name.stem}_x{scale}.png") for name in names]
     jobs = [(source / name if many else source, target) for name, target in zip(names, made, strict=True)]
     by_target: dict[str, Path] = {}

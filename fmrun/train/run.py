@@ -354,7 +354,7 @@ def _placed(config: Config) -> Config:
 
 
 def _warn_inexact(last: checkpoint.Checkpoint, data: Data, state: State, report: Reporter) -> None:
-    changes = checkpoint.differences(last.meta.machine, checkpoint.machine(state.device, state.world.size))
+    changes = checkpoint.machine_differences(last.meta.machine, checkpoint.machine(state.device, state.world.size))
     if last.meta.data != data.train.fingerprint:
         changes.append("the data has changed")
     held_out = None if data.valid is None else data.valid.fingerprint

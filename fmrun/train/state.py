@@ -41,7 +41,7 @@ class Update(Protocol):
 UPDATES: dict[str, Update] = {"alternating": alternating_step, "simultaneous": simultaneous_step}
 
 
-class Window:
+class LogWindow:
     """Sums of a step's scalars since the last read-out, on the device."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class State:
         self.guard = Guard(scaled=self.task.precision == torch.float16).to(device)
         self.ema = Ema(self.task.average, config.ema)
         self.scalars = self.task.scalars()
-        self.window = Window()
+        self.window = LogWindow()
         self.graphs: StepGraphs | None = None
         """Recorded steps, where the config asks for them and the device has them."""
         if config.cuda_graphs and device.type == "cuda":

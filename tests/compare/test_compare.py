@@ -15,7 +15,7 @@ from fmrun.compare.configs import differences, experiment, group_names, grouped
 from fmrun.compare.measurements import holm
 from fmrun.compare.table import score_table, text, to_data
 from fmrun.compare.verdict import margins, verdict
-from fmrun.metrics.measures import measure
+from fmrun.metrics.measures import metric
 from fmrun.runs.folder import Run
 from fmrun.runtime.errors import UserError
 
@@ -204,13 +204,13 @@ def test_quick_measurements_of_unequal_image_counts_are_not_compared(folder: Pat
 
 
 def test_a_plain_name_is_inceptions() -> None:
-    assert measure("fid").label == "FID (Inception)"
-    assert measure("fid_mobilenet_v2").label == "FID (MobileNetV2)"
-    assert measure("eval/kid").label == "KID (Inception)"
-    assert measure("psnr_y").label == "PSNR-Y"
-    assert measure("modes").better == "higher"
-    assert measure("modes_kl").better == "lower"
-    assert measure("kidney/score").label == "kidney/score"
+    assert metric("fid").label == "FID (Inception)"
+    assert metric("fid_mobilenet_v2").label == "FID (MobileNetV2)"
+    assert metric("eval/kid").label == "KID (Inception)"
+    assert metric("psnr_y").label == "PSNR-Y"
+    assert metric("modes").better == "higher"
+    assert metric("modes_kl").better == "lower"
+    assert metric("kidney/score").label == "kidney/score"
 
 
 # ---- verdicts

@@ -30,7 +30,7 @@ from fmrun.evaluate.evaluate import table
 from fmrun.metrics import extractors
 from fmrun.metrics.distribution import SCORES, kid
 from fmrun.metrics.extractors import EXTRACTORS, INCEPTION_FILE, Extractor, available, open_extractor
-from fmrun.metrics.measures import lone_precision, measure
+from fmrun.metrics.measures import lone_precision, metric
 from fmrun.runs.folder import Run
 from fmrun.runtime.errors import UserError
 from fmrun.runtime.report import Reporter
@@ -86,7 +86,7 @@ def test_every_score_carries_what_it_was_measured_on_and_the_floor(small_extract
         "kid_seed": 2020,
     }
     assert record["floor_on"] == "20 others of the same set"
-    for name in [name for name in SCORES if measure(name).better == "higher"]:
+    for name in [name for name in SCORES if metric(name).better == "higher"]:
         assert 0 <= record["floor"][f"{name}_small"] <= 1.5
 
     again = measured("--extractor", small_extractor, "--num", "20")

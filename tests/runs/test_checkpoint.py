@@ -338,9 +338,9 @@ def test_tensors_of_any_kind_survive_the_file(tmp_path: Path, state: dict[str, t
 def test_machine_and_its_differences() -> None:
     facts = checkpoint.machine("cpu", ranks=2)
     assert json.loads(json.dumps(facts)) == facts
-    assert checkpoint.differences(facts, facts) == []
+    assert checkpoint.machine_differences(facts, facts) == []
     other = {**facts, "threads": facts["threads"] + 1, "ranks": 1}
-    assert checkpoint.differences(facts, other) == [
+    assert checkpoint.machine_differences(facts, other) == [
         "ranks: 2 then, 1 now",
         f"threads: {facts['threads']} then, {facts['threads'] + 1} now",
     ]
