@@ -42,7 +42,7 @@ from support.commands import leave_out_what_takes_long  # noqa: E402
 leave_out_what_takes_long()
 
 
-LONG = ("test_gpu", "test_sweep_launch", "test_tasks", "test_distributed", "test_sweep", "test_trust", "test_cli")
+LONG = ("test_gpu", "test_sweep_launch", "test_adding", "test_distributed", "test_sweep", "test_trust", "test_cli")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
