@@ -371,7 +371,8 @@ def run_names(runs_dir: Path) -> list[str]:
 def _json_number(value: object) -> object:
     if value is None or isinstance(value, str | bool | int):
         return value
-    assert isinstance(value, SupportsFloat)
+    if not isinstance(value, SupportsFloat):
+        raise TypeError(f"no number: {value!r}")
     return number if math.isfinite(number := float(value)) else None
 
 

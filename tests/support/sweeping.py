@@ -85,6 +85,12 @@ def call(context: Any, arguments: list[str]) -> int:
 
 
 def _child(argv: list[str], *rest: Any) -> None:
+    # what one thread imports while another forks stays locked in the fork for good
+    import filelock  # noqa: F401
+
+    import fmrun.runs.records
+    import fmrun.train.run  # noqa: F401
+
     launch.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=None)  # type: ignore[assignment]
     command.call = call
     preflight.get_context = lambda _: multiprocessing.get_context("fork")  # type: ignore[assignment]
