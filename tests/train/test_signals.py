@@ -137,7 +137,7 @@ def test_a_signal_while_the_data_is_read_leaves_nothing(number: signal.Signals, 
         picture.with_name(f"other-{i}.png").hardlink_to(picture)
     process = Background(*LONG, "--name", "early", "--data", "pictures")
     process.until(lambda: catches_interrupts(process.pid))  # a process that is still being made ignores them
-    time.sleep(0.1)
+    time.sleep(0.5)
     process.signal(number)
     done = process.end(20)
     assert done.code in (code, 128 + number)
