@@ -107,6 +107,15 @@ class Windows:
                 rows[:, 3] += 4 * (u[:, 3] < 0.5)
         return rows[self.local_slice]
 
+    def gathers(self, device: torch.device) -> list[Callable[[Tensor], Tensor]]:
+        """For each side, a function from `rows` on `device` to windows there, of images that are kept, also there."""
+        if self._whole:
+            return [_whole_images(self.data, device)]
+        sides = [(self.data, self.data.scale)]
+        if self.data.low is not None:
+            sides.insert(0, (self.data.low, 1))
+        return [_patches(images, self.side, factor, device) for images, factor in sides]
+
     def recipes(self, draw: int) -> Sequence[Recipe | None]:
         """How each of this rank's windows of a draw is degraded, where that is random."""
         places = range(self.global_batch)[self.local_slice]
@@ -128,6 +137,24 @@ class Windows:
 
         each(one, len(rows))
         return batches
+
+
+def _whole_images(images: Images, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """As `_patches`, of windows that are whole images of one size: those lie in memory as they are wanted."""
+    assert images.pixels is not None
+    stacked = images.pixels.to(device).view(-1, images.size, images.size, images.channels)
+    places = torch.from_numpy(images.starts // images.size**2).to(device)
+
+    def gather(rows: Tensor) -> Tensor:
+        batch = stacked.index_select(0, places[rows[:, 0]])
+        if device.type != "cpu":  # what is mirrored is known there only
+            return torch.where((rows[:, 3] >= 4)[:, None, None, None], batch.flip(2), batch)
+        pixels = batch.numpy()
+        for k in np.flatnonzero(rows[:, 3].numpy() >= 4):
+            pixels[k] = pixels[k, :, ::-1]
+        return batch
+
+    return gather
 
 
 def _patches(images: Images, side: int, factor: int, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -183,10 +210,7 @@ class Feed:
         if self.placement == "none" or windows.data.random:
             self._stream = Stream(windows.read, workers, start, self._pin)
         else:
-            place = self.device if self.placement == "device" else torch.device("cpu")
-            data = windows.data
-            images_and_factors = [(data, data.scale)] if data.low is None else [(data.low, 1), (data, data.scale)]
-            self._held = [_patches(images, windows.side, factor, place) for images, factor in images_and_factors]
+            self._held = windows.gathers(self.device if self.placement == "device" else torch.device("cpu"))
 
     def batch(self, draw: int) -> Tensor | PairBatch:
         """This rank's windows of global draw `draw`: a copy, in channels-last memory."""

@@ -62,7 +62,9 @@ class Forward(Protocol):
     def __call__(self, image: Tensor, layers: tuple[str, ...], logits: bool, /) -> DiscriminatorOutput: ...
 
 
-def forward(net: Forward, images: Tensor, layers: tuple[str, ...], logits: bool = True) -> DiscriminatorOutput:
+def truncated_forward(
+    net: Forward, images: Tensor, layers: tuple[str, ...], logits: bool = True
+) -> DiscriminatorOutput:
     """Features of `layers`, and logits where wanted, by one forward of `images` (B, C, H, W) that goes no further than
     they need. The head's feature is (B, n), or the map (B, 1, h, w)."""
     if HEAD not in layers or HEAD in getattr(net, "calls", ()):  # a net may have a layer of this name

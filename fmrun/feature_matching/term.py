@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .discriminator import Discriminator, Logits, Shape, forward
+from .discriminator import Discriminator, Logits, Shape, truncated_forward
 from .errors import FeatureMatchingError
 from .frozen import frozen
 from .given import discriminator_of
@@ -147,9 +147,9 @@ class FeatureMatching(nn.Module):
         net = self._unregistered[0]
         layers = self.layers if self.ramped(step) > 0 else ()
         with frozen(net):
-            generated = forward(net, fake, layers)
+            generated = truncated_forward(net, fake, layers)
             with torch.no_grad():
-                features = forward(net, real, layers, logits=False).features if layers else {}
+                features = truncated_forward(net, real, layers, logits=False).features if layers else {}
         assert generated.logits is not None
         if not layers:
             return generated.logits, Distance(fake.new_zeros(()))
@@ -307,5 +307,5 @@ def feature_shapes(net: nn.Module, image: Shape, layers: tuple[str, ...]) -> dic
     weight = next(net.parameters())
     blank = torch.zeros(2, *image, device=weight.device, dtype=weight.dtype)
     with frozen(net):
-        features = forward(net, blank, layers, logits=False).features
+        features = truncated_forward(net, blank, layers, logits=False).features
     return {name: features[name].shape[1:] for name in layers}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +39,11 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def blocks_of(blocks: nn.ModuleList) -> list[nn.ModuleDict]:
-    """Blocks of named modules."""
-    return [block for block in blocks if isinstance(block, nn.ModuleDict)]
+def blocks_of(blocks: nn.ModuleList) -> Iterator[nn.ModuleDict]:
+    """The blocks, each of which is a dict of modules."""
+    for block in blocks:
+        assert isinstance(block, nn.ModuleDict)
+        yield block
 
 
 class ConvDiscriminator(nn.Module):

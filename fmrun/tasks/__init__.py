@@ -23,7 +23,7 @@ from ..data.feed import Feed, PairBatch
 from ..data.files import Progress
 from ..data.store import Images
 from ..feature_matching import FeatureMatching
-from ..feature_matching.discriminator import Discriminator, DiscriminatorOutput, Shape, at_each_scale, forward
+from ..feature_matching.discriminator import Discriminator, DiscriminatorOutput, Shape, at_each_scale, truncated_forward
 from ..feature_matching.statistics import at_least_float32
 from ..models.augment import NUMBERS, augment
 from ..runtime.dist import World
@@ -152,7 +152,7 @@ class DiscriminatorRole:
         image = augment(image, numbers, self.policy)
         half = self.precision in (torch.bfloat16, torch.float16) and not exact
         with torch.autocast(image.device.type, dtype=self.precision if half else None, enabled=half):
-            out = forward(self.net if exact else self.compiled, image, layers, logits)
+            out = truncated_forward(self.net if exact else self.compiled, image, layers, logits)
         if out.logits is None or not half:
             return out
         return DiscriminatorOutput(at_each_scale(at_least_float32, out.logits), out.features)

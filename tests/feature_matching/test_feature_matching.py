@@ -8,7 +8,7 @@ from support.helpers import WORLD, Calls, advance, draws_of, tensors_of, tiny_co
 from torch import nn
 
 from fmrun.feature_matching import FeatureMatching, FeatureMatchingError, select_layers
-from fmrun.feature_matching.discriminator import DiscriminatorOutput, forward
+from fmrun.feature_matching.discriminator import DiscriminatorOutput, truncated_forward
 from fmrun.feature_matching.strength import DENSE_MEASUREMENTS
 from fmrun.models.dcgan import DcganDiscriminator
 from fmrun.tasks import DiscriminatorPlan, StepPlan
@@ -440,7 +440,7 @@ def test_the_head_is_a_layer_in_no_group_and_without_an_index():
     assert all("head" not in select_layers((group,), d) for group in ("early", "mid", "key", "all", "auto"))
     image = torch.randn(2, 1, 28, 28)
     for layers, logits in ((("head",), True), (("block1", "head"), False)):
-        out = forward(d, image, layers, logits)
+        out = truncated_forward(d, image, layers, logits)
         assert tuple(out.features) == layers
         assert torch.equal(out.features["head"].flatten(), d(image).logits.flatten())
         assert (out.logits is not None) == logits
